@@ -1,0 +1,1 @@
+"""ingot: make for language models."""

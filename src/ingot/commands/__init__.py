@@ -1,0 +1,1 @@
+"""The doit sub-commands, one file each."""

@@ -1,0 +1,230 @@
+"""The stage protocol: what a kind is, what it is given, and what it gives back.
+
+A kind is one file ``ingot/stages/<kind>.py`` holding one subclass of ``Stage``. Its pydantic
+fields are the YAML parameters; its class variables say what it reads, what changes its
+bytes and how reproducible it is. ``run`` does the work in a child process; everything
+heavy (torch, numpy, transformers) is imported inside ``run``, never at module level.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from ingot.errors import UsageError
+
+Reproducibility = Literal["deterministic", "seeded", "device_dependent"]
+
+#: What a kind writes, and what a role accepts. ``any`` is a folder of unknown content
+#: (``fetch`` and ``command``): it fits every role and is checked when it is read.
+Format = Literal[
+    "any", "hf", "adapter", "gguf", "coreml", "dataset", "evaluation", "report"
+]
+
+
+class Frozen(BaseModel):
+    """Base of every value read from a spec: immutable, no unknown fields, no coercion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Source(Frozen):
+    """Content that is not an input target: read from the project or from Python itself.
+
+    Exactly one of ``path`` (a file, a folder or a glob, relative to the spec file) and
+    ``python_stdlib``. In the key a source counts by its content digest, never by its path.
+    """
+
+    path: str | None = None
+    python_stdlib: Literal["docstrings", "topics"] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Source:
+        if (self.path is None) == (self.python_stdlib is None):
+            raise ValueError("needs exactly one of 'path' and 'python_stdlib'")
+        return self
+
+
+class Files(Frozen):
+    """Project files a program reads under their own names (``command``'s ``files:``).
+
+    Their names relative to the spec file are part of the content; the snapshot keeps the layout.
+    """
+
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Role:
+    """One input of a kind: a single target, or with ``many`` a list of them."""
+
+    accepts: tuple[Format, ...] = ("any",)
+    many: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number: its unit, how it was measured, and where sampled n and the interval.
+
+    ``interval`` is the 95 % interval (low, high). A metric exists only if this build measured it.
+    """
+
+    value: int | float
+    unit: str
+    method: str
+    n: int | None = None
+    interval: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        data: dict[str, object] = {"value": self.value, "unit": self.unit, "method": self.method}
+        if self.n is not None:
+            data["n"] = self.n
+        if self.interval is not None:
+            data["interval"] = list(self.interval)
+        return data
+
+
+Metrics = Mapping[str, Metric]
+
+
+class Progress(Protocol):
+    """How a running stage reports: ``progress(done, total, unit, loss=…)``; ``phase`` names what runs now."""
+
+    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None: ...
+
+    def phase(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """Everything a stage may read. Inputs are read-only folders of the store.
+
+    ``inputs`` and ``digests`` map each role to its targets in order (one element for a single
+    role, none for an absent optional one). ``sources`` holds, per source in the order of
+    ``Stage.found_sources``, the path of its snapshot: a file, or a folder. ``scratch`` is an empty
+    folder, dropped afterwards. ``seed`` is set for ``seeded`` kinds only.
+    """
+
+    inputs: Mapping[str, tuple[Path, ...]]
+    digests: Mapping[str, tuple[str, ...]]
+    scratch: Path
+    sources: tuple[Path, ...] = ()
+    seed: int | None = None
+    threads: int = 1
+
+    def one(self, role: str) -> Path:
+        """The folder of a single role. KeyError when it was not given."""
+        paths = self.inputs.get(role, ())
+        if len(paths) != 1:
+            raise KeyError(role)
+        return paths[0]
+
+    def maybe(self, role: str) -> Path | None:
+        """The folder of an optional single role, or None."""
+        return self.one(role) if self.inputs.get(role) else None
+
+    def many(self, role: str) -> tuple[Path, ...]:
+        """The folders of a list role, in the order of the spec."""
+        return self.inputs.get(role, ())
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A target that another target implies: ``report`` implies one ``evaluate`` a candidate.
+
+    ``per`` is the list role whose every element gets one; ``kind`` and ``params`` say what is
+    built; ``roles`` maps the new target's roles to roles of the implying one (``per`` stands for the
+    element). The results come back to the implying target in role ``into``, in the order of ``per``.
+    """
+
+    kind: str
+    per: str
+    roles: Mapping[str, str]
+    into: str
+    params: Mapping[str, object] = field(default_factory=dict)
+
+
+class Stage(Frozen):
+    """A kind of target. Subclasses add fields (the parameters) and implement ``run``."""
+
+    kind: ClassVar[str] = ""
+    #: Raised when the same parameters and inputs give other bytes than before.
+    revision: ClassVar[int] = 1
+    reproducibility: ClassVar[Reproducibility] = "deterministic"
+    produces: ClassVar[Format] = "any"
+    inputs: ClassVar[Mapping[str, Role]] = {}
+    #: Distributions whose versions change the bytes: part of the key.
+    tools: ClassVar[tuple[str, ...]] = ()
+    #: Distributions that ``run`` imports beyond ``tools``: checked before the first stage starts.
+    needs: ClassVar[tuple[str, ...]] = ()
+    #: The pip extra that installs ``tools`` and ``needs``.
+    extra: ClassVar[str | None] = None
+    #: Modules the warm fork server imports before forking (imports only).
+    preload: ClassVar[tuple[str, ...]] = ()
+    #: Only ``fetch`` and ``teacher`` may touch the network.
+    network: ClassVar[bool] = False
+
+    def tools_used(self) -> tuple[str, ...]:
+        """The distributions that change the bytes for these parameters (default: all of ``tools``)."""
+        return self.tools
+
+    def needs_used(self) -> tuple[str, ...]:
+        """The further distributions that ``run`` imports for these parameters."""
+        return self.needs
+
+    def programs(self) -> Mapping[str, tuple[str, ...]]:
+        """Programs on PATH whose output on this command line is a key part (``{"sox": ("sox", "--version")}``)."""
+        return {}
+
+    def hidden(self) -> Hidden | None:
+        """The targets that this one implies, if any."""
+        return None
+
+    def found_sources(self) -> Iterator[tuple[str, Source | Files]]:
+        """Every source among the parameters with its JSON pointer (RFC 6901), in the order of the fields."""
+        for name in type(self).model_fields:
+            yield from _walk(f"/{name}", getattr(self, name))
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+        """Build the artifact under ``out``; read only ``given``; return what was measured."""
+        raise NotImplementedError
+
+
+def _walk(pointer: str, value: object) -> Iterator[tuple[str, Source | Files]]:
+    if isinstance(value, Source | Files):
+        yield pointer, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _walk(f"{pointer}/{name}", getattr(value, name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _walk(f"{pointer}/{index}", item)
+
+
+_STAGES = Path(__file__).parent.parent / "stages"
+
+
+@cache
+def kinds() -> tuple[str, ...]:
+    """The names of all kinds: the files of ``ingot/stages``; imports none of them."""
+    return tuple(sorted(p.stem for p in _STAGES.glob("*.py") if re.fullmatch(r"[a-z][a-z0-9_]*", p.stem)))
+
+
+@cache
+def load_kind(name: str) -> type[Stage]:
+    """The class of a kind. UsageError (E-KIND) when there is none of that name."""
+    if name not in kinds():
+        raise UsageError("E-KIND", f"unknown kind {name!r}", facts=[f"kinds: {', '.join(kinds())}"])
+    module = importlib.import_module(f"ingot.stages.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Stage) and value.__module__ == module.__name__:
+            return value
+    raise TypeError(f"ingot/stages/{name}.py defines no Stage")

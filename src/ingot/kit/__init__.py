@@ -1,0 +1,1 @@
+"""Helpers over torch, safetensors, gguf and others, used inside stages' run() only."""

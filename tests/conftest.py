@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests: the real data beside the checkout, where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real models and data sets; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("INGOT_SHARED", REPO.parent / "shared")) / "data"
+    if not path.is_dir():
+        pytest.skip("needs ../shared/data (real models and data sets), which is not beside this clone")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(shared_data: Path) -> Path:
+    """A trained Llama of 260 K parameters as a Hugging Face folder."""
+    return shared_data / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def stories_gguf(stories: Path) -> Path:
+    """The same model as an F32 GGUF."""
+    return stories / "stories260Ktok512-f32.gguf"
