@@ -1,0 +1,72 @@
+"""Keys: what a result depends on, as stored parts and as their hash.
+
+key = SHA-256 of ``ingot-key-1`` + line feed + the RFC 8785 canonical JSON of the parts. Parts hold content only:
+kind, revision, resolved parameters (each source replaced by its content digest), the content digests of the
+immediate inputs, versions of the tools that change the bytes, and the seed of ``seeded`` kinds. No names, paths,
+times or upstream keys. Format and golden vectors: ``docs/formats.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ingot.core.digest import canonical_json
+from ingot.core.graph import Node
+
+_TAG = b"ingot-key-1\n"
+
+#: Stands for the version of a tool that is not installed; nothing is ever built with it.
+NOT_INSTALLED = "not installed"
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The key of key parts, in hex."""
+    return hashlib.sha256(_TAG + canonical_json(dict(parts))).hexdigest()
+
+
+def key_parts(
+    node: Node,
+    inputs: Mapping[str, tuple[str, ...]],
+    source_digests: tuple[str, ...],
+    tools: Mapping[str, str],
+    programs: Mapping[str, str],
+) -> dict[str, Any]:
+    """The parts of a node's key.
+
+    ``inputs`` maps roles to the content digests (hex) of their targets; ``source_digests`` are in the order of
+    ``node.sources``; ``tools`` are versions of distributions, ``programs`` outputs of the declared command lines.
+    """
+    params = copy.deepcopy(dict(node.params))
+    for (pointer, _source), digest in zip(node.sources, source_digests, strict=True):
+        _replace(params, pointer, {"source": digest})
+    parts: dict[str, Any] = {
+        "format": 1,
+        "kind": node.kind,
+        "revision": node.revision,
+        "params": params,
+        "inputs": {
+            role: f"sha256:{digests[0]}" if role in node.single_roles else [f"sha256:{digest}" for digest in digests]
+            for role, digests in inputs.items()
+        },
+        "tools": dict(tools),
+    }
+    if programs:
+        parts["programs"] = dict(programs)
+    if node.seed is not None:
+        parts["seed"] = node.seed
+    return parts
+
+
+def _replace(params: dict[str, Any], pointer: str, value: object) -> None:
+    """Set the value at a JSON pointer (RFC 6901; our field names need no escapes)."""
+    *path, last = pointer.removeprefix("/").split("/")
+    place: Any = params
+    for step in path:
+        place = place[int(step)] if isinstance(place, list | tuple) else place[step]
+    if isinstance(place, list):
+        place[int(last)] = value
+    else:
+        place[last] = value
