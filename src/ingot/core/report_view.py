@@ -1,0 +1,238 @@
+"""How a report reads: its rows joined with names, as a table for a terminal and as Markdown.
+
+A report holds digests and measurements only; the names come from whoever shows it, so the same
+report serves two specs. Nothing here measures or draws: ``table`` gives plain text cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+Names = Mapping[str, Sequence[str]]
+DASH = "–"
+_GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: ``priority`` 0 is never dropped; the highest number goes first when space is short."""
+
+    key: str
+    title: str
+    align: Literal["left", "right"]
+    priority: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text cells, row by row, in the order of the spec; ``notes`` explain the dashes."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def width(self) -> int:
+        """Characters that the table needs: the widest cell of each column and a gap between columns."""
+        return sum(self._widths()) + _GAP * (len(self.columns) - 1)
+
+    def lines(self) -> list[str]:
+        """The table as aligned plain text lines, the header first (a logger, a pipe, ``NO_COLOR``)."""
+        widths = self._widths()
+        texts = [tuple(column.title for column in self.columns), *self.rows]
+        return [
+            (" " * _GAP)
+            .join(
+                cell.ljust(width) if column.align == "left" else cell.rjust(width)
+                for cell, width, column in zip(row, widths, self.columns, strict=True)
+            )
+            .rstrip()
+            for row in texts
+        ]
+
+    def without(self, key: str) -> Table:
+        """The same table without one column."""
+        kept = [index for index, column in enumerate(self.columns) if column.key != key]
+        return replace(
+            self,
+            columns=tuple(self.columns[index] for index in kept),
+            rows=tuple(tuple(row[index] for index in kept) for row in self.rows),
+        )
+
+    def _widths(self) -> list[int]:
+        return [
+            max(len(column.title), *(len(row[index]) for row in self.rows), 0)
+            for index, column in enumerate(self.columns)
+        ]
+
+
+def _plain(decimals: int, scale: float = 1.0, sign: str = "") -> Callable[[float], str]:
+    return lambda value: f"{value * scale:{sign},.{decimals}f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A metric's column: how its value is written, and whether its interval is shown where there is room."""
+
+    column: Column
+    write: Callable[[float], str]
+    interval: bool = False
+
+
+def _shown(metric: str, title: str, priority: int, write: Callable[[float], str], *, interval: bool = False) -> _Shown:
+    return _Shown(Column(metric, title, "right", priority), write, interval)
+
+
+_NAME = Column("step", "step", "left", 0)
+_FORMAT = Column("format", "format", "left", 5)
+_METRICS = (
+    _shown("bytes", "MB", 1, _plain(1, 1e-6)),
+    _shown("bits_per_weight", "bits/weight", 6, _plain(2)),
+    _shown("perplexity", "perplexity", 2, _plain(3), interval=True),
+    _shown("nll_difference", "Δ nats/token", 1, _plain(4, sign="+"), interval=True),
+    _shown("kl_divergence", "KL", 3, _plain(4), interval=True),
+    _shown("top1_agreement", "same top-1 %", 7, _plain(1, 100), interval=True),
+    _shown("prompt_tokens_per_second", "prompt tok/s", 8, _plain(0)),
+    _shown("generation_tokens_per_second", "gen tok/s", 4, _plain(1)),
+)
+
+
+def table(report: Json, names: Names, width: int | None = 140) -> Table:
+    """The report's main table, fitted to ``width`` characters (None: everything).
+
+    When it does not fit, first the intervals go, from the least important column on, then whole columns.
+    """
+    metrics = list(_METRICS)
+    result = _build(report, names, metrics)
+    if width is None:
+        return result
+    for shown in sorted((m for m in _METRICS if m.interval), key=lambda m: -m.column.priority):
+        if result.width() <= width:
+            return result
+        metrics[metrics.index(shown)] = replace(shown, interval=False)
+        result = _build(report, names, metrics)
+    for column in sorted(result.columns, key=lambda column: -column.priority):
+        if result.width() <= width or column.priority == 0:
+            break
+        result = result.without(column.key)
+    return result
+
+
+def steps(report: Json, names: Names) -> Table:
+    """Quality by step and size: how large each is beside the reference, and what it lost or gained."""
+    rows = report["rows"]
+    base = next((row for row in rows if row["candidate"] == report.get("reference")), None)
+    columns = (
+        _NAME,
+        Column("size", "size", "right", 1),
+        Column("change", "perplexity", "right", 1),
+        Column("reading", "against the reference", "left", 0),
+    )
+    cells = tuple(
+        (_name(row, names, report), _relative(row, base), _change(row), _reading(row, report)) for row in rows
+    )
+    return Table(columns, cells)
+
+
+def markdown(report: Json, names: Names) -> str:
+    """The report as a Markdown page: both tables, the notes, and how each number was measured."""
+    main = table(report, names, None)
+    parts = ["# Report", _introduction(report), _markdown_table(main)]
+    if main.notes:
+        parts.append("\n".join(f"- {note}" for note in main.notes))
+    parts += ["## Quality by step and size", _markdown_table(steps(report, names)), "## How it was measured"]
+    parts.append("\n".join(f"- {line}" for line in _methods(report)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _build(report: Json, names: Names, metrics: Sequence[_Shown]) -> Table:
+    notes: list[str] = []
+    rows = tuple(
+        (
+            _name(row, names, report),
+            f"{row['container']} {row['precision']}".strip(),
+            *(_cell(row, shown, notes) for shown in metrics),
+        )
+        for row in report["rows"]
+    )
+    columns = (_NAME, _FORMAT, *(shown.column for shown in metrics))
+    return Table(columns, rows, tuple(f"[{index}] {note}" for index, note in enumerate(notes, start=1)))
+
+
+def _name(row: Json, names: Names, report: Json) -> str:
+    name = ", ".join(names.get(row["candidate"], ())) or row["candidate"][:12]
+    return f"{name} (reference)" if row["candidate"] == report.get("reference") else name
+
+
+def _cell(row: Json, shown: _Shown, notes: list[str]) -> str:
+    metric = row["metrics"].get(shown.column.key)
+    if metric is None:
+        reason = row.get("not_measured", {}).get(shown.column.key)
+        if reason is None:
+            return DASH
+        if reason not in notes:
+            notes.append(reason)
+        return f"{DASH}[{notes.index(reason) + 1}]"
+    text = shown.write(metric["value"])
+    if shown.interval and "interval" in metric:
+        low, high = (shown.write(end) for end in metric["interval"])
+        return f"{text} [{low}, {high}]"
+    return text
+
+
+def _relative(row: Json, base: Json | None) -> str:
+    if base is None or "bytes" not in row["metrics"]:
+        return DASH
+    return f"{100 * row['metrics']['bytes']['value'] / base['metrics']['bytes']['value']:.0f} %"
+
+
+def _change(row: Json) -> str:
+    difference = row["metrics"].get("nll_difference")
+    if difference is None:
+        return DASH
+    return f"{100 * math.expm1(difference['value']):+.1f} %".replace("-", "−")
+
+
+def _reading(row: Json, report: Json) -> str:
+    if row["candidate"] == report.get("reference"):
+        return "the reference"
+    difference = row["metrics"].get("nll_difference")
+    if difference is None:
+        return "not measured"
+    if "interval" not in difference:
+        return "too few documents to say"
+    low, high = difference["interval"]
+    if high < 0:
+        return "better"
+    return "worse" if low > 0 else "no difference shown"
+
+
+def _introduction(report: Json) -> str:
+    reference = report.get("reference")
+    against = f"against reference `{reference[:12]}`" if reference else "without a reference"
+    return (
+        f"Data `{report['data'][:12]}`, {against}. Intervals are 95 %, bootstrapped over documents. "
+        "Δ is the paired difference in nats per token: below 0 the candidate predicts better than the reference."
+    )
+
+
+def _methods(report: Json) -> list[str]:
+    """One line a metric and method: rows that were measured differently are told apart by their container."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in report["rows"]:
+        for name, metric in row["metrics"].items():
+            containers = found.setdefault((name, metric["unit"], metric["method"]), [])
+            if row["container"] not in containers:
+                containers.append(row["container"])
+    return [f"`{name}` ({unit}; {', '.join(on)}): {method}" for (name, unit, method), on in sorted(found.items())]
+
+
+def _markdown_table(shown: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join(" --- " if column.align == "left" else " ---: " for column in shown.columns) + "|"
+    return "\n".join([line([column.title for column in shown.columns]), rule, *map(line, shown.rows)])
