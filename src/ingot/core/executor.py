@@ -1,0 +1,231 @@
+"""Run a job in a child process and measure it: through the warm fork server on Linux, in a plain child elsewhere.
+
+A crash, a kill or an exhausted memory in the child fails that job with a clear message and nothing else. Peak
+memory is sampled from the system while the child runs, its descendants included: anonymous memory less what the
+child inherited from the server, and resident memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ingot import errors
+from ingot.core import procfs
+from ingot.errors import StageFailed
+
+#: Called with each progress or phase message of the running stage.
+Listener = Callable[[dict[str, Any]], None]
+
+#: Network kinds get these through, by prefix or name; they are never recorded.
+_NETWORK_VARIABLES = ("PIP_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT")
+
+
+@dataclass
+class Outcome:
+    """What a finished job gave: metrics as plain data, how the network was, CPU seconds, peak memory in bytes."""
+
+    metrics: dict[str, dict[str, Any]]
+    network: str
+    cpu_s: float
+    peak_anon: int | None
+    peak_rss: int | None
+
+
+@dataclass
+class _Run:
+    """What is heard of a running job."""
+
+    pid: int = 0
+    inherited: int = 0
+    network: str = "not isolated"
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    exit: dict[str, Any] | None = None
+    peak: procfs.Memory = field(default_factory=procfs.Memory)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def environment(*, network: bool) -> dict[str, str]:
+    """The one fixed environment of stages; network kinds get proxies, certificates and pip's and the hub's settings."""
+    fixed = {
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    env = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    if network:
+        env |= {name: value for name, value in os.environ.items() if name.upper().startswith(_NETWORK_VARIABLES)}
+        return env | fixed
+    return env | fixed | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+class Executor:
+    """Starts jobs and waits for them; one per process, used from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._running: set[int] = set()
+
+    def run(self, job: Mapping[str, Any], log: Path, lock_fd: int, listener: Listener) -> Outcome:
+        """Run one job to its end. Raises what the stage raised, or StageFailed when the child died."""
+        ours, theirs = socket.socketpair()
+        run = _Run()
+        with ours, log.open("ab") as log_file:
+            with theirs:
+                plain = self._start(dict(job), theirs, log_file.fileno(), lock_fd)
+            sampler = threading.Thread(target=_sample, args=(run,), daemon=True)
+            try:
+                if plain is not None:
+                    self._begin(run, plain.pid, sampler)
+                    ours.sendall(json.dumps(dict(job)).encode() + b"\n")
+                self._listen(ours, run, listener, sampler)
+            finally:
+                run.done.set()
+                self._running.discard(run.pid)
+                if plain is not None:
+                    run.exit = _wait(plain)
+        if sampler.ident is not None:
+            sampler.join()
+        return _conclude(run, log)
+
+    def _start(self, job: dict[str, Any], theirs: socket.socket, log: int, lock_fd: int) -> subprocess.Popen[bytes] | None:
+        preload = job.pop("preload")
+        if sys.platform == "linux" and not job["network"]:
+            self._request({"job": job, "preload": preload}, [theirs.fileno(), log, lock_fd])
+            return None
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ingot.core.worker", str(theirs.fileno()), str(os.getpid())],
+            env=environment(network=bool(job["network"])),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(theirs.fileno(), lock_fd),
+            start_new_session=True,
+        )
+        return child
+
+    def _request(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        with self._lock:
+            if self._server is None or self._server[0].poll() is not None:
+                self._server = _start_server()
+            socket.send_fds(self._server[1], [json.dumps(request).encode()], descriptors)
+
+    def _listen(self, ours: socket.socket, run: _Run, listener: Listener, sampler: threading.Thread) -> None:
+        with ours.makefile("rb") as reader:
+            for line in reader:
+                message = json.loads(line)
+                kind = message.pop("t")
+                if kind == "pid":
+                    run.inherited = message["inherited_anon"]
+                    self._begin(run, message["pid"], sampler)
+                elif kind == "started":
+                    run.network = message["network"]
+                elif kind == "result":
+                    run.result = message["metrics"]
+                elif kind == "error":
+                    run.error = message
+                elif kind == "exit":
+                    run.exit = message
+                    return
+                else:
+                    listener({"t": kind, **message})
+
+    def _begin(self, run: _Run, pid: int, sampler: threading.Thread) -> None:
+        run.pid = pid
+        self._running.add(pid)
+        sampler.start()
+
+    def kill_all(self) -> None:
+        """Kill every running stage with everything it started, at once; safe in a signal handler."""
+        for pid in list(self._running):
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        """End the fork server."""
+        with self._lock:
+            if self._server is not None:
+                process, control = self._server
+                control.close()
+                process.wait()
+                self._server = None
+
+
+def _start_server() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ingot.core.forkserver", str(theirs.fileno())],
+            env=environment(network=False),
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    return process, ours
+
+
+def _wait(child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    _pid, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return {"status": child.returncode, "cpu": usage.ru_utime + usage.ru_stime, "maxrss": usage.ru_maxrss}
+
+
+def _sample(run: _Run) -> None:
+    """Keep the largest memory seen, every 5 ms at first and every 50 ms later."""
+    interval = 0.005
+    while not run.done.wait(interval):
+        now = procfs.tree_memory(run.pid)
+        run.peak = procfs.Memory(max(run.peak.anon, now.anon - run.inherited), max(run.peak.resident, now.resident))
+        interval = min(interval * 1.2, 0.05)
+
+
+def _conclude(run: _Run, log: Path) -> Outcome:
+    if run.error is not None:
+        error = errors.from_dict(run.error)
+        raise error
+    if run.result is None or run.exit is None or run.exit["status"] != 0:
+        raise _death(run, log)
+    sampled = run.peak.resident > 0
+    return Outcome(
+        metrics=run.result,
+        network=run.network,
+        cpu_s=float(run.exit["cpu"]),
+        peak_anon=run.peak.anon if sampled else None,
+        peak_rss=run.peak.resident if sampled else None,
+    )
+
+
+def _death(run: _Run, log: Path) -> StageFailed:
+    if run.exit is None:
+        return StageFailed("E-STAGE-DIED", "the process that runs stages is gone", log=str(log))
+    status = int(run.exit["status"])
+    if status >= 0:
+        return StageFailed("E-STAGE-DIED", f"the stage ended with status {status} and no result", log=str(log))
+    name = signal.Signals(-status).name
+    facts, hint = [], None
+    if -status == signal.SIGKILL:
+        _available, total = procfs.available()
+        facts.append(f"its memory was last seen at {run.peak.resident / 1e9:.1f} GB of {total / 1e9:.1f} GB")
+        hint = "SIGKILL usually means that the system ran out of memory: dmesg says so"
+    return StageFailed("E-STAGE-KILLED", f"the stage was killed by {name}", facts=facts, hint=hint, log=str(log))

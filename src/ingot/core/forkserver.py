@@ -1,0 +1,143 @@
+"""A warm process that imports the stages' heavy packages once and forks a child for each job.
+
+It only imports: no tensor operation and no CUDA happens here, because a child forked after one would hang. It is
+started by ``executor`` with one control socket; each request carries a job and three descriptors (the job's
+socket, the log, the staging lock). When the control socket closes, the builder is gone: children are killed and
+the server ends.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Any, NoReturn
+
+from ingot.core import procfs
+from ingot.core.worker import die_with_parent, run_job
+
+_DESCRIPTORS = 3
+_MESSAGE = 1 << 20
+
+
+class Server:
+    """The loop of the server; ``_jobs`` maps a child's pid to the socket on which its end is reported."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._jobs: dict[int, socket.socket] = {}
+        self._wake_read, self._wake_write = socket.socketpair()
+        for end in (self._wake_read, self._wake_write):
+            end.setblocking(False)
+
+    def run(self) -> None:
+        """Serve until the builder is gone."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ, self._accept)
+            selector.register(self._wake_read, selectors.EVENT_READ, self._reap)
+            while all([key.data() for key, _events in selector.select()]):
+                pass
+        for pid in self._jobs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _accept(self) -> bool:
+        data, ancillary, _flags, _address = self._control.recvmsg(_MESSAGE, socket.CMSG_LEN(4 * _DESCRIPTORS))
+        if not data:
+            return False
+        descriptors = array.array("i")
+        for _level, _kind, payload in ancillary:
+            descriptors.frombytes(payload)
+        request = json.loads(data)
+        connection, log, lock = socket.socket(fileno=descriptors[0]), descriptors[1], descriptors[2]
+        self._import(request["preload"], log)
+        self._start(request["job"], connection, (log, lock))
+        os.close(log)
+        os.close(lock)
+        return True
+
+    def _import(self, modules: list[str], log: int) -> None:
+        """Import what the job wants; a failure is left to the child, which meets and reports it again."""
+        saved = os.dup(2)
+        os.dup2(log, 2)
+        try:
+            for name in modules:
+                if name not in sys.modules:
+                    try:
+                        importlib.import_module(name)
+                    except Exception:  # noqa: BLE001 - as the docstring says
+                        traceback.print_exc()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+    def _start(self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int]) -> None:
+        assert threading.active_count() == 1, "a thread in the fork server would be lost in its children"
+        gc.collect()
+        gc.freeze()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._child(job, connection, descriptors, parent)
+        self._jobs[pid] = connection
+        self._tell(pid, t="pid", pid=pid, inherited_anon=procfs.memory(parent).anon)
+
+    def _child(self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int], parent: int) -> NoReturn:
+        log, _lock = descriptors
+        status = 1
+        try:
+            die_with_parent(parent)
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            self._control.close()
+            for other in self._jobs.values():
+                other.close()
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            run_job(job, connection)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_read.recv(4096):
+                pass
+        for pid in list(self._jobs):
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            if done:
+                # Programs that the stage left running must not write after its end was reported.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                cpu = usage.ru_utime + usage.ru_stime
+                self._tell(pid, t="exit", status=os.waitstatus_to_exitcode(status), cpu=cpu, maxrss=usage.ru_maxrss)
+                self._jobs.pop(pid).close()
+        return True
+
+    def _tell(self, pid: int, **message: object) -> None:
+        with contextlib.suppress(OSError):
+            self._jobs[pid].sendall((json.dumps(message) + "\n").encode())
+
+
+def main() -> None:
+    """Serve the control socket whose descriptor is the first argument; the second is the builder's pid."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    Server(control).run()
+
+
+if __name__ == "__main__":
+    main()
