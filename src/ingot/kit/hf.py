@@ -1,0 +1,266 @@
+"""Hugging Face folders: read them with suspicion, write them with the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ingot.core.digest import read_json
+from ingot.errors import RefusedInput
+from ingot.kit.safetensors_check import Entry, check_file
+
+_INDEX = "model.safetensors.index.json"
+_MAX_JSON = 64 << 20
+_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
+
+#: The dtypes that ingot reads and writes, by their name in config.json.
+DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_ST_NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a config.json name. RefusedInput (E-DTYPE) for others."""
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise RefusedInput("E-DTYPE", f"unknown dtype {name!r}", facts=[f"known: {', '.join(DTYPES)}"]) from None
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size. RefusedInput (E-NOT-HF) when it is none."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise RefusedInput("E-NOT-HF", f"{path.name} is larger than {_MAX_JSON} bytes")
+        value = read_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RefusedInput("E-NOT-HF", f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RefusedInput("E-NOT-HF", f"{path.name} is not a JSON object")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    RefusedInput: E-NOT-HF when there is none; E-CONFIG-CODE when it or tokenizer_config.json names code to load.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RefusedInput(
+            "E-NOT-HF",
+            "the folder holds no config.json, so it is not a Hugging Face model",
+            facts=[f"files: {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'none'}"],
+            hint="a GGUF becomes a Hugging Face folder with 'kind: convert'",
+        )
+    config = read_json_file(path)
+    _refuse_code("config.json", config)
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.is_file():
+        _refuse_code(tokenizer.name, read_json_file(tokenizer))
+    return config
+
+
+def _refuse_code(file: str, value: object) -> None:
+    if isinstance(value, dict):
+        found = sorted(_CODE_KEYS & set(value))
+        if found:
+            raise RefusedInput(
+                "E-CONFIG-CODE",
+                f"{file} asks for code from the model's folder ({found[0]}), which ingot never runs",
+                hint="use a model whose architecture is part of transformers",
+            )
+        for item in value.values():
+            _refuse_code(file, item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_code(file, item)
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order of their names.
+
+    RefusedInput: E-FORMAT-PICKLE when the only weights are pickles, E-NOT-HF when there are none,
+    E-ST-INDEX when the index names a file that is missing or outside the folder.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map = read_json_file(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise RefusedInput("E-ST-INDEX", f"{_INDEX} has no weight_map")
+        names = {str(name) for name in weight_map.values()}
+        for name in sorted(names):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors", name) or not (folder / name).is_file():
+                raise RefusedInput("E-ST-INDEX", f"{_INDEX} names {name!r}, which is not a file of the folder")
+        return [folder / name for name in sorted(names)]
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise RefusedInput(
+            "E-FORMAT-PICKLE",
+            f"the weights are a pickle ({pickles[0]}), which can run code when it is read",
+            hint="ask the publisher for safetensors, or pin a revision that has them",
+        )
+    raise RefusedInput("E-NOT-HF", "the folder holds no safetensors weights")
+
+
+def entries(folder: Path) -> Iterator[tuple[Path, Entry]]:
+    """Every tensor's file and header entry, in file order then name order; each header is checked first.
+
+    RefusedInput (E-ST-*) for an unsound header, or a tensor that two files hold.
+    """
+    seen: set[str] = set()
+    for path in tensor_files(folder):
+        for entry in sorted(check_file(path), key=lambda entry: entry.name):
+            if entry.name in seen:
+                raise RefusedInput("E-ST-INDEX", f"tensor {entry.name!r} is in more than one file")
+            seen.add(entry.name)
+            yield path, entry
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """The names of all tensors, in the order of ``iter_tensors``."""
+    return [entry.name for _, entry in entries(folder)]
+
+
+def iter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every (name, tensor) of a model folder, loaded one by one, in file order then name order."""
+    for path in tensor_files(folder):
+        names = sorted(entry.name for entry in check_file(path))
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+
+
+def write_model(
+    out: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, shard_bytes: int = 5_000_000_000
+) -> list[Path]:
+    """Write weights as safetensors, in shards of at most ``shard_bytes`` (or one tensor); returns the files.
+
+    One shard is held in memory. The shards follow the order given; within one, tensors lie by falling element
+    size, then name, as the reference writer lays them. The bytes depend on names, values and ``shard_bytes`` only.
+    """
+    parts: list[tuple[Path, list[str], int]] = []
+    shard: dict[str, torch.Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if shard and held + size > shard_bytes:
+            parts.append((_write_part(out, len(parts) + 1, shard), sorted(shard), held))
+            shard, held = {}, 0
+        shard[name] = tensor
+        held += size
+    if shard or not parts:
+        parts.append((_write_part(out, len(parts) + 1, shard), sorted(shard), held))
+    return _name_parts(out, parts)
+
+
+def _write_part(out: Path, number: int, shard: dict[str, torch.Tensor]) -> Path:
+    path = out / f"model-{number:05d}.part"
+    write_safetensors(path, shard)
+    return path
+
+
+def _name_parts(out: Path, parts: list[tuple[Path, list[str], int]]) -> list[Path]:
+    if len(parts) == 1:
+        return [parts[0][0].rename(out / "model.safetensors")]
+    weight_map: dict[str, str] = {}
+    files = []
+    for number, (path, names, _) in enumerate(parts, 1):
+        final = path.rename(out / f"model-{number:05d}-of-{len(parts):05d}.safetensors")
+        files.append(final)
+        for name in names:
+            if name in weight_map:
+                raise RefusedInput("E-ST-INDEX", f"tensor {name!r} was given twice")
+            weight_map[name] = final.name
+    index = {"metadata": {"total_size": sum(size for _, _, size in parts)}, "weight_map": weight_map}
+    write_json(out / _INDEX, index)
+    return files
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one safetensors file with the metadata ``{"format": "pt"}``; equal content gives equal bytes."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in order:
+        tensor = tensors[name]
+        end = position + tensor.numel() * tensor.element_size()
+        shape = list(tensor.shape)
+        header[name] = {"dtype": _ST_NAMES[tensor.dtype], "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name].detach().cpu().contiguous().flatten()
+            file.write(memoryview(tensor.view(torch.uint8).numpy()))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON in the one form that artifacts use: sorted keys, two spaces, a final line break."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_side_files(src: Path, out: Path, *, config: dict[str, Any] | None = None) -> None:
+    """Copy everything but the weights: configs, tokenizer, chat template.
+
+    ``config`` replaces config.json. Where a library left a path behind (``_name_or_path``) it is dropped.
+    """
+    value = dict(read_config(src) if config is None else config)
+    for path in sorted(src.iterdir()):
+        if path.suffix in _SIDE_SUFFIXES and path.is_file() and path.name not in {"config.json", _INDEX}:
+            shutil.copyfile(path, out / path.name)
+    value.pop("_name_or_path", None)
+    write_json(out / "config.json", value)
+
+
+def load_model(folder: Path, dtype: str | None = None) -> Any:
+    """The causal language model of a folder, in eval mode with eager attention; nothing is downloaded.
+
+    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = read_config(folder)
+    for _ in entries(folder):  # every header is sound before a library parses one
+        pass
+    more: dict[str, Any] = {}
+    if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+        more["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype="auto" if dtype is None else torch_dtype(dtype),
+        attn_implementation="eager",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **more,
+    )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; nothing is downloaded and no code of the folder runs."""
+    from transformers import AutoTokenizer
+
+    read_config(folder)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
