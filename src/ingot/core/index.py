@@ -65,10 +65,15 @@ class Index:
         self._heads, self._changed = dict(heads), True
 
     def add(self, entry: Entry) -> None:
-        """Take in an entry that this process has just appended."""
-        self._add(entry)
-        self._heads = {origin: [head.size, head.root] for origin, head in self._registry.heads().items()}
-        self._changed = True
+        """Take in an entry that this process has just appended, and whatever others appended before it."""
+        head = self._registry.heads()[entry.origin]
+        known = int(str(self._heads.get(entry.origin, [0])[0]))
+        if entry.index == known and head.size == known + 1:
+            self._add(entry)
+            self._heads[entry.origin] = [head.size, head.root]
+            self._changed = True
+        else:
+            self.sync()
 
     def _add(self, entry: Entry) -> None:
         place = {"origin": entry.origin, "index": entry.index}

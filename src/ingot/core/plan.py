@@ -90,14 +90,17 @@ class Planner:
         restored = latest is None or latest["digest"] != receipt["digest"] or latest["key"] != key
         return replace(planned, restored=restored, reasons=(reasons.found_again(receipt),) if restored else ())
 
-    def parts(self, node: Node, digests: Mapping[str, str]) -> dict[str, Any]:
-        """The key parts of a node whose inputs have these digests (by id)."""
+    def parts(
+        self, node: Node, digests: Mapping[str, str], source_digests: tuple[str, ...] | None = None
+    ) -> dict[str, Any]:
+        """The key parts of a node whose inputs have these digests (by id); sources are read unless given."""
         inputs = {
             role: tuple(digests[f"{node.spec}:{name}"] for name in names) for role, names in node.inputs.items() if names
         }
         tools = {name: tool_version(name) for name in node.tools}
         programs = {name: _program_output(tuple(command)) for name, command in node.programs.items()}
-        return key_parts(node, inputs, self._digests_of_sources(node), tools, programs)
+        found = self._digests_of_sources(node) if source_digests is None else source_digests
+        return key_parts(node, inputs, found, tools, programs)
 
     def _digests_of_sources(self, node: Node) -> tuple[str, ...]:
         if node.id not in self._source_digests:

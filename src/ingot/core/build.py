@@ -1,0 +1,225 @@
+"""Build one target: lock its key, run its stage in a child, publish what it wrote, record what was measured.
+
+Order (the commit is the registry's checkpoint): object durable → log line → checkpoint → results, links, index.
+A failed stage publishes nothing, is remembered nowhere, and leaves its log.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from ingot.core import disk
+from ingot.core.executor import Outcome
+from ingot.core.gitinfo import git_state
+from ingot.core.graph import Node
+from ingot.core.key import key_of
+from ingot.core.plan import Planned
+from ingot.core.statement import build_statement, decision_statement
+from ingot.core.store import Staging
+from ingot.errors import IngotError, RefusedInput, StageFailed
+from ingot.version import __version__
+
+if TYPE_CHECKING:
+    from ingot.core.project import Project
+
+Fate = Literal["fresh", "built", "restored"]
+
+#: Receives (target id, message) while a stage runs: ``progress``, ``phase`` and ``waiting`` messages.
+Listener = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The end of one target: how it came to be, and its receipt."""
+
+    fate: Fate
+    receipt: Mapping[str, Any]
+
+
+class Builder:
+    """Builds targets of one project; used from several threads, one target each."""
+
+    def __init__(self, project: Project, listener: Listener) -> None:
+        self._project = project
+        self._listener = listener
+
+    def ensure(self, planned: Planned, *, force: bool = False) -> Built:
+        """Bring one target up to date whose inputs are. With ``force`` it is built although it is fresh."""
+        if planned.state == "fresh" and not force:
+            return self._select(planned)
+        assert planned.key is not None
+        with self._key_lock(planned):
+            # Another process may have built it while this one waited.
+            again = self._project.check(planned.node)
+            if again.state == "fresh" and not force:
+                return self._select(again)
+            return self._build(again, force=force)
+
+    @contextmanager
+    def _key_lock(self, planned: Planned) -> Iterator[None]:
+        folder = self._project.store.root / "locks"
+        disk.make_dirs_durable(folder)
+        lock = FileLock(folder / f"{planned.key}.lock", fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._listener(planned.node.id, {"t": "waiting", "name": "another ingot builds this target"})
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _select(self, planned: Planned) -> Built:
+        assert planned.receipt is not None
+        receipt = planned.receipt
+        if planned.restored:
+            fields = {
+                "target": planned.node.id,
+                "spec": planned.node.spec,
+                "key": planned.key,
+                "digest": receipt["digest"],
+            }
+            self._project.record(decision_statement("selected", fields))
+        self._publish_view(planned.node, str(receipt["digest"]))
+        return Built("restored" if planned.restored else "fresh", receipt)
+
+    def _build(self, planned: Planned, *, force: bool) -> Built:
+        node, project = planned.node, self._project
+        if planned.presence == "damaged" and planned.digest is not None:
+            project.store.quarantine(planned.digest)
+        log = project.log_path(node)
+        disk.make_dirs_durable(log.parent)
+        log.unlink(missing_ok=True)
+        with project.store.staging() as staging:
+            job = self._job(planned, staging)
+            started = _now()
+            clock = time.monotonic()
+            outcome = self._run(node, job, log, staging)
+            wall = time.monotonic() - clock
+            digest, records = project.store.publish(staging)
+        receipt = self._receipt(planned, outcome) | {
+            "digest": digest,
+            "files": [record.to_dict() for record in records],
+            "timings": {
+                "started": started,
+                "finished": _now(),
+                "wall_s": round(wall, 3),
+                "cpu_s": round(outcome.cpu_s, 3),
+                "peak_anon_bytes": outcome.peak_anon,
+                "peak_rss_bytes": outcome.peak_rss,
+            },
+        }
+        if force and planned.receipt is not None:
+            receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
+        recorded = project.record(build_statement(receipt))
+        project.store.remember(node.id)
+        self._publish_view(node, digest)
+        log.unlink(missing_ok=True)
+        return Built("built", receipt | recorded)
+
+    def _run(self, node: Node, job: dict[str, Any], log: Path, staging: Staging) -> Outcome:
+        try:
+            return self._project.executor.run(
+                job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
+            )
+        except IngotError as error:
+            if isinstance(error, StageFailed) or log.stat().st_size:
+                shown = os.path.relpath(log, self._project.root)
+                error.facts = (*error.facts, f"log: {shown}")
+            raise
+
+    def _job(self, planned: Planned, staging: Staging) -> dict[str, Any]:
+        node, project = planned.node, self._project
+        sources = self._snapshot(planned, staging)
+        inputs: dict[str, list[str]] = {}
+        digests: dict[str, list[str]] = {}
+        for role, names in node.inputs.items():
+            receipts = [project.current[f"{node.spec}:{name}"] for name in names]
+            inputs[role] = [str(self._input(receipt)) for receipt in receipts]
+            digests[role] = [str(receipt["digest"]) for receipt in receipts]
+        return {
+            "kind": node.kind,
+            "params": dict(node.params),
+            "seed": node.seed,
+            "threads": project.threads,
+            "inputs": inputs,
+            "digests": digests,
+            "sources": [str(path) for path in sources],
+            "out": str(staging.out),
+            "scratch": str(staging.scratch),
+            "network": node.network,
+            "preload": [f"ingot.stages.{node.kind}", *node.preload],
+        }
+
+    def _input(self, receipt: Mapping[str, Any]) -> Path:
+        return self._project.store.require(str(receipt["digest"]), receipt["files"])
+
+    def _snapshot(self, planned: Planned, staging: Staging) -> list[Path]:
+        """Copy the sources and make sure that what was copied is what the key says (E-CHANGED)."""
+        node, paths, digests = planned.node, [], []
+        for index, (_pointer, source, base) in enumerate(node.sources):
+            path, digest = self._project.sources.snapshot({**source, "base": base}, staging.sources / str(index))
+            paths.append(path)
+            digests.append(digest)
+        known = {name: str(receipt["digest"]) for name, receipt in self._project.current.items()}
+        parts = self._project.planner.parts(node, known, tuple(digests))
+        if key_of(parts) != planned.key:
+            raise RefusedInput(
+                "E-CHANGED",
+                f"a source of {node.id} changed while it was being read",
+                hint="run doit again",
+            )
+        return paths
+
+    def _receipt(self, planned: Planned, outcome: Outcome) -> dict[str, Any]:
+        node, project = planned.node, self._project
+        inputs: dict[str, Any] = {}
+        for role, names in node.inputs.items():
+            listed = [
+                {"target": f"{node.spec}:{name}", "digest": project.current[f"{node.spec}:{name}"]["digest"]}
+                for name in names
+            ]
+            if listed:
+                inputs[role] = listed[0] if role in node.single_roles else listed
+        return {
+            "type": "build",
+            "target": node.id,
+            "spec": node.spec,
+            "spec_digest": project.spec_digest(node.spec),
+            "kind": node.kind,
+            "revision": node.revision,
+            "reproducibility": node.reproducibility,
+            "key": planned.key,
+            "key_parts": planned.parts,
+            "inputs": inputs,
+            "metrics": outcome.metrics,
+            "environment": {
+                "ingot": __version__,
+                "python": platform.python_version(),
+                "system": platform.system(),
+                "machine": platform.machine(),
+                "cpus": os.cpu_count(),
+                "threads": project.threads,
+                "network": outcome.network,
+            },
+            "git": git_state(project.root),
+        }
+
+    def _publish_view(self, node: Node, digest: str) -> None:
+        self._project.store.link_latest(node.spec, node.name, digest)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+

@@ -1,0 +1,164 @@
+"""A project: its folder, specs, store, registry and what this process knows of each target's result."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ingot.core import gates
+from ingot.core.executor import Executor
+from ingot.core.graph import Node
+from ingot.core.index import Index
+from ingot.core.plan import Planned, Planner, missing_tools
+from ingot.core.registry import Registry, default_keys_dir, default_pins_dir
+from ingot.core.sources import SourceReader
+from ingot.core.spec_cache import SpecGraph, load_graphs
+from ingot.core.statement import decision_statement
+from ingot.core.store import Store
+from ingot.errors import UsageError
+
+
+class Project:
+    """Everything about the project in one folder. Opening reads specs and the index, and builds nothing."""
+
+    def __init__(self, root: Path, graphs: list[SpecGraph]) -> None:
+        self.root = root
+        self.graphs = {graph.name: graph for graph in graphs}
+        self.nodes: dict[str, Node] = {node.id: node for graph in graphs for node in graph.nodes}
+        self.store = Store(root / "cache")
+        self.registry = Registry(
+            root / "registry",
+            lock_file=root / "ingot.lock",
+            quarantine=root / "cache" / "quarantine",
+            keys=default_keys_dir(),
+            pins=default_pins_dir(),
+        )
+        self.index = Index(self.registry, self.store)
+        self.index.sync()
+        self.sources = SourceReader(root, self.store.stats)
+        self.planner = Planner(self.index, self.store, self.sources)
+        #: Receipts of the results in force, by target id: filled as targets are found fresh or are built.
+        self.current: dict[str, Mapping[str, Any]] = {}
+        self._recording = threading.Lock()
+
+    @classmethod
+    def open(cls, start: Path, specs: Iterable[Path] | None = None) -> Project:
+        """The project that ``start`` lies in; SpecError when a spec is bad. ``specs`` default to ``specs/*.yaml``."""
+        root = find_root(start)
+        files = sorted((root / "specs").glob("*.yaml")) if specs is None else list(specs)
+        return cls(root, load_graphs(root, files, root / "cache"))
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Runs stages; its server starts with the first job."""
+        return Executor()
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that a stage uses: the processors this process may run on."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def node(self, name: str) -> Node:
+        """A target by its id ``spec:name``; UsageError (E-TARGET) with the nearest names."""
+        import difflib
+
+        if name in self.nodes:
+            return self.nodes[name]
+        near = difflib.get_close_matches(name, self.nodes, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "doit list shows all targets"
+        raise UsageError("E-TARGET", f"there is no target {name!r}", hint=hint)
+
+    def spec_digest(self, spec: str) -> str:
+        """The digest of a resolved spec."""
+        return self.graphs[spec].digest
+
+    def plan(self) -> dict[str, Planned]:
+        """The fate of every target."""
+        planned = self.planner.plan(self.nodes.values())
+        for name, item in planned.items():
+            if item.state == "fresh" and item.receipt is not None:
+                self.current[name] = item.receipt
+        return planned
+
+    def check(self, node: Node) -> Planned:
+        """The fate of one target whose inputs are in force; a fresh one is in force afterwards."""
+        self.index.sync()
+        known = {name: str(receipt["digest"]) for name, receipt in self.current.items()}
+        planned = self.planner.check(node, known)
+        if planned.state == "fresh" and planned.receipt is not None:
+            self.current[node.id] = planned.receipt
+        return planned
+
+    def record(self, statement: dict[str, Any]) -> dict[str, Any]:
+        """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""
+        with self._recording:
+            (ref,) = self.registry.append([statement])
+            entry = next(iter(self.registry.entries(ref.origin, since=ref.index)))
+            self.index.add(entry)
+        return {"origin": ref.origin, "index": ref.index}
+
+    def missing_tools(self, nodes: Iterable[Node]) -> None:
+        """Raise MissingTool when these targets need what is not installed."""
+        error = missing_tools(nodes)
+        if error is not None:
+            raise error
+
+    def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
+        """The gates that are judged at a target: its own and those of the targets that it implies."""
+        implied = {name for names in node.inputs.values() for name in names if self.nodes[f"{node.spec}:{name}"].hidden}
+        return {
+            name: gate
+            for name, gate in self.graphs[node.spec].gates.items()
+            if gates.split_gate(name)[0] in {node.name, *implied} and not node.hidden
+        }
+
+    def judge(self, node: Node) -> list[gates.Verdict]:
+        """Judge a target's gates from the measurements in force."""
+        return gates.judge(self.gates_of(node), self._metrics_of(node.spec))
+
+    def _metrics_of(self, spec: str) -> Callable[[str], Mapping[str, Mapping[str, object]] | None]:
+        def look_up(name: str) -> Mapping[str, Mapping[str, object]] | None:
+            receipt = self.current.get(f"{spec}:{name}")
+            return None if receipt is None else receipt["metrics"]
+
+        return look_up
+
+    def record_failures(self, node: Node, verdicts: Iterable[gates.Verdict]) -> None:
+        """Append ``gate-failed`` once for each failure that no log knows yet."""
+        for verdict in verdicts:
+            if verdict.passed is False:
+                receipt = self.current[f"{node.spec}:{verdict.target}"]
+                reference = receipt["inputs"].get("reference")
+                fields = {
+                    "target": f"{node.spec}:{verdict.target}",
+                    "digest": receipt["digest"],
+                    "gate": verdict.gate,
+                    "metric": verdict.metric,
+                    "value": verdict.value,
+                    "limit": {verdict.side: verdict.limit, "bound": verdict.bound},
+                    "reference": reference["digest"] if reference else None,
+                }
+                if not self.index.gate_known(fields):
+                    self.record(decision_statement("gate-failed", fields))
+
+    def log_path(self, node: Node) -> Path:
+        """Where the output of a target's stage is kept when it fails."""
+        return self.store.root / "logs" / node.spec / f"{node.name}.log"
+
+    def save(self) -> None:
+        """Keep what is derived for the next process."""
+        if self.store.root.is_dir():
+            self.index.save()
+            self.store.stats.save()
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above ``start`` that holds dodo.py; UsageError (E-PROJECT) when there is none."""
+    for folder in (start, *start.parents):
+        if (folder / "dodo.py").is_file():
+            return folder
+    raise UsageError("E-PROJECT", "this folder is in no ingot project: there is no dodo.py here or above")
