@@ -14,7 +14,7 @@ from ingot.core.executor import Executor
 from ingot.core.graph import Node
 from ingot.core.index import Index
 from ingot.core.plan import Planned, Planner, missing_tools
-from ingot.core.registry import Registry, default_keys_dir, default_pins_dir
+from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.sources import SourceReader
 from ingot.core.spec_cache import SpecGraph, load_graphs
 from ingot.core.statement import decision_statement
@@ -97,8 +97,7 @@ class Project:
         """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""
         with self._recording:
             (ref,) = self.registry.append([statement])
-            entry = next(iter(self.registry.entries(ref.origin, since=ref.index)))
-            self.index.add(entry)
+            self.index.add(Entry(ref.origin, ref.index, statement))
         return {"origin": ref.origin, "index": ref.index}
 
     def missing_tools(self, nodes: Iterable[Node]) -> None:

@@ -237,6 +237,14 @@ class Store:
             disk.replace_link(link, goal)
         return link
 
+    def has_latest(self, spec: str, name: str, digest: str) -> bool:
+        """Whether the link of a target points at this object."""
+        folder = self.root / "latest" / spec
+        try:
+            return os.readlink(folder / name) == os.path.relpath(self.object_path(digest), folder)
+        except OSError:
+            return False
+
     def unlink_latest(self, spec: str, name: str) -> bool:
         """Remove the link of a target; whether there was one."""
         link = self.root / "latest" / spec / name

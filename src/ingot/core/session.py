@@ -1,0 +1,91 @@
+"""One run of ``doit``: what was decided for each target, what came of it, and who listens.
+
+doit asks ``up_to_date`` for each target after its inputs ran, and calls ``execute`` for those that are not. The
+live view listens to the messages of running stages and reads the outcomes at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ingot.core.build import Builder, Built, Listener
+from ingot.core.gates import Verdict
+from ingot.core.plan import Planned
+from ingot.core.project import Project
+from ingot.errors import GateFailed
+
+
+class Session:
+    """The state of one run over one project."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.planned: dict[str, Planned] = {}
+        self.outcomes: dict[str, Built] = {}
+        self.verdicts: dict[str, list[Verdict]] = {}
+        self.listeners: list[Listener] = []
+        #: Targets of this run, in the order in which doit will visit them; None until the run starts.
+        self.selected: tuple[str, ...] | None = None
+        self._builder = Builder(project, self._tell)
+        self._checked_tools = False
+        self._lock = threading.Lock()
+
+    def _tell(self, target: str, message: dict[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(target, message)
+
+    def up_to_date(self, name: str) -> bool:
+        """Whether nothing at all is to be done for a target: its result is in force and its gates pass."""
+        node = self.project.nodes[name]
+        planned = self.project.check(node)
+        self.planned[name] = planned
+        if planned.state != "fresh" or planned.restored or not self._linked(planned):
+            return False
+        assert planned.receipt is not None
+        self.outcomes[name] = Built("fresh", planned.receipt)
+        verdicts = self.project.judge(node)
+        self.verdicts[name] = verdicts
+        return all(verdict.passed for verdict in verdicts)
+
+    def _linked(self, planned: Planned) -> bool:
+        return self.project.store.has_latest(planned.node.spec, planned.node.name, str(planned.digest))
+
+    def execute(self, name: str) -> None:
+        """Build a target (or take a result that is at hand), then judge its gates. Raises IngotError."""
+        node = self.project.nodes[name]
+        # Under ``doit -a`` nobody asked whether the target is up to date: it is built whatever there is.
+        asked = self.planned.pop(name, None)
+        planned = asked or self.project.check(node)
+        if planned.state != "fresh" or asked is None:
+            self._require_tools()
+        built = self._builder.ensure(planned, force=asked is None)
+        self.project.current[name] = built.receipt
+        self.outcomes[name] = built
+        self._judge(name)
+
+    def _require_tools(self) -> None:
+        """Before the first stage starts, name everything that is missing for any target of this run."""
+        with self._lock:
+            if self._checked_tools:
+                return
+            names = self.selected if self.selected is not None else tuple(self.project.nodes)
+            nodes = [self.project.nodes[name] for name in names if name in self.project.nodes]
+            self.project.missing_tools(node for node in nodes if node.id not in self.outcomes)
+            self._checked_tools = True
+
+    def _judge(self, name: str) -> None:
+        node = self.project.nodes[name]
+        verdicts = self.project.judge(node)
+        self.verdicts[name] = verdicts
+        self.project.record_failures(node, verdicts)
+        bad = [verdict for verdict in verdicts if not verdict.passed]
+        if bad:
+            code = "E-GATE" if any(verdict.passed is False for verdict in bad) else "E-GATE-UNKNOWN"
+            what = f"{len(bad)} of {len(verdicts)} gates of {name} do not pass"
+            raise GateFailed(code, what, facts=[str(verdict) for verdict in bad], hint="the measurements are published; a gate only judges them")
+
+    def close(self) -> None:
+        """Keep what is derived and end the helpers."""
+        self.project.save()
+        self.project.executor.close()
