@@ -1,0 +1,200 @@
+"""Write aside, sync, rename, sync the folder: the one module that makes bytes durable.
+
+Laws: a file that is replaced is at every instant either the old one or the new one, whole; when a
+function named ``*_durable`` (or ``write_file_atomic`` with ``durable=True``) returns, the change survives
+a power cut on a file system that honours fsync. A failed fsync is never tried again on the same data: the
+kernel reports a lost write once and then forgets it. Every ``OSError`` leaves as ``DiskFailed`` with the
+path, the ``OSError`` as its cause.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ingot.errors import DiskFailed
+
+#: macOS only: fsync there leaves the data in the drive's cache, this fcntl flushes it.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+_CODES = {
+    errno.ENOSPC: ("E-SPACE", "the disk is full", "free some space and run again; finished targets are kept"),
+    errno.EDQUOT: ("E-SPACE", "the disk quota is used up", "free some space and run again; finished targets are kept"),
+    errno.EMFILE: ("E-FILES", "too many open files", "raise the limit: ulimit -n 4096"),
+    errno.ENFILE: ("E-FILES", "the system has too many open files", None),
+    errno.EACCES: ("E-ACCESS", "permission denied", "check the owner and the mode of the path"),
+    errno.EPERM: ("E-ACCESS", "the operation is not permitted", "check the owner and the mode of the path"),
+    errno.EROFS: ("E-ACCESS", "the file system is read-only", "mount it writable, or work elsewhere"),
+}
+
+
+def failure(error: OSError, path: Path) -> DiskFailed:
+    """The ``DiskFailed`` that explains an ``OSError``: E-SPACE, E-FILES, E-ACCESS, else E-IO; names the path."""
+    reason = (error.strerror or type(error).__name__).lower()
+    code, what, hint = _CODES.get(error.errno or 0, ("E-IO", f"the disk operation failed ({reason})", None))
+    named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(path)
+    return DiskFailed(code, f"{what}: {named}", facts=[f"the system says: {reason}"], hint=hint)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of the block as ``DiskFailed`` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(error, path) from error
+
+
+def _sync(descriptor: int) -> None:
+    """Flush a descriptor's data to the medium; on macOS through the drive's cache too."""
+    if _FULL_SYNC is not None:
+        try:
+            fcntl.fcntl(descriptor, _FULL_SYNC)
+        except OSError as error:
+            # Only "this file system does not know the call" may fall back; any other failure is a lost write.
+            if error.errno not in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):
+                raise
+        else:
+            return
+    os.fsync(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable; its name is durable only after ``fsync_dir`` of its folder."""
+    with explained(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a folder durable."""
+    with explained(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_dirs_durable(path: Path, mode: int = 0o755) -> None:
+    """Make a folder and its missing parents; the name of each new one is durable on return."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_dirs_durable(path.parent, mode)
+    with explained(path):
+        try:
+            path.mkdir(mode)
+        except FileExistsError:
+            # Another process was quicker, but may not have synced yet: we do it for ourselves.
+            if not path.is_dir():
+                raise
+    fsync_dir(path.parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all bytes: the system may take fewer than it was given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+def write_file_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Replace a file's content whole: old or new is seen, never a part.
+
+    ``durable=False`` leaves out both syncs, for what can be derived again. Raises DiskFailed; then the old
+    file is untouched.
+    """
+    aside = _aside(path)
+    with explained(path):
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(aside, flags, 0o600)
+            try:
+                _write_all(descriptor, data)
+                os.fchmod(descriptor, mode)
+                if durable:
+                    _sync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+    if durable:
+        fsync_dir(path.parent)
+
+
+def sweep_aside(path: Path) -> int:
+    """Remove what killed writers of ``path`` left beside it; call it only under the lock of its writers."""
+    with explained(path.parent):
+        prefix, swept = f".{path.name}.tmp-", 0
+        for name in sorted(os.listdir(path.parent)):
+            if name.startswith(prefix):
+                (path.parent / name).unlink(missing_ok=True)
+                swept += 1
+    return swept
+
+
+def rename_durable(source: Path, target: Path) -> None:
+    """Rename and sync both folders. The content must be durable before (``fsync_file``)."""
+    with explained(target):
+        os.rename(source, target)
+    fsync_dir(target.parent)
+    if source.parent != target.parent:
+        fsync_dir(source.parent)
+
+
+def replace_link(link: Path, goal: str) -> None:
+    """Point a symbolic link elsewhere in one step; not durable, since links are derived."""
+    aside = _aside(link)
+    with explained(link):
+        os.symlink(goal, aside)
+        try:
+            os.rename(aside, link)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def append_durable(path: Path, data: bytes, expected_size: int) -> None:
+    """Append to a file of exactly ``expected_size`` bytes (made when 0 and absent); durable on return.
+
+    Raises DiskFailed; then any prefix of ``data`` may have been appended. E-CHANGED when the size is another.
+    """
+    with explained(path):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if expected_size == 0 else 0)
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != expected_size:
+                raise DiskFailed("E-CHANGED", f"a file has {size} bytes where {expected_size} were expected: {path}")
+            _write_all(descriptor, data)
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+    if expected_size == 0:
+        fsync_dir(path.parent)
+
+
+def truncate_durable(path: Path, size: int) -> None:
+    """Cut a file to ``size`` bytes; durable on return."""
+    with explained(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
