@@ -1,0 +1,79 @@
+"""What can be measured: one class per container, each running a candidate on its own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ingot.errors import RefusedInput
+from ingot.kit.chat import Example, Row, Template
+
+#: Positions whose logits are in memory at once (positions x vocabulary x 4 bytes, per model).
+SEGMENT = 256
+
+
+class Backend(Protocol):
+    """A model that can be scored and timed. ``context`` is the longest text it takes, in tokens."""
+
+    container: str
+    precision: str
+    parameters: int
+    bytes: int
+    context: int
+    template: Template
+    runtime: str
+
+    def encode(self, row: Row, max_length: int) -> Example:
+        """The row's token ids by the candidate's own tokenizer and template."""
+        ...
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+        """Float32 logits that predict ``ids[first:]`` (first ≥ 1), in order, cut where ``segments`` cuts them."""
+        ...
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Forget everything, read a prompt in one go, return the likeliest next token."""
+        ...
+
+    def step(self, token: int) -> int:
+        """Append one token, return the likeliest next one."""
+        ...
+
+
+def segments(length: int, first: int) -> Iterator[tuple[int, int, range]]:
+    """(start, stop, kept): which positions are read in one go, and whose logits are kept, relative to start.
+
+    The last token is never read: nothing is predicted from it. Two models scored side by side are cut alike.
+    """
+    for start in range(0, length - 1, SEGMENT):
+        stop = min(start + SEGMENT, length - 1)
+        yield start, stop, range(max(start, first - 1) - start, stop - start)
+
+
+def container_of(folder: Path) -> str:
+    """``gguf``, ``coreml`` or ``hf``, from what lies in the folder. RefusedInput (E-EVAL-FORMAT) if none of them."""
+    if (folder / "config.json").is_file():
+        return "hf"
+    if len(list(folder.glob("*.gguf"))) == 1:
+        return "gguf"
+    if any(path.is_dir() for path in folder.glob("*.mlpackage")):
+        return "coreml"
+    raise RefusedInput(
+        "E-EVAL-FORMAT",
+        "the candidate is neither a Hugging Face folder nor one GGUF nor a Core ML package",
+        facts=[f"files: {', '.join(sorted(path.name for path in folder.iterdir())[:12]) or 'none'}"],
+    )
+
+
+def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Backend:
+    """The backend of a candidate that can run here (``hf`` or ``gguf``), loaded."""
+    if container_of(folder) == "gguf":
+        from ingot.kit.backends.gguf import GgufBackend
+
+        return GgufBackend(next(folder.glob("*.gguf")), context=context, threads=threads)
+    from ingot.kit.backends.hf import HfBackend
+
+    return HfBackend(folder, dtype=dtype, threads=threads)

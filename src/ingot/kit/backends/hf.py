@@ -1,0 +1,92 @@
+"""Hugging Face folders, run by transformers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingot.kit import chat, hf
+from ingot.kit.backends import segments
+
+
+class HfBackend:
+    """A Hugging Face model computed in ``dtype``; weights stored narrower are widened, never rounded again."""
+
+    container = "hf"
+
+    def __init__(self, folder: Path, *, dtype: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        config = hf.read_config(folder)
+        self.precision = precision(folder, config)
+        self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
+        self.tokenizer = hf.load_tokenizer(folder)
+        self.template = chat.Template.of(self.tokenizer)
+        self.model = hf.load_model(folder, dtype)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
+        self.runtime = f"transformers computing in {dtype}"
+        self._cache: Any = None
+
+    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
+        """The row's token ids by the folder's tokenizer and template."""
+        return chat.encode(self.tokenizer, row, max_length=max_length)
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+        """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
+        cache: Any = None
+        for start, stop, kept in segments(len(ids), first):
+            keep = torch.tensor(list(kept)) if kept else 1
+            output = self._forward(ids[start:stop], cache, keep, more=stop < len(ids) - 1)
+            cache = output.past_key_values
+            if kept:
+                yield output.logits[0].float()
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Read a prompt into an empty cache; the likeliest next token."""
+        self._cache = None
+        return self._advance(ids)
+
+    def step(self, token: int) -> int:
+        """Append one token; the likeliest next one."""
+        return self._advance([token])
+
+    def _advance(self, ids: Sequence[int]) -> int:
+        output = self._forward(ids, self._cache, 1, more=True)
+        self._cache = output.past_key_values
+        return int(output.logits[0, -1].argmax())
+
+    def _forward(self, ids: Sequence[int], cache: Any, keep: torch.Tensor | int, *, more: bool) -> Any:
+        with torch.inference_mode():
+            return self.model(
+                input_ids=torch.tensor([list(ids)]),
+                past_key_values=cache,
+                use_cache=more or cache is not None,
+                logits_to_keep=keep,
+            )
+
+
+def precision(folder: Path, config: dict[str, Any]) -> str:
+    """How the weights are stored, read from the folder: a quantization scheme (``W8A16``) or a dtype's name.
+
+    Of several dtypes it is the one that holds the most bytes.
+    """
+    scheme = config.get("quantization_config")
+    if isinstance(scheme, dict):
+        groups = scheme.get("config_groups")
+        found = sorted({_scheme(group) for group in groups.values()}) if isinstance(groups, dict) else []
+        return "+".join(found) or str(scheme.get("quant_method", "quantized"))
+    sizes: Counter[str] = Counter()
+    for _, entry in hf.entries(folder):
+        sizes[entry.dtype] += entry.end - entry.begin
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    largest = max(sorted(sizes), key=sizes.__getitem__, default="")
+    return names.get(largest, largest)
+
+
+def _scheme(group: Any) -> str:
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    return f"W{weights.get('num_bits', '?')}A{inputs.get('num_bits', 16)}"
