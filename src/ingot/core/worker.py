@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core import stage
+from ingot.core import disk
 from ingot.errors import IngotError, StageFailed
 
 #: Between two progress messages, so that a fast loop does not drown its reader.
