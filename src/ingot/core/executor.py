@@ -124,9 +124,17 @@ class Executor:
 
     def _request(self, request: dict[str, Any], descriptors: list[int]) -> None:
         with self._lock:
-            if self._server is None or self._server[0].poll() is not None:
-                self._server = _start_server()
-            socket.send_fds(self._server[1], [json.dumps(request).encode()], descriptors)
+            data = [json.dumps(request).encode()]
+            if self._server is not None:
+                try:
+                    socket.send_fds(self._server[1], data, descriptors)
+                except OSError:
+                    # The server died since the last job; a new one takes this job.
+                    self._end_server()
+                else:
+                    return
+            self._server = _start_server()
+            socket.send_fds(self._server[1], data, descriptors)
 
     def _listen(self, ours: socket.socket, run: _Run, listener: Listener, sampler: threading.Thread) -> None:
         with ours.makefile("rb") as reader:
@@ -164,11 +172,14 @@ class Executor:
     def close(self) -> None:
         """End the fork server."""
         with self._lock:
-            if self._server is not None:
-                process, control = self._server
-                control.close()
-                process.wait()
-                self._server = None
+            self._end_server()
+
+    def _end_server(self) -> None:
+        if self._server is not None:
+            process, control = self._server
+            control.close()
+            process.wait()
+            self._server = None
 
 
 def _start_server() -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -226,6 +237,7 @@ def _death(run: _Run, log: Path) -> StageFailed:
     facts, hint = [], None
     if -status == signal.SIGKILL:
         _available, total = procfs.available()
-        facts.append(f"its memory was last seen at {run.peak.resident / 1e9:.1f} GB of {total / 1e9:.1f} GB")
-        hint = "SIGKILL usually means that the system ran out of memory: dmesg says so"
+        facts.append(f"its memory peaked at {run.peak.resident / 1e9:.2f} GB of the machine's {total / 1e9:.1f} GB")
+        if run.peak.resident > total / 4:
+            hint = "most likely the system ran out of memory and killed it: dmesg says so"
     return StageFailed("E-STAGE-KILLED", f"the stage was killed by {name}", facts=facts, hint=hint, log=str(log))

@@ -128,9 +128,9 @@ class Server:
                 self._jobs.pop(pid).close()
         return True
 
-    def _tell(self, pid: int, **message: object) -> None:
+    def _tell(self, child: int, /, **message: object) -> None:
         with contextlib.suppress(OSError):
-            self._jobs[pid].sendall((json.dumps(message) + "\n").encode())
+            self._jobs[child].sendall((json.dumps(message) + "\n").encode())
 
 
 def main() -> None:
