@@ -1,0 +1,150 @@
+"""pydantic's findings about a target's parameters, turned into problems with places and plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from ingot.core.names import nearest, suggestion
+from ingot.core.problems import Problems
+from ingot.core.scalars import shorten
+from ingot.core.yaml_reader import Path
+
+#: Where in the document the parameter at a path of the model is written.
+Locate = Callable[[Path], Path]
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "frozen_set_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "none_required": "null",
+}
+_SIGNS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+    "string_too_short": ("min_length", "of at least this length:"),
+    "string_too_long": ("max_length", "of at most this length:"),
+}
+
+
+def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate: Locate, problems: Problems) -> None:
+    """Add a problem for each finding; the alternatives of a union at one place become one sentence."""
+    wanted: dict[Path, dict[str, None]] = {}
+    values: dict[Path, object] = {}
+    for finding in error.errors(include_url=False):
+        path, value, rest = _follow(raw, finding["loc"])
+        kind_of = str(finding["type"])
+        if kind_of == "extra_forbidden":
+            _unknown(kind, path, locate, problems)
+        elif kind_of == "missing":
+            what = f"a required field is missing: {rest[-1]}" if rest else "a required field is missing"
+            problems.add(locate((*path, *map(str, rest[-1:]))), "E-SPEC-MISSING", what)
+        elif kind_of in _WANTED:
+            wanted.setdefault(path, {})[_WANTED[kind_of]] = None
+            values[path] = value
+        else:
+            what, hint = _sentence(kind_of, finding.get("ctx", {}), str(finding["msg"]), value)
+            problems.add(locate(path), "E-SPEC-VALUE", what, hint)
+    for path, words in wanted.items():
+        _wrong_type(" or ".join(words), values[path], locate(path), problems)
+
+
+def _follow(raw: object, loc: tuple[str | int, ...]) -> tuple[Path, object, tuple[str | int, ...]]:
+    """(the path that exists in ``raw``, the value there, the parts of ``loc`` beyond it, such as union tags)."""
+    path: list[str | int] = []
+    rest: list[str | int] = []
+    for part in loc:
+        if (isinstance(raw, dict) and part in raw) or (
+            isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        ):
+            raw = raw[part]  # type: ignore[index]  # a dict by key or a list by index, as just tested
+            path.append(part)
+            rest.clear()
+        else:
+            rest.append(part)
+    return tuple(path), raw, tuple(rest)
+
+
+def _unknown(kind: type[BaseModel], path: Path, locate: Locate, problems: Problems) -> None:
+    choices = list(fields_at(kind, path[:-1]))
+    if len(path) == 1:
+        choices += ["kind", "from", "matrix", "virtual"]
+    hint = suggestion(str(path[-1]), choices)
+    problems.add(locate(path), "E-SPEC-FIELD", f"unknown field {shorten(str(path[-1]))!r}", hint, key=True)
+
+
+def fields_at(kind: type[BaseModel], path: Path) -> Iterator[str]:
+    """The names of the fields of the model, or of the models, that a path into ``kind`` leads to."""
+    models: list[type[BaseModel]] = [kind]
+    for part in path:
+        if isinstance(part, str):
+            found = [field.annotation for model in models for name, field in fields_of(model) if name == part]
+            models = [model for annotation in found for model in _models(annotation)]
+    for model in models:
+        yield from (name for name, _ in fields_of(model))
+
+
+def fields_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of a model under the names that a spec writes."""
+    for name, field in model.model_fields.items():
+        yield field.alias or name, field
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for argument in get_args(annotation):
+            yield from _models(argument)
+
+
+def _wrong_type(wanted: str, value: object, path: Path, problems: Problems) -> None:
+    text = problems.raw(path)
+    written = text if text is not None else describe(value)
+    hint = f'quote it: "{shorten(text)}"' if text and "text" in wanted.split(" or ") else None
+    # A number whose text is not what JSON would print (3.10, 1e3) would lose something as text.
+    ambiguous = hint is not None and text != describe(value)
+    code = "E-SPEC-AMBIGUOUS" if ambiguous else "E-SPEC-TYPE"
+    problems.add(path, code, f"must be {wanted}, not {shorten(written)}", hint)
+
+
+def _sentence(kind_of: str, context: dict[str, Any], message: str, value: object) -> tuple[str, str | None]:
+    """(what, hint) of a value of the right type that is not valid."""
+    if kind_of == "literal_error":
+        choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        near = nearest(value, choices) if isinstance(value, str) else None
+        return f"{describe(value)} is not one of {', '.join(choices)}", f"did you mean {near!r}?" if near else None
+    if kind_of in _SIGNS:
+        name, words = _SIGNS[kind_of]
+        return f"must be {words} {context[name]}, not {describe(value)}", None
+    if kind_of in ("value_error", "assertion_error"):
+        return str(context["error"]), None
+    return message[:1].lower() + message[1:], None
+
+
+def describe(value: object) -> str:
+    """A JSON value in a few words."""
+    if isinstance(value, str):
+        return repr(shorten(value))
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

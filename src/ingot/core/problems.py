@@ -1,0 +1,59 @@
+"""The collector of a spec's problems: each at the place that wrote it, all of them in one error."""
+
+from __future__ import annotations
+
+import posixpath
+
+from ingot.core.yaml_reader import Document, Path, Place, field_name
+from ingot.errors import Problem, SpecError
+
+
+class Problems:
+    """Problems of one (merged) document. What the reader already complained about is not reported again."""
+
+    def __init__(self, document: Document, found: list[Problem]) -> None:
+        self._document = document
+        self._found = dict.fromkeys(found)
+
+    def place(self, path: Path, *, key: bool = False) -> Place:
+        """Where the value (or the key) at ``path`` is written; where it is absent, its nearest parent."""
+        if key and path in self._document.keys:
+            return self._document.keys[path]
+        for length in range(len(path), -1, -1):
+            place = self._document.places.get(path[:length])
+            if place is not None:
+                # A missing field belongs to the mapping's key: "adapter:", not its first field.
+                return self._document.keys.get(path[:length], place) if length < len(path) and length else place
+        raise KeyError(path)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the document has a value at ``path``."""
+        return path in self._document.places
+
+    def folder(self, path: Path) -> str:
+        """The project-relative folder of the file that wrote ``path``."""
+        return posixpath.dirname(self.place(path).file)
+
+    def raw(self, path: Path) -> str | None:
+        """The text of a plain scalar that is not text."""
+        return self._document.raw.get(path)
+
+    def is_muted(self, path: Path) -> bool:
+        """Whether the reader refused the value at ``path`` or one around it."""
+        return any(path[:length] in self._document.muted for length in range(len(path) + 1))
+
+    def add(self, path: Path, code: str, what: str, hint: str | None = None, *, key: bool = False) -> None:
+        """One problem with the value (or the key) at ``path``."""
+        if not self.is_muted(path):
+            place = self.place(path, key=key)
+            problem = Problem(place.file, place.line, place.column, field_name(path), code, what, hint)
+            self._found[problem] = None
+
+    def any(self) -> bool:
+        """Whether there is a problem so far."""
+        return bool(self._found)
+
+    def raise_any(self) -> None:
+        """SpecError with all problems, if there are any."""
+        if self._found:
+            raise SpecError(list(self._found))

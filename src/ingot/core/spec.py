@@ -1,0 +1,186 @@
+"""A spec file → the resolved spec: every default filled in, every name checked; or all its problems at once.
+
+The digest of a resolved spec is the SHA-256 of the RFC 8785 canonical JSON of what it means, so comments, the order of
+keys and a default written out change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.core.complaints import describe
+from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.extends import load_chain
+from ingot.core.gate_names import Gates, read_gates
+from ingot.core.graph import Instance, Node, SpecGraph, Wire, Wiring, expand, implied_elements
+from ingot.core.names import spec_name_problem, suggestion, target_name_problem
+from ingot.core.problems import Problems
+from ingot.core.roles import instances, read_roles
+from ingot.core.scalars import shorten
+from ingot.core.targets import Draft, Variant, read_target
+
+FORMAT = 1
+FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates")
+
+
+@dataclass(frozen=True)
+class ResolvedTarget:
+    """One target with its defaults filled in.
+
+    ``params`` are those that all instances share; ``variants`` maps the labels of the own axes to what the kind says
+    for them. ``inputs`` maps roles to names as written (``gguf`` or ``gguf@Q8_0``).
+    """
+
+    name: str
+    kind: str
+    params: dict[str, Any]
+    wires: tuple[Wire, ...]
+    matrix: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    variants: Mapping[tuple[str, ...], Variant]
+    virtual: bool
+    file: str
+    line: int
+
+    @property
+    def inputs(self) -> dict[str, str | tuple[str, ...]]:
+        """Role → the target of a single role, the targets of a list role."""
+        return {wire.role: wire.names if wire.many else wire.names[0] for wire in self.wires}
+
+    def wiring(self) -> Wiring:
+        """What decides the instances."""
+        axes = tuple((param, tuple(label for label, _ in values)) for param, values in self.matrix)
+        return Wiring(self.wires, axes)
+
+    def meaning(self) -> dict[str, Any]:
+        """The target as plain JSON: what the spec's digest is made of."""
+        return {
+            "kind": self.kind,
+            "virtual": self.virtual,
+            "from": {role: list(names) if isinstance(names, tuple) else names for role, names in self.inputs.items()},
+            "matrix": [[param, [label for label, _ in values]] for param, values in self.matrix],
+            "params": [[list(labels), variant.facts.params] for labels, variant in sorted(self.variants.items())],
+        }
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    """A spec that holds. ``file`` is project-relative; ``files`` are all files read for it with their SHA-256."""
+
+    name: str
+    seed: int
+    description: str
+    targets: Mapping[str, ResolvedTarget]
+    gates: Gates
+    digest: str
+    file: str
+    files: tuple[tuple[str, str], ...]
+
+    def graph(self) -> SpecGraph:
+        """The spec as the planner sees it."""
+        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self))
+
+
+def load_spec(path: Path, project_root: Path) -> ResolvedSpec:
+    """The resolved spec in a file; SpecError with every problem found."""
+    chain = load_chain(path, project_root)
+    value, file = chain.document.value, chain.files[0][0]
+    problems = Problems(chain.document, chain.problems)
+    name, seed, description = _head(value, problems)
+    drafts = _drafts(value, problems)
+    read_roles(drafts, problems)
+    known = instances(drafts, problems)
+    unsure = set(drafts) - {target for target in known if drafts[target].variants}
+    gates = read_gates(value["gates"], _nodes(drafts, known), unsure, problems) if "gates" in value else {}
+    problems.raise_any()
+    targets = {target: _resolved(draft, problems) for target, draft in drafts.items()}
+    meaning = {
+        "format": FORMAT,
+        "name": name,
+        "seed": seed,
+        "targets": {target: resolved.meaning() for target, resolved in targets.items()},
+        "gates": gates,
+    }
+    digest = sha256_bytes(canonical_json(meaning))
+    return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files))
+
+
+def _head(value: Mapping[str, Any], problems: Problems) -> tuple[str, int, str]:
+    """(name, seed, description); checks the fields of the spec itself."""
+    for key in value:
+        if key not in FIELDS:
+            problems.add((key,), "E-SPEC-FIELD", f"unknown field {shorten(key)!r}", suggestion(key, FIELDS), key=True)
+    for key in ("format", "name", "targets"):
+        if key not in value:
+            problems.add((key,), "E-SPEC-MISSING", f"a required field is missing: {key}")
+    number = value.get("format", FORMAT)
+    if number != FORMAT or isinstance(number, bool | float):
+        what = f"this ingot reads format {FORMAT}, not {describe(number)}"
+        problems.add(("format",), "E-SPEC-FORMAT", what, f"write `format: {FORMAT}`")
+    name, seed, description = value.get("name", ""), value.get("seed", 0), value.get("description", "")
+    if not isinstance(name, str):
+        problems.add(("name",), "E-SPEC-TYPE", f"must be text, not {describe(name)}")
+    elif "name" in value and (wrong := spec_name_problem(name)):
+        problems.add(("name",), "E-SPEC-NAME", wrong)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        problems.add(("seed",), "E-SPEC-TYPE", f"must be a whole number, not {describe(seed)}")
+    elif seed < 0:
+        problems.add(("seed",), "E-SPEC-VALUE", f"must be at least 0, not {seed}")
+    if not isinstance(description, str):
+        problems.add(("description",), "E-SPEC-TYPE", f"must be text, not {describe(description)}")
+    return name, seed, description
+
+
+def _drafts(value: Mapping[str, Any], problems: Problems) -> dict[str, Draft]:
+    targets = value.get("targets", {})
+    if not isinstance(targets, dict):
+        problems.add(("targets",), "E-SPEC-TYPE", f"must be a mapping of names to targets, not {describe(targets)}")
+        return {}
+    if not targets and "targets" in value:
+        problems.add(("targets",), "E-SPEC-MISSING", "a spec has at least one target")
+    seen: dict[str, str] = {}
+    for name in targets:
+        twin = seen.setdefault(name.lower(), name)
+        wrong = f"differs only by case from {twin!r}" if twin != name else target_name_problem(name)
+        if wrong:
+            problems.add(("targets", name), "E-SPEC-NAME", wrong, key=True)
+    return {name: read_target(name, item, problems) for name, item in targets.items()}
+
+
+def _nodes(drafts: Mapping[str, Draft], known: Mapping[str, tuple[Instance, ...]]) -> set[str]:
+    """The names of all nodes that are known, hidden ones included."""
+    names = set()
+    for target, found in known.items():
+        for instance in found:
+            names.add(instance.name)
+            variant = drafts[target].variants.get(instance.own)
+            if variant is not None and variant.implied is not None:
+                elements = implied_elements(dict(instance.inputs), variant.implied.per)
+                names.update(f"{instance.name}.{element}" for element in elements)
+    return names
+
+
+def _resolved(draft: Draft, problems: Problems) -> ResolvedTarget:
+    place = problems.place(draft.path, key=True)
+    own = {axis.param for axis in draft.axes}
+    first = next(iter(draft.variants.values())).facts.params
+    matrix = []
+    for index, axis in enumerate(draft.axes):
+        values = {labels[index]: variant.facts.params[axis.param] for labels, variant in draft.variants.items()}
+        matrix.append((axis.param, tuple((label, values[label]) for label in axis.labels)))
+    return ResolvedTarget(
+        name=draft.name,
+        kind=draft.kind,
+        params={name: value for name, value in first.items() if name not in own},
+        wires=draft.wires,
+        matrix=tuple(matrix),
+        variants=draft.variants,
+        virtual=draft.virtual,
+        file=place.file,
+        line=place.line,
+    )
+
+
+__all__ = ["Node", "ResolvedSpec", "ResolvedTarget", "expand", "load_spec"]

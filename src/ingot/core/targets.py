@@ -1,0 +1,210 @@
+"""One target of a spec: its kind, its own axes, and its parameters checked by the kind for every combination."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from ingot.core import stage
+from ingot.core.complaints import Locate, complain, describe, fields_of
+from ingot.core.extends import clean_path
+from ingot.core.graph import Facts, Implied, Wire
+from ingot.core.matrix import Axis, read_matrix
+from ingot.core.names import suggestion
+from ingot.core.problems import Problems
+from ingot.core.scalars import shorten
+from ingot.core.yaml_reader import Path
+
+#: Fields of every target; all others are parameters of its kind.
+RESERVED = ("kind", "from", "matrix", "virtual")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the kind says for one combination of a target's own axes."""
+
+    facts: Facts
+    implied: Implied | None = None
+
+
+@dataclass
+class Draft:
+    """A target as far as it could be understood. ``sure`` is False when its instances cannot be told."""
+
+    name: str
+    kind: str = ""
+    stage: type[stage.Stage] | None = None
+    written: dict[str, Any] = field(default_factory=dict)
+    axes: list[Axis] = field(default_factory=list)
+    variants: dict[tuple[str, ...], Variant] = field(default_factory=dict)
+    wires: tuple[Wire, ...] = ()
+    virtual: bool = False
+    sure: bool = True
+
+    @property
+    def path(self) -> Path:
+        """Where the target is written."""
+        return ("targets", self.name)
+
+
+def read_target(name: str, value: object, problems: Problems) -> Draft:
+    """The draft of a target: everything but its roles."""
+    draft = Draft(name)
+    if not isinstance(value, dict):
+        problems.add(draft.path, "E-SPEC-TYPE", f"a target is a mapping of fields, not {describe(value)}")
+        draft.sure = False
+        return draft
+    draft.written = value
+    draft.virtual = _virtual(draft, problems)
+    draft.stage = _stage(draft, problems)
+    if draft.stage is None:
+        draft.sure = "matrix" not in value
+        return draft
+    if draft.virtual and draft.stage.reproducibility != "deterministic":
+        what = f"only a deterministic kind can be virtual, and {draft.kind!r} is {draft.stage.reproducibility}"
+        problems.add((*draft.path, "virtual"), "E-SPEC-VALUE", what)
+    params = {key: item for key, item in value.items() if key not in RESERVED}
+    if "matrix" in value:
+        fields = tuple(name for name, _ in fields_of(draft.stage))
+        axes = read_matrix(value["matrix"], (*draft.path, "matrix"), fields, set(params), problems)
+        draft.axes, draft.sure = axes or [], axes is not None
+    _resolve(draft, params, problems)
+    return draft
+
+
+def _virtual(draft: Draft, problems: Problems) -> bool:
+    virtual = draft.written.get("virtual", False)
+    if isinstance(virtual, bool):
+        return virtual
+    problems.add((*draft.path, "virtual"), "E-SPEC-TYPE", f"must be true or false, not {describe(virtual)}")
+    return False
+
+
+def _stage(draft: Draft, problems: Problems) -> type[stage.Stage] | None:
+    if "kind" not in draft.written:
+        problems.add((*draft.path, "kind"), "E-SPEC-MISSING", "a required field is missing: kind")
+        return None
+    kind = draft.written["kind"]
+    if not isinstance(kind, str):
+        problems.add((*draft.path, "kind"), "E-SPEC-TYPE", f"must be the name of a kind, not {describe(kind)}")
+        return None
+    if kind not in stage.kinds():
+        what = f"unknown kind {shorten(kind)!r}"
+        problems.add((*draft.path, "kind"), "E-SPEC-KIND", what, suggestion(kind, stage.kinds()))
+        return None
+    draft.kind = kind
+    return stage.load_kind(kind)
+
+
+def _resolve(draft: Draft, params: Mapping[str, Any], problems: Problems) -> None:
+    """Fill in the variants: one for each combination of the own axes."""
+    for own in itertools.product(*(range(len(axis.labels)) for axis in draft.axes)):
+        chosen = {axis.param: axis.values[index] for axis, index in zip(draft.axes, own, strict=True)}
+        places = {axis.param: axis.paths[index] for axis, index in zip(draft.axes, own, strict=True)}
+        variant = _variant(draft, {**params, **chosen}, _locator(draft.path, places), problems)
+        if variant is not None:
+            labels = tuple(axis.labels[index] for axis, index in zip(draft.axes, own, strict=True))
+            draft.variants[labels] = variant
+
+
+def _locator(target: Path, axes: Mapping[str, Path]) -> Locate:
+    def locate(path: Path) -> Path:
+        if path and path[0] in axes:
+            return (*axes[str(path[0])], *path[1:])
+        return (*target, *path)
+
+    return locate
+
+
+def _variant(draft: Draft, params: dict[str, Any], locate: Locate, problems: Problems) -> Variant | None:
+    assert draft.stage is not None
+    model = _validate(draft.stage, params, locate, problems)
+    if model is None:
+        return None
+    facts = _facts(draft.kind, model, locate, problems)
+    hidden = model.hidden()
+    if hidden is None:
+        return Variant(facts)
+    if hidden.kind not in stage.kinds():
+        what = f"kind {draft.kind!r} implies targets of the kind {hidden.kind!r}, which is not there"
+        problems.add((*draft.path, "kind"), "E-SPEC-KIND", what)
+        return None
+    kind = stage.load_kind(hidden.kind)
+
+    def at_target(_path: Path) -> Path:
+        return draft.path
+
+    below = _validate(kind, json.loads(to_json(dict(hidden.params))), at_target, problems)
+    if below is None:
+        return None
+    single = tuple(role for role, what in kind.inputs.items() if not what.many)
+    implied = _facts(hidden.kind, below, at_target, problems)
+    return Variant(facts, Implied(implied, hidden.per, tuple(hidden.roles.items()), single, hidden.into))
+
+
+def _validate(
+    kind: type[stage.Stage], params: dict[str, Any], locate: Locate, problems: Problems
+) -> stage.Stage | None:
+    try:
+        return kind.model_validate_json(json.dumps(params), strict=True)
+    except ValidationError as error:
+        complain(error, kind, params, locate, problems)
+        return None
+
+
+def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) -> Facts:
+    params = model.model_dump(mode="json", by_alias=True)
+    return Facts(
+        kind=kind,
+        revision=model.revision,
+        reproducibility=model.reproducibility,
+        produces=model.produces,
+        params=params,
+        sources=_sources(model, params, locate, problems),
+        tools=tuple(model.tools_used()),
+        needs=tuple(model.needs_used()),
+        extra=model.extra,
+        programs={name: tuple(command) for name, command in model.programs().items()},
+        preload=tuple(model.preload),
+        network=model.network,
+    )
+
+
+def _sources(
+    model: stage.Stage, params: dict[str, Any], locate: Locate, problems: Problems
+) -> tuple[tuple[str, dict[str, Any], str], ...]:
+    """Every source with its pointer and base; its paths in ``params`` are made project-relative in place."""
+    found = []
+    for pointer, _source in model.found_sources():
+        path: Path = tuple(int(part) if part.isdigit() else part for part in pointer.split("/")[1:])
+        place: Any = params
+        for part in path:
+            place = place[part]
+        where = locate(path)
+        base = problems.folder(where)
+        if isinstance(place.get("path"), str):
+            place["path"] = _project_path(place["path"], (*where, "path"), problems)
+            base = problems.folder((*where, "path"))
+        elif "paths" in place:
+            # Written as {paths: […]}, or as the list alone where the kind allows it.
+            below = (*where, "paths") if problems.holds((*where, "paths")) else where
+            base = problems.folder(below)
+            place["paths"] = [
+                _project_path(item, (*below, index), problems) for index, item in enumerate(place["paths"])
+            ]
+        found.append((pointer, dict(place), base))
+    return tuple(found)
+
+
+def _project_path(path: str, where: Path, problems: Problems) -> str:
+    clean = clean_path(problems.folder(where), path)
+    if clean is None:
+        what = f"the path {shorten(path)!r} is not a relative path that stays inside the project"
+        problems.add(where, "E-PATH", what, "paths in a spec are relative to the file that writes them")
+    return clean or path
