@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from projectkit import Sandbox
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -29,3 +30,9 @@ def stories(shared_data: Path) -> Path:
 def stories_gguf(stories: Path) -> Path:
     """The same model as an F32 GGUF."""
     return stories / "stories260Ktok512-f32.gguf"
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    """An empty project with its own keys and pins."""
+    return Sandbox.make(tmp_path)
