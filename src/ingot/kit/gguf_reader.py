@@ -72,7 +72,8 @@ class Gguf:
             weights = dequantize(rows, kind)
         except NotImplementedError as error:
             raise _refuse("E-GGUF-TYPE", self.path, f"tensor {info.name!r} has type {info.type}") from error
-        return np.ascontiguousarray(weights, dtype=np.float32).reshape(info.shape)
+        # F32 comes back as a view of the read-only mapping; torch wants memory of its own
+        return np.require(weights, np.float32, ["C", "W"]).reshape(info.shape)
 
 
 def find_gguf(folder: Path) -> Path | None:
