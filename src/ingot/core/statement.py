@@ -28,8 +28,8 @@ MAX_LINE = 65_535
 TREE = "dirHash1"
 
 _RECEIPT = frozenset(
-    "type target spec spec_digest kind revision key key_parts reproducibility digest inputs metrics environment "
-    "timings git".split()
+    {"type", "target", "spec", "spec_digest", "kind", "revision", "key", "key_parts", "reproducibility", "digest"}
+    | {"inputs", "metrics", "environment", "timings", "git"}
 )
 _OPTIONAL = frozenset({"files", "files_evidence", "observed"})
 
@@ -165,6 +165,15 @@ def _files(byproducts: Any, subjects: list[Any], read: Callable[[str], bytes] | 
 def _file_record(subject: Mapping[str, Any]) -> dict[str, Any]:
     size = subject["annotations"]["size"]
     return {"path": subject["name"], "size": size, **subject["digest"]}
+
+
+def evidence_of(statement: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of the evidence that a build statement names; None when it has its file list itself."""
+    try:
+        name = statement["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return str(name)
 
 
 def decision_statement(kind: str, fields: Mapping[str, Any], *, time: str | None = None) -> dict[str, Any]:
