@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ingot.core.digest import canonical_json
-from ingot.core.graph import MAX_INSTANCES
+from ingot.core.instances import MAX_INSTANCES
 from ingot.core.names import is_label, suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ingot.core.complaints import describe
-from ingot.core.graph import MAX_NODES, Instance, TooManyError, Wire, Wiring, bind, topological
+from ingot.core.instances import MAX_NODES, Instance, TooManyError, Wire, Wiring, bind, topological
 from ingot.core.names import is_role, nearest, suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten

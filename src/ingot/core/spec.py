@@ -15,7 +15,8 @@ from ingot.core.complaints import describe
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.extends import load_chain
 from ingot.core.gate_names import Gates, read_gates
-from ingot.core.graph import Instance, Node, SpecGraph, Wire, Wiring, expand, implied_elements
+from ingot.core.graph import Node, SpecGraph, expand, implied_elements
+from ingot.core.instances import Instance, Wire, Wiring
 from ingot.core.names import spec_name_problem, suggestion, target_name_problem
 from ingot.core.problems import Problems
 from ingot.core.roles import instances, read_roles

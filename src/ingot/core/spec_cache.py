@@ -1,6 +1,6 @@
 """Resolved graphs cached by content: an unchanged project loads neither ruamel nor pydantic nor a kind.
 
-``cache/specs/<hash>.json``: the hash is of the name and bytes of the spec file and of the code that reads it. Inside are
+``cache/specs/<hash>.json``: the hash is of the name and bytes of the spec file and of the code reading it. Inside are
 the SHA-256 of every file that it extends, so a changed parent is a miss, and of the graph, so damage is one too.
 """
 

@@ -14,7 +14,8 @@ from pydantic_core import to_json
 from ingot.core import stage
 from ingot.core.complaints import Locate, complain, describe, fields_of
 from ingot.core.extends import clean_path
-from ingot.core.graph import Facts, Implied, Wire
+from ingot.core.graph import Facts, Implied
+from ingot.core.instances import Wire
 from ingot.core.matrix import Axis, read_matrix
 from ingot.core.names import suggestion
 from ingot.core.problems import Problems

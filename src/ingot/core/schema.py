@@ -1,0 +1,177 @@
+"""The JSON schema (draft 2020-12) of a spec file, so that editors complete and check specs: ``doit schema``.
+
+It holds one definition a kind, chosen by ``kind:``. A spec with ``extends:`` holds parts of targets, so there only the
+outer form is checked. What a schema cannot say (whether a target exists, cycles, formats) the reader checks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ingot.core import stage
+from ingot.core.roles import ANY_ROLE
+
+_TARGET = "^[a-z0-9][a-z0-9_-]{0,63}$"
+_SPEC = "^[a-z0-9][a-z0-9._-]{0,63}$"
+_ROLE = "^[a-z][a-z0-9_]{0,63}$"
+_LABEL = "^[A-Za-z0-9._-]{1,40}$"
+_INPUT = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9_-]{0,63}(@[A-Za-z0-9._+-]+)?$"}
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a whole spec file."""
+    definitions: dict[str, Any] = {"any-target": _any_target(), "one-gate": _gate()}
+    for name in stage.kinds():
+        definitions |= _kind(name, stage.load_kind(name))
+    whole = {"required": ["format", "name", "targets"], "properties": {"targets": _targets({"$ref": "#/$defs/any-target"})}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A spec of ingot",
+        "type": "object",
+        "properties": {
+            "format": {"const": 1, "description": "The version of this file format."},
+            "name": {"type": "string", "pattern": _SPEC, "description": "The first half of every task: NAME:TARGET."},
+            "description": {"type": "string", "description": "A line for people; changes nothing."},
+            "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "The seed of all seeded kinds."},
+            "extends": {
+                "type": "string",
+                "description": "A spec file, relative to this one, that this is merged over.",
+            },
+            "targets": {"type": "object", "description": "What is built: name → kind, parameters and inputs."},
+            "gates": {
+                "type": "object",
+                "additionalProperties": {"$ref": "#/$defs/one-gate"},
+                "description": 'Limits of measurements: "TARGET.METRIC" → {max: NUMBER}.',
+            },
+        },
+        "additionalProperties": False,
+        "if": {"required": ["extends"]},
+        "then": {"required": ["name"], "properties": {"targets": _targets({"type": ["object", "null"]})}},
+        "else": whole,
+        "$defs": definitions,
+    }
+
+
+def _targets(one: dict[str, Any]) -> dict[str, Any]:
+    return {"minProperties": 1, "propertyNames": {"pattern": _TARGET}, "additionalProperties": one}
+
+
+def _gate() -> dict[str, Any]:
+    number = {"type": "number"}
+    return {
+        "type": "object",
+        "properties": {"max": number, "min": number, "bound": {"enum": ["value", "lower", "upper"]}},
+        "additionalProperties": False,
+        "anyOf": [{"required": ["max"]}, {"required": ["min"]}],
+    }
+
+
+def _any_target() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"enum": list(stage.kinds()), "description": "What builds this target."}},
+        "allOf": [
+            {
+                "if": {"properties": {"kind": {"const": name}}, "required": ["kind"]},
+                "then": {"$ref": f"#/$defs/{name}"},
+            }
+            for name in stage.kinds()
+        ],
+    }
+
+
+def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
+    """The definitions that a kind needs: its own, and those of the models among its parameters, prefixed."""
+    model = kind.model_json_schema(by_alias=True, ref_template=f"#/$defs/{name}.{{model}}")
+    below = {f"{name}.{key}": value for key, value in model.pop("$defs", {}).items()}
+    files = below.get(f"{name}.{stage.Files.__name__}")
+    if files is not None:
+        # ``files:`` is written as the list alone; the mapping is its resolved form.
+        below[f"{name}.{stage.Files.__name__}"] = {"anyOf": [{"type": "array", "items": {"type": "string"}}, files]}
+    params = model.get("properties", {})
+    own = {
+        "type": "object",
+        "description": (kind.__doc__ or "").strip().partition("\n")[0],
+        "properties": {
+            "kind": {"const": name},
+            "from": _from(kind),
+            "virtual": {"type": "boolean", "default": False, "description": "Stream it through; never write it."},
+            **({"matrix": _matrix(params)} if params else {}),
+            **params,
+        },
+        "required": ["kind", *(["from"] if _required_roles(kind) else [])],
+        "additionalProperties": False,
+        "allOf": [_given(field) for field in model.get("required", [])],
+    }
+    if not own["allOf"]:
+        del own["allOf"]
+    return {name: own, **below}
+
+
+def _given(param: str) -> dict[str, Any]:
+    """A required parameter is set in the target or in its matrix."""
+    in_matrix = {"required": ["matrix"], "properties": {"matrix": {"required": [param]}}}
+    return {"anyOf": [{"required": [param]}, in_matrix]}
+
+
+def _matrix(params: dict[str, Any]) -> dict[str, Any]:
+    def axis(value: dict[str, Any]) -> dict[str, Any]:
+        bare = {key: item for key, item in value.items() if key not in ("default", "description", "title")}
+        labelled = {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "propertyNames": {"pattern": _LABEL},
+            "additionalProperties": bare,
+        }
+        scalar = {"allOf": [bare, {"type": ["string", "number", "boolean", "null"]}]}
+        return {"type": "array", "minItems": 1, "items": {"anyOf": [scalar, labelled]}}
+
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "description": "Parameters to lists of values: one instance for each combination.",
+        "properties": {name: axis(value) for name, value in params.items()},
+        "additionalProperties": False,
+    }
+
+
+def _filled_role(kind: type[stage.Stage]) -> str | None:
+    """The role that ingot fills with implied targets, where defaults alone tell."""
+    try:
+        hidden = kind.model_construct().hidden()
+    except AttributeError:  # it depends on a parameter that has no default
+        return None
+    return hidden.into if hidden else None
+
+
+def _required_roles(kind: type[stage.Stage]) -> list[str]:
+    filled = _filled_role(kind)
+    return [name for name, role in kind.inputs.items() if name not in (ANY_ROLE, filled) and not role.optional]
+
+
+def _from(kind: type[stage.Stage]) -> dict[str, Any]:
+    several = {"type": "array", "items": _INPUT, "minItems": 1, "uniqueItems": True}
+    filled = _filled_role(kind)
+    roles = {
+        name: {**(several if role.many else _INPUT), "description": f"Takes: {', '.join(role.accepts)}."}
+        for name, role in kind.inputs.items()
+        if name not in (ANY_ROLE, filled)
+    }
+    found: dict[str, Any] = {
+        "type": "object",
+        "description": "The targets that this one reads, by role.",
+        "properties": roles,
+        "required": _required_roles(kind),
+        "additionalProperties": False,
+    }
+    if ANY_ROLE in kind.inputs:
+        found["patternProperties"] = {_ROLE: {"anyOf": [_INPUT, several]}}
+    return found
+
+
+def text() -> str:
+    """The schema as a JSON file."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
