@@ -1,0 +1,140 @@
+"""One small real build of every kind, chained: what the contract suite runs, in a process of its own.
+
+    python samples.py STORIES WORK [KIND …]
+
+builds each kind's sample below WORK over the trained 260 K-parameter model and prints one JSON object:
+``{kind: {"digest", "metrics", "strays", "inputs_changed"}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagekit import Recorder, digest_of
+
+from ingot.core.stage import Given, load_kind
+
+STORIES = [
+    {"messages": [{"role": "user", "content": f"Tell me story {n}."}, {"role": "assistant", "content": text}]}
+    for n, text in enumerate(
+        f"Once upon a time there was a {size} {animal} who liked to {verb} in the {place}."
+        for size in ("little", "big")
+        for animal in ("cat", "dog", "bird", "fox")
+        for verb in ("play", "run", "sleep")
+        for place in ("garden", "house")
+    )
+]
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The parameters of a kind's sample and where its inputs come from: names of other samples."""
+
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str | tuple[str, ...]]
+    sources: tuple[str, ...] = ()
+
+
+SAMPLES: dict[str, Sample] = {
+    "fetch": Sample({"path": "model"}, {}, ("model",)),
+    "convert": Sample({"dtype": "float32"}, {"model": "gguf"}),
+    "dataset": Sample({"sources": [{"path": "rows.jsonl"}], "split": {"eval": 0.3}}, {}, ("rows.jsonl",)),
+    "adapter": Sample(
+        {"rank": 4, "steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
+        {"model": "fetch", "data": "dataset"},
+    ),
+    "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
+    "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),
+    "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
+    "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
+    "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
+    "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
+    "evaluate": Sample({"documents": 4}, {"candidate": "merge", "data": "dataset", "reference": "fetch"}),
+    "report": Sample({}, {"data": "dataset", "reference": "fetch", "candidates": ("merge",), "evaluations": ("evaluate",)}),
+}
+
+
+def prepare(stories: Path, work: Path) -> None:
+    """The project files that the samples read: a chat-capable model folder, rows, a file."""
+    model = work / "src" / "model"
+    shutil.copytree(stories, model, ignore=shutil.ignore_patterns("*.gguf", "SOURCE*", "LICENSE*"))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (work / "src" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STORIES))
+    (work / "src" / "files").mkdir()
+    (work / "src" / "files" / "a.txt").write_text("a\n")
+
+
+def run(kind: str, work: Path) -> dict[str, Any]:
+    """Build one kind's sample below ``work``, where its inputs were built before."""
+    sample = SAMPLES[kind]
+    stage = load_kind(kind).model_validate_json(json.dumps(dict(sample.params)), strict=True)
+    out, scratch = work / kind / "out", work / kind / "scratch"
+    out.mkdir(parents=True)
+    scratch.mkdir()
+    names = {role: (value,) if isinstance(value, str) else value for role, value in sample.inputs.items()}
+    inputs = {role: tuple(work / name / "out" for name in value) for role, value in names.items()}
+    given = Given(
+        inputs=inputs,
+        digests={role: tuple(digest_of(path) for path in paths) for role, paths in inputs.items()},
+        scratch=scratch,
+        sources=tuple(work / "src" / name for name in sample.sources),
+        seed=7 if stage.reproducibility == "seeded" else None,
+        threads=2,
+    )
+    before = _tree(work, out, scratch)
+    os.chdir(scratch)
+    metrics = stage.run(given, out, Recorder())
+    after = _tree(work, out, scratch)
+    changed = [role for role, paths in inputs.items() if tuple(digest_of(path) for path in paths) != given.digests[role]]
+    strays = sorted(after - before)
+    return {
+        "digest": digest_of(out),
+        "metrics": {name: metric.to_dict() for name, metric in metrics.items()},
+        "strays": strays,
+        "inputs_changed": changed,
+    }
+
+
+def _tree(work: Path, out: Path, scratch: Path) -> set[str]:
+    return {
+        str(path.relative_to(work))
+        for path in work.rglob("*")
+        if not path.is_relative_to(out) and not path.is_relative_to(scratch)
+    }
+
+
+def order() -> list[str]:
+    """The kinds so that inputs come first."""
+    done: list[str] = []
+
+    def visit(kind: str) -> None:
+        for value in SAMPLES[kind].inputs.values():
+            for name in (value,) if isinstance(value, str) else value:
+                visit(name)
+        if kind not in done:
+            done.append(kind)
+
+    for kind in SAMPLES:
+        visit(kind)
+    return done
+
+
+def main() -> None:
+    """Build all samples and print what became of them."""
+    stories, work = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    prepare(stories, work)
+    printed = {kind: run(kind, work) for kind in sys.argv[3:] or order()}
+    sys.stdout.write("\n" + json.dumps(printed) + "\n")
+
+
+if __name__ == "__main__":
+    main()
