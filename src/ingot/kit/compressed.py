@@ -1,0 +1,161 @@
+"""compressed-tensors checkpoints: integer weights per row or per group, written and read tensor by tensor.
+
+The format is that of the ``compressed-tensors`` library (``pack-quantized``): for a linear layer ``L`` the file
+holds ``L.weight_packed`` (int32, the values offset by 2^(bits-1) and laid end to end), ``L.weight_scale`` and
+``L.weight_shape``. Transformers and vLLM load it. Reading goes through the library itself, so other schemes of the
+format come out right, too; 8-bit packing is done here, being a plain view of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ingot.errors import RefusedInput
+from ingot.kit import hf
+
+_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+_LEVELS = 127  # symmetric: -127 … 127, so that a weight and its negative are treated alike
+
+
+def config_of(group_size: int | None, ignore: Sequence[str]) -> dict[str, Any]:
+    """``quantization_config`` of W8A16: symmetric int8 weights, per output row or per group of inputs."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    weights: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
+    weights |= {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
+    config = QuantizationConfig.model_validate(
+        {
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "format": "pack-quantized"}},
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "ignore": sorted(ignore),
+        }
+    )
+    return dict(config.model_dump(mode="json", exclude_none=True))
+
+
+def scales_of(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """Scales (rows × groups) in the dtype of ``weight``: the smallest of that dtype with ``127·s ≥ max|w|``.
+
+    Rounding a scale down would clip the largest weight by more than half a step, so it is rounded up. A group of
+    zeros has scale 1. RefusedInput (E-QUANTIZE-VALUE) for weights that are not finite, or too large for the scale.
+    """
+    peaks = _grouped(weight.float(), group_size).abs().amax(dim=-1)
+    if not bool(torch.isfinite(peaks).all()):
+        raise RefusedInput(
+            "E-QUANTIZE-VALUE", "a weight is not a finite number", facts=[f"shape {tuple(weight.shape)}"]
+        )
+    exact = peaks / _LEVELS
+    scale = exact.to(weight.dtype)
+    # products of an 8-bit and a 7-bit integer part are exact in fp64, so the comparison is, too
+    short = scale.double() * _LEVELS < peaks.double()
+    scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
+    return torch.where(peaks == 0, torch.ones_like(scale), scale)
+
+
+def quantize(weight: torch.Tensor, scale: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """Nearest integers of ``w / s`` in -127 … 127 (int8, the shape of ``weight``), computed in fp32, ties to even."""
+    parts = _grouped(weight.float(), group_size) / scale.float().unsqueeze(-1)
+    return parts.round().clamp(-_LEVELS, _LEVELS).to(torch.int8).reshape(weight.shape)
+
+
+def _grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    size = weight.shape[1] if group_size is None else group_size
+    return weight.reshape(weight.shape[0], -1, size)
+
+
+def pack(values: torch.Tensor) -> torch.Tensor:
+    """int8 values as the format's int32 words: offset by 128, little-endian, rows filled up with zero bytes."""
+    rows, columns = values.shape
+    filled = torch.zeros(rows, -(-columns // 4) * 4, dtype=torch.uint8)
+    filled[:, :columns] = (values.to(torch.int16) + 128).to(torch.uint8)
+    return filled.view(torch.int32)
+
+
+def encode(module: str, weight: torch.Tensor, group_size: int | None) -> dict[str, torch.Tensor]:
+    """The tensors that stand for a linear layer's weight (rows × columns), by name."""
+    scale = scales_of(weight, group_size)
+    return {
+        f"{module}.weight_packed": pack(quantize(weight, scale, group_size)),
+        f"{module}.weight_scale": scale,
+        f"{module}.weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+    }
+
+
+def is_compressed(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that the weights are a compressed-tensors checkpoint."""
+    found = config.get("quantization_config")
+    return isinstance(found, dict) and found.get("quant_method") == "compressed-tensors"
+
+
+def iter_plain_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every (name, tensor) of a model folder with plain weights, quantized ones dequantized, one at a time.
+
+    A dequantized weight has the dtype of its scale. RefusedInput (E-QUANTIZED) for another quantization format.
+    """
+    config = hf.read_config(folder)
+    if not config.get("quantization_config"):
+        yield from hf.iter_tensors(folder)
+    else:
+        yield from dequantize_model(folder)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as it is for the plain weights."""
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def dequantize_model(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain tensors of a compressed-tensors checkpoint, one at a time, in the order of its own names."""
+    config = hf.read_config(folder)
+    if not is_compressed(config):
+        found = config.get("quantization_config") or {}
+        raise RefusedInput(
+            "E-QUANTIZED",
+            "the model is not a compressed-tensors checkpoint",
+            facts=[f"quant_method: {found.get('quant_method')}"],
+        )
+    scheme = _scheme(config["quantization_config"])
+    where = {entry.name: path for path, entry in hf.entries(folder)}
+    for name in where:
+        module, _, part = name.rpartition(".")
+        packed = f"{module}.weight_packed"
+        if part == "weight_packed":
+            yield f"{module}.weight", _decode(module, where, scheme)
+        elif packed not in where or part not in _PARTS:
+            yield name, _load(where, name)
+
+
+def _scheme(config: Mapping[str, Any]) -> Any:
+    from compressed_tensors.quantization import QuantizationConfig
+
+    groups = list(QuantizationConfig.model_validate(dict(config)).config_groups.values())
+    if len(groups) != 1 or config.get("format") != "pack-quantized":
+        raise RefusedInput(
+            "E-QUANTIZED",
+            "only pack-quantized checkpoints with one group of layers can be read as plain weights",
+            facts=[f"format {config.get('format')}, {len(groups)} groups"],
+        )
+    return groups[0]
+
+
+def _decode(module: str, where: Mapping[str, Path], scheme: Any) -> torch.Tensor:
+    from compressed_tensors.compressors import BaseCompressor
+
+    state = {part: _load(where, f"{module}.{part}") for part in _PARTS if f"{module}.{part}" in where}
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    weight = compressor.decompress(state, scheme)["weight"]
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _load(where: Mapping[str, Path], name: str) -> torch.Tensor:
+    with safe_open(where[name], framework="pt") as file:
+        tensor = file.get_tensor(name)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor

@@ -1,0 +1,74 @@
+"""Which weights of a model folder belong to linear layers, found without loading a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingot.errors import RefusedInput
+from ingot.kit import hf
+
+#: Written by a stage about its own result; not a property of the model, so never handed on.
+_OWN_FILES = ("prune.json",)
+
+
+def skeleton(folder: Path) -> Any:
+    """The folder's model on the meta device: its modules and shapes, no memory for weights.
+
+    RefusedInput (E-MODEL-ARCH) when transformers knows no causal language model for its config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    hf.read_config(folder)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise RefusedInput(
+            "E-MODEL-ARCH",
+            "transformers knows no causal language model for this config",
+            facts=[str(error).splitlines()[0][:200]],
+        ) from error
+
+
+def linear_modules(model: Any) -> list[str]:
+    """Names of the linear layers in the model's order, without the output embedding."""
+    head = model.get_output_embeddings()
+    return [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+
+
+def linear_weights(folder: Path) -> list[str]:
+    """As ``linear_modules``, those whose ``.weight`` is a tensor of the folder."""
+    names = set(hf.tensor_names(folder))
+    return [module for module in linear_modules(skeleton(folder)) if f"{module}.weight" in names]
+
+
+def output_module(folder: Path) -> str | None:
+    """The name of the output embedding (``lm_head``), if the model has one."""
+    model = skeleton(folder)
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def refuse_quantized(folder: Path, what: str) -> None:
+    """Refuse a model whose weights are quantized already (E-QUANTIZED)."""
+    found = hf.read_config(folder).get("quantization_config")
+    if found:
+        raise RefusedInput(
+            "E-QUANTIZED",
+            f"{what} needs plain weights; this model is quantized already",
+            facts=[f"quant_method: {found.get('quant_method')}"],
+            hint=f"put {what} before quantize in the chain",
+        )
+
+
+def copy_model_files(src: Path, out: Path, *, config: dict[str, Any] | None = None) -> None:
+    """Everything but the weights, less what an earlier stage wrote about its own result."""
+    hf.copy_side_files(src, out, config=config)
+    for name in _OWN_FILES:
+        (out / name).unlink(missing_ok=True)
