@@ -56,7 +56,9 @@ def chain(folder: Path, model: Path, rows: Path) -> None:
     script = time.perf_counter() - start
     allowed = script * 1.1 + 0.5 * STAGES
     verdict = "met" if through_doit <= allowed else "NOT met"
-    print(f"chain of {STAGES} stages: doit {through_doit:.2f} s, the same calls in one script {script:.2f} s; goal ≤ {allowed:.2f} s  {verdict}")
+    print(
+        f"chain of {STAGES} stages: doit {through_doit:.2f} s, the same calls in one script {script:.2f} s; goal ≤ {allowed:.2f} s  {verdict}"
+    )
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def test_a_matrix_builds_its_variants_and_a_new_one_alone(sandbox: Sandbox) -> N
             + f"  m: {{kind: command, command: [sh, -c, 'echo m >> {sandbox.root}/ran.txt; echo $V > {{out}}/out.txt'],"
             + f" from: {{data: a}}, matrix: {{env: [{values}]}}}}\n"
             + "  all: {kind: command, command: [sh, -c, 'cat \"$@\" > {out}/all', x, '{data}'], from: {data: [m]}}\n".replace(
-                "cat \"$@\"", "for d in \"$@\"; do cat $d/out.txt; done"
+                'cat "$@"', 'for d in "$@"; do cat $d/out.txt; done'
             )
         )
 

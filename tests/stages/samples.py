@@ -58,7 +58,9 @@ SAMPLES: dict[str, Sample] = {
     "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
     "evaluate": Sample({"documents": 4}, {"candidate": "merge", "data": "dataset", "reference": "fetch"}),
-    "report": Sample({}, {"data": "dataset", "reference": "fetch", "candidates": ("merge",), "evaluations": ("evaluate",)}),
+    "report": Sample(
+        {}, {"data": "dataset", "reference": "fetch", "candidates": ("merge",), "evaluations": ("evaluate",)}
+    ),
 }
 
 
@@ -94,7 +96,9 @@ def run(kind: str, work: Path) -> dict[str, Any]:
     os.chdir(scratch)
     metrics = stage.run(given, out, Recorder())
     after = _tree(work, out, scratch)
-    changed = [role for role, paths in inputs.items() if tuple(digest_of(path) for path in paths) != given.digests[role]]
+    changed = [
+        role for role, paths in inputs.items() if tuple(digest_of(path) for path in paths) != given.digests[role]
+    ]
     strays = sorted(after - before)
     return {
         "digest": digest_of(out),

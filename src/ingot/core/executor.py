@@ -27,7 +27,17 @@ from ingot.errors import StageFailed
 Listener = Callable[[dict[str, Any]], None]
 
 #: Network kinds get these through, by prefix or name; they are never recorded.
-_NETWORK_VARIABLES = ("PIP_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_NETWORK_VARIABLES = (
+    "PIP_",
+    "HF_",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "SSL_CERT_",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+)
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT")
 
 
@@ -106,7 +116,9 @@ class Executor:
             sampler.join()
         return _conclude(run, log)
 
-    def _start(self, job: dict[str, Any], theirs: socket.socket, log: int, lock_fd: int) -> subprocess.Popen[bytes] | None:
+    def _start(
+        self, job: dict[str, Any], theirs: socket.socket, log: int, lock_fd: int
+    ) -> subprocess.Popen[bytes] | None:
         preload = job.pop("preload")
         if sys.platform == "linux" and not job["network"]:
             self._request({"job": job, "preload": preload}, [theirs.fileno(), log, lock_fd])

@@ -94,7 +94,9 @@ class Server:
         self._jobs[pid] = connection
         self._tell(pid, t="pid", pid=pid, inherited_anon=procfs.memory(parent).anon)
 
-    def _child(self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int], parent: int) -> NoReturn:
+    def _child(
+        self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int], parent: int
+    ) -> NoReturn:
         log, _lock = descriptors
         status = 1
         try:

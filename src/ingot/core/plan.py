@@ -95,7 +95,9 @@ class Planner:
     ) -> dict[str, Any]:
         """The key parts of a node whose inputs have these digests (by id); sources are read unless given."""
         inputs = {
-            role: tuple(digests[f"{node.spec}:{name}"] for name in names) for role, names in node.inputs.items() if names
+            role: tuple(digests[f"{node.spec}:{name}"] for name in names)
+            for role, names in node.inputs.items()
+            if names
         }
         tools = {name: tool_version(name) for name in node.tools}
         programs = {name: _program_output(tuple(command)) for name, command in node.programs.items()}
@@ -154,4 +156,6 @@ def missing_tools(nodes: Iterable[Node]) -> MissingTool | None:
     if not facts:
         return None
     hint = f"pip install 'ingot[{','.join(sorted(extras))}]'" if extras else f"install {', '.join(programs)}"
-    return MissingTool("E-MISSING-TOOL", "not everything that the stale targets need is installed", facts=facts, hint=hint)
+    return MissingTool(
+        "E-MISSING-TOOL", "not everything that the stale targets need is installed", facts=facts, hint=hint
+    )

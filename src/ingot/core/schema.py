@@ -24,7 +24,8 @@ def schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {"any-target": _any_target(), "one-gate": _gate()}
     for name in stage.kinds():
         definitions |= _kind(name, stage.load_kind(name))
-    whole = {"required": ["format", "name", "targets"], "properties": {"targets": _targets({"$ref": "#/$defs/any-target"})}}
+    targets = _targets({"$ref": "#/$defs/any-target"})
+    whole = {"required": ["format", "name", "targets"], "properties": {"targets": targets}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A spec of ingot",

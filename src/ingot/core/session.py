@@ -83,7 +83,12 @@ class Session:
         if bad:
             code = "E-GATE" if any(verdict.passed is False for verdict in bad) else "E-GATE-UNKNOWN"
             what = f"{len(bad)} of {len(verdicts)} gates of {name} do not pass"
-            raise GateFailed(code, what, facts=[str(verdict) for verdict in bad], hint="the measurements are published; a gate only judges them")
+            raise GateFailed(
+                code,
+                what,
+                facts=[str(verdict) for verdict in bad],
+                hint="the measurements are published; a gate only judges them",
+            )
 
     def close(self) -> None:
         """Keep what is derived and end the helpers."""

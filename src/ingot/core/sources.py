@@ -129,7 +129,10 @@ def _copy(source: Path, target: Path) -> str:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as reader, target.open("xb") as writer:
+    with (
+        os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as reader,
+        target.open("xb") as writer,
+    ):
         while block := reader.read(1 << 20):
             digest.update(block)
             writer.write(block)

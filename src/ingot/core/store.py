@@ -220,7 +220,9 @@ class Store:
         place = (receipt["origin"], receipt["index"])
         if place not in [(build["origin"], build["index"]) for build in builds]:
             builds.append(dict(receipt))
-            builds.sort(key=lambda build: (str(build["timings"]["finished"]), str(build["origin"]), int(build["index"])))
+            builds.sort(
+                key=lambda build: (str(build["timings"]["finished"]), str(build["origin"]), int(build["index"]))
+            )
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
             disk.make_dirs_durable(self.root / "results")
             disk.write_file_atomic(self.root / "results" / f"{key}.json", text.encode(), durable=False)

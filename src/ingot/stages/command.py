@@ -44,7 +44,8 @@ class Command(Stage):
         description="The program and its arguments; {out}, {scratch}, {threads} and {ROLE} stand for folders and numbers.",
     )
     files: Annotated[Files, BeforeValidator(_as_files)] = Field(
-        default=Files(), description="Project files that the program reads: paths, folders or globs, relative to the spec."
+        default=Files(),
+        description="Project files that the program reads: paths, folders or globs, relative to the spec.",
     )
     programs_on_path: dict[str, tuple[str, ...]] = Field(
         default={},

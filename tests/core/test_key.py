@@ -1,0 +1,164 @@
+"""Keys: golden vectors, and what must and must not change them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingot.core.graph import Node
+from ingot.core.key import key_of, key_parts
+from ingot.core.sources import SourceReader
+from ingot.core.statcache import StatCache
+from ingot.errors import RefusedInput
+
+GOLDEN: list[dict[str, Any]] = json.loads(
+    (Path(__file__).resolve().parent.parent / "golden" / "key.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("vector", GOLDEN, ids=lambda vector: str(vector["parts"]["kind"]))
+def test_golden_vectors(vector: dict[str, Any]) -> None:
+    assert hashlib.sha256(vector["preimage"].encode()).hexdigest() == vector["key"]
+    assert key_of(vector["parts"]) == vector["key"]
+
+
+def node(**changes: Any) -> Node:
+    facts = {"kind": "k", "revision": 1, "reproducibility": "seeded", "produces": "any", "params": {"a": 1}}
+    named = {"spec": "s", "name": "t", "target": "t", "seed": 7, "single_roles": ("model",)}
+    return Node(**(facts | named | {"inputs": {"model": ("m",)}} | changes))
+
+
+def parts(made: Node, digest: str = "aa", tools: dict[str, str] | None = None) -> dict[str, Any]:
+    return key_parts(made, {"model": (digest,)}, ("file:11",) * len(made.sources), tools or {"torch": "2"}, {})
+
+
+def test_content_changes_the_key() -> None:
+    base = key_of(parts(node()))
+    changed = [
+        parts(node(kind="other")),
+        parts(node(revision=2)),
+        parts(node(params={"a": 2})),
+        parts(node(seed=8)),
+        parts(node(seed=None)),
+        parts(node(single_roles=())),
+        parts(node(), digest="bb"),
+        parts(node(), tools={"torch": "3"}),
+    ]
+    keys = {key_of(each) for each in changed}
+    assert len(keys) == len(changed)
+    assert base not in keys
+
+
+def test_names_places_and_lines_do_not_change_the_key() -> None:
+    base = key_of(parts(node()))
+    assert key_of(parts(node(spec="x", name="y", target="z", file="other.yaml", line=9, hidden=True))) == base
+    assert key_of(parts(node(preload=("torch",), needs=("rich",), extra="ml", network=True))) == base
+
+
+def test_a_source_counts_by_its_digest_and_not_by_its_path() -> None:
+    def with_path(path: str) -> dict[str, Any]:
+        params = {"sources": [{"path": path, "python_stdlib": None}]}
+        return parts(node(params=params, sources=(("/sources/0", {"path": path}, "specs"),)))
+
+    assert with_path("a.jsonl")["params"] == {"sources": [{"source": "file:11"}]}
+    assert key_of(with_path("a.jsonl")) == key_of(with_path("b.jsonl"))
+
+
+def test_numbers_without_a_canonical_form_are_refused() -> None:
+    for value in (float("nan"), float("inf"), 2**53):
+        with pytest.raises(RefusedInput) as caught:
+            key_of(parts(node(params={"a": value})))
+        assert caught.value.code == "E-JSON"
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8")),
+        st.integers(-(2**53) + 1, 2**53 - 1) | st.text(st.characters(codec="utf-8")) | st.booleans(),
+    )
+)
+def test_the_order_of_parameters_does_not_change_the_key(params: dict[str, Any]) -> None:
+    turned = dict(reversed(params.items()))
+    assert key_of(parts(node(params=params))) == key_of(parts(replace(node(), params=turned)))
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> SourceReader:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.txt").write_text("1")
+    (tmp_path / "p" / "b.txt").write_text("2")
+    (tmp_path / "p" / "c.md").write_text("3")
+    return SourceReader(tmp_path, StatCache(tmp_path / "stat.json"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"path": "p/a.txt"},
+        {"path": "p"},
+        {"path": "p/*.txt"},
+        {"paths": ["p/a.txt", "p/c.md"], "base": "p"},
+        {"python_stdlib": "topics"},
+    ],
+    ids=str,
+)
+def test_a_snapshot_has_the_digest_that_was_planned(
+    reader: SourceReader, tmp_path: Path, source: dict[str, Any]
+) -> None:
+    path, digest = reader.snapshot(source, tmp_path / "snap")
+    assert digest == reader.digest(source)
+    assert path.exists()
+
+
+def test_a_renamed_file_has_the_same_digest_and_an_edited_one_another(reader: SourceReader, tmp_path: Path) -> None:
+    before = reader.digest({"path": "p/a.txt"})
+    (tmp_path / "p" / "a.txt").rename(tmp_path / "p" / "z.txt")
+    assert reader.digest({"path": "p/z.txt"}) == before
+    (tmp_path / "p" / "z.txt").write_text("other")
+    assert reader.digest({"path": "p/z.txt"}) != before
+
+
+def test_names_inside_a_folder_count(reader: SourceReader, tmp_path: Path) -> None:
+    before = reader.digest({"path": "p"})
+    (tmp_path / "p" / "a.txt").rename(tmp_path / "p" / "z.txt")
+    assert reader.digest({"path": "p"}) != before
+    (tmp_path / "p").rename(tmp_path / "q")
+    assert reader.digest({"path": "q"}) != before
+    (tmp_path / "q" / "z.txt").rename(tmp_path / "q" / "a.txt")
+    assert reader.digest({"path": "q"}) == before
+
+
+def test_an_edit_under_the_same_size_and_time_is_seen_once_the_stat_differs(
+    reader: SourceReader, tmp_path: Path
+) -> None:
+    path = tmp_path / "p" / "a.txt"
+    before = reader.digest({"path": "p/a.txt"})
+    path.write_text("9")
+    assert reader.digest({"path": "p/a.txt"}) != before
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "p/none.txt"}, "no such file"),
+        ({"path": "p/*.csv"}, "no file matches"),
+        ({"path": "p/link"}, "symbolic links are not followed"),
+    ],
+)
+def test_sources_that_cannot_be_read(
+    reader: SourceReader, tmp_path: Path, source: dict[str, str], message: str
+) -> None:
+    (tmp_path / "p" / "link").symlink_to("a.txt")
+    with pytest.raises(RefusedInput, match=message) as caught:
+        reader.digest(source)
+    assert caught.value.code == "E-SOURCE"
