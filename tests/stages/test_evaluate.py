@@ -1,0 +1,257 @@
+"""``evaluate``: figures equal to direct computations, and the faults that must not become figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingot.core.digest import is_digest
+from ingot.errors import RefusedInput
+from ingot.kit import hf
+from ingot.kit.llama_cpp import quantize
+from stagekit import digest_of, run_stage
+
+FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000}
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    folder.mkdir()
+    text = "".join(json.dumps({"id": f"{index:016x}", **row}) + "\n" for index, row in enumerate(rows))
+    (folder / "eval.jsonl").write_text(text, encoding="utf-8")
+    (folder / "train.jsonl").write_text("", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(shared_data: Path) -> list[str]:
+    lines = (shared_data / "sets" / "tinystories" / "stories.clean.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+@pytest.fixture
+def data(texts: list[str], tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "data", ({"text": text} for text in texts[:12]))
+
+
+@pytest.fixture
+def gguf(stories_gguf: Path, tmp_path: Path) -> Path:
+    (tmp_path / "gguf").mkdir()
+    shutil.copyfile(stories_gguf, tmp_path / "gguf" / "model.gguf")
+    return tmp_path / "gguf"
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
+        shutil.copyfile(source / name, target / name)
+        (target / name).chmod(0o644)
+    return target
+
+
+def direct(folder: Path, texts: Iterable[str], length: int) -> tuple[float, int]:
+    """(nll sum, tokens) by transformers alone: one BOS, one full pass, no cache, no segments."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"][:length]])
+        assert ids[0, 0] == tokenizer.bos_token_id
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        count += ids.shape[1] - 1
+    return total, count
+
+
+def test_perplexity_equals_a_direct_computation(stories: Path, texts: list[str], data: Path, tmp_path: Path) -> None:
+    """Documents longer than one segment included (512 > 256): the cache carries over exactly."""
+    out, metrics = run_stage("evaluate", {**FAST, "max_length": 512}, {"candidate": stories, "data": data}, tmp_path)
+    total, count = direct(stories, texts[:12], 512)
+    assert metrics["tokens"].value == count
+    assert metrics["documents"].value == 12
+    assert metrics["nll"].value == pytest.approx(total / count, rel=1e-5)
+    assert metrics["perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-5)
+    interval = metrics["perplexity"].interval
+    assert interval is not None
+    assert interval[0] < metrics["perplexity"].value < interval[1]
+    assert max(json.loads(line)["tokens"] for line in (out / "documents.jsonl").read_text().splitlines()) > 256
+
+
+@pytest.mark.slow
+def test_the_known_figure_on_all_stories(stories: Path, texts: list[str], tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data", ({"text": text} for text in texts))
+    params = {**FAST, "max_length": 512, "documents": 903}
+    _, metrics = run_stage("evaluate", params, {"candidate": stories, "data": data}, tmp_path)
+    assert metrics["documents"].value == 903
+    assert metrics["perplexity"].value == pytest.approx(4.236, abs=5e-4)
+
+
+def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_path: Path) -> None:
+    inputs = {"candidate": stories, "data": data, "reference": stories}
+    out, metrics = run_stage("evaluate", FAST, inputs, tmp_path)
+    assert metrics["kl_divergence"].value == 0
+    assert metrics["kl_p99"].value == 0
+    assert metrics["nll_difference"].value == 0
+    assert metrics["nll_difference"].interval == (0, 0)
+    assert metrics["top1_agreement"].value == 1
+    evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["format"] == 1
+    assert evaluation["candidate"] == evaluation["reference"] == digest_of(stories)
+    assert is_digest(evaluation["data"])
+    assert (evaluation["container"], evaluation["precision"]) == ("hf", "float32")
+    assert evaluation["metrics"] == {name: metric.to_dict() for name, metric in metrics.items()}
+    assert evaluation["settings"]["documents"] == 32
+    assert evaluation["not_measured"] == {}
+
+
+def test_llama_cpp_agrees_with_transformers_and_fewer_bits_diverge(
+    stories: Path, gguf: Path, data: Path, tmp_path: Path
+) -> None:
+    params = {**FAST, "max_length": 128}
+    _, same = run_stage("evaluate", params, {"candidate": gguf, "data": data, "reference": stories}, tmp_path)
+    assert 0 <= same["kl_divergence"].value < 1e-5
+    assert abs(same["nll_difference"].value) < 1e-3
+    assert same["top1_agreement"].value > 0.99
+    assert same["parameters"].value == 292_800  # the file stores the output layer apart
+    assert same["bytes"].value == (gguf / "model.gguf").stat().st_size
+    found = {}
+    for name in ("Q8_0", "Q4_0"):
+        (tmp_path / name).mkdir()
+        quantize(gguf / "model.gguf", tmp_path / name / "model.gguf", name, threads=2)
+        inputs = {"candidate": tmp_path / name, "data": data, "reference": stories}
+        out, found[name] = run_stage("evaluate", params, inputs, tmp_path, name=f"out-{name}")
+        assert json.loads((out / "evaluation.json").read_text())["precision"] == name
+    assert same["kl_divergence"].value < found["Q8_0"]["kl_divergence"].value < found["Q4_0"]["kl_divergence"].value
+    assert found["Q4_0"]["nll_difference"].value > 0
+    assert found["Q4_0"]["bits_per_weight"].value < found["Q8_0"]["bits_per_weight"].value < 32
+
+
+def test_only_completions_count(stories: Path, texts: list[str], tmp_path: Path) -> None:
+    """The prompt conditions and is not scored: other than scoring all, and equal to the direct computation."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompt, completion = texts[0][:120], texts[0][120:300]
+    rows = [{"prompt": prompt, "completion": completion}, {"prompt": texts[1][:90], "completion": texts[1][90:200]}]
+    data = write_rows(tmp_path / "data", rows)
+    out, _ = run_stage("evaluate", FAST, {"candidate": stories, "data": data}, tmp_path)
+    document = json.loads((out / "documents.jsonl").read_text().splitlines()[0])
+    tokenizer = AutoTokenizer.from_pretrained(str(stories))
+    ids = [*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]
+    first = next(i for i, (a, b) in enumerate(zip(tokenizer(prompt)["input_ids"] + [-1], ids, strict=False)) if a != b)
+    model = AutoModelForCausalLM.from_pretrained(str(stories), dtype=torch.float32)
+    with torch.inference_mode():
+        log = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = -sum(float(log[i - 1, ids[i]]) for i in range(first, len(ids)))
+    assert document["tokens"] == len(ids) - first
+    assert document["nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_documents_come_in_content_order_and_hold_no_text(stories: Path, texts: list[str], tmp_path: Path) -> None:
+    rows = [{"id": f"{9 - index:016x}", "text": text} for index, text in enumerate(texts[:6])]
+    data = write_rows(tmp_path / "data", rows)
+    out, _ = run_stage("evaluate", {**FAST, "documents": 3}, {"candidate": stories, "data": data}, tmp_path)
+    lines = (out / "documents.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"{index:016x}" for index in (4, 5, 6)]
+    assert {key for line in lines for key in json.loads(line)} == {"agree", "id", "kl", "nll", "ref_nll", "tokens"}
+    assert sorted(path.name for path in out.iterdir()) == ["documents.jsonl", "evaluation.json"]
+
+
+def test_another_tokenizer_is_refused(stories: Path, gguf: Path, data: Path, tmp_path: Path) -> None:
+    other = copy_model(stories, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["a"] = vocabulary["a"], vocabulary["e"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    for index, candidate in enumerate((other, gguf)):
+        reference = stories if candidate is other else other
+        inputs = {"candidate": candidate, "data": data, "reference": reference}
+        with pytest.raises(RefusedInput, match="other tokens") as refused:
+            run_stage("evaluate", {**FAST, "max_length": 64}, inputs, tmp_path, name=f"out{index}")
+        assert refused.value.code == "E-EVAL-TOKENS"
+        assert "first difference at token" in refused.value.facts[0]
+
+
+def test_another_chat_template_is_refused(stories: Path, gguf: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Tell a story."}, {"role": "assistant", "content": "Once upon a time."}]
+    data = write_rows(tmp_path / "data", [{"messages": turns}, {"messages": turns[::-1][:1] + turns}])
+    reference, candidate = (copy_model(stories, tmp_path / name) for name in ("reference", "candidate"))
+    (reference / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    inputs = {"candidate": candidate, "data": data, "reference": reference}
+    for index, template in enumerate((TEMPLATE.replace("assistant:", "bot:"), None)):
+        if template is not None:
+            (candidate / "chat_template.jinja").write_text(template, encoding="utf-8")
+        else:
+            inputs["candidate"] = gguf  # the file holds no template
+        with pytest.raises(RefusedInput, match="template") as refused:
+            run_stage("evaluate", {**FAST, "max_length": 128}, inputs, tmp_path, name=f"out{index}")
+        assert refused.value.code == "E-EVAL-TEMPLATE"
+    (candidate / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    inputs["candidate"] = candidate
+    _, metrics = run_stage("evaluate", {**FAST, "max_length": 128}, inputs, tmp_path)
+    assert metrics["kl_divergence"].value == 0
+
+
+def test_broken_weights_give_no_figure(stories: Path, data: Path, tmp_path: Path) -> None:
+    broken = copy_model(stories, tmp_path / "broken")
+    tensors = dict(hf.iter_tensors(stories))
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], math.nan)
+    (broken / "model.safetensors").unlink()
+    hf.write_model(broken, tensors.items())
+    with pytest.raises(RefusedInput, match="not finite") as refused:
+        run_stage("evaluate", FAST, {"candidate": broken, "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-NAN"
+
+
+def test_text_beyond_the_context_is_refused(gguf: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefusedInput, match="context is 128") as refused:
+        run_stage("evaluate", {**FAST, "max_length": 200}, {"candidate": gguf, "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-CONTEXT"
+
+
+def test_nothing_to_score_is_refused(stories: Path, texts: list[str], tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data", [{"prompt": texts[0], "completion": "The end."}])
+    with pytest.raises(RefusedInput, match="none of the 1 held-out rows") as refused:
+        run_stage("evaluate", {**FAST, "max_length": 32}, {"candidate": stories, "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-EMPTY"
+
+
+def test_something_else_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("no model", encoding="utf-8")
+    with pytest.raises(RefusedInput, match="neither") as refused:
+        run_stage("evaluate", FAST, {"candidate": tmp_path / "other", "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-FORMAT"
+    assert "notes.txt" in refused.value.facts[0]
+
+
+def test_core_ml_is_not_run_and_says_so(stories: Path, data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "coreml" / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "weight.bin").write_bytes(bytes(1000))
+    inputs = {"candidate": tmp_path / "coreml", "data": data, "reference": stories}
+    out, metrics = run_stage("evaluate", FAST, inputs, tmp_path)
+    assert metrics["bytes"].value == 1000
+    evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["container"] == "coreml"
+    assert set(evaluation["metrics"]).isdisjoint({"perplexity", "nll", "kl_divergence"})
+    assert "not run yet" in evaluation["not_measured"]["perplexity"]
+    assert "kl_divergence" in evaluation["not_measured"]
