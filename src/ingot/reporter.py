@@ -1,0 +1,220 @@
+"""What a run looks like while it goes on: doit's events, translated for the screen.
+
+doit calls the methods below; running stages are heard through ``session.listeners``. On a terminal the screen is
+live (rich, imported with the first target that runs); elsewhere it is whole lines. Nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TextIO
+
+from ingot.core.report_view import Table
+from ingot.core.session import Session
+from ingot.errors import IngotError, StageFailed
+from ingot.view import interrupt
+from ingot.view.board import Board
+from ingot.view.closing import Item, closing_page, gate_lines, nothing_to_do
+from ingot.view.lines import failure_block, result_line, title
+from ingot.view.live import LiveScreen
+from ingot.view.plain import PlainScreen, Screen, is_terminal
+from ingot.view.text import duration
+
+_IMPORTED = time.monotonic()
+_NAME_MAX = 40
+#: A table in a log is as wide as it needs.
+_LOG_WIDTH = 140
+
+
+class Task(Protocol):
+    """What this module reads of a doit task."""
+
+    name: str
+    actions: list[Any]
+    task_dep: list[str]
+
+
+class Fail(Protocol):
+    """What this module reads of doit's failures."""
+
+    def get_name(self) -> str:
+        """The kind of failure."""
+
+    def get_msg(self) -> str:
+        """The message, with the traceback where an exception was not expected."""
+
+
+class LiveReporter:
+    """doit's reporter interface over a ``Board`` and a ``Screen``."""
+
+    desc = "live view on a terminal, plain lines elsewhere"
+    #: The run that is shown; set when the tasks are made.
+    session: ClassVar[Session | None] = None
+    #: Why targets failed, in ingot's own words.
+    errors: ClassVar[dict[str, IngotError]] = {}
+
+    def __init__(self, outstream: TextIO, options: Mapping[str, Any]) -> None:  # noqa: ARG002 - doit's signature
+        self._stream = outstream
+        self._board = Board()
+        self._terminal = is_terminal(outstream, os.environ)
+        self._screen: Screen = (LiveScreen if self._terminal else PlainScreen)(outstream, self._board)
+        self._stopping = False
+        self._runtime_errors: list[str] = []
+
+    # --- called by doit ------------------------------------------------------------------------------------
+
+    def initialize(self, tasks: Mapping[str, Task], selected_tasks: Iterable[str]) -> None:
+        """Before the first task: which targets this run visits, who listens, and what a signal does."""
+        session = self.session
+        if session is None:
+            return
+        self._board.targets = tuple(name for name in _closure(tasks, selected_tasks) if name in session.project.nodes)
+        session.selected = self._board.targets
+        session.listeners.append(self._board.hear)
+        interrupt.install(self._stop, self._screen.close, self._stream.fileno(), terminal=self._terminal)
+
+    def get_status(self, task: Task) -> None:
+        """doit asks whether a task is up to date."""
+
+    def execute_task(self, task: Task) -> None:
+        """A task starts. A result that is only put in its place is no run and is not shown as one."""
+        session = self.session
+        if self._stopping or not task.actions:
+            return
+        node = session.project.nodes.get(task.name) if session else None
+        planned = session.planned.get(task.name) if session else None
+        if planned is None or planned.state != "fresh":
+            reason = planned.reasons[0].detail if planned and planned.reasons else "asked for"
+            self._screen.begin(self._board.begin(task.name, node.kind if node else "task", reason))
+
+    def add_success(self, task: Task) -> None:
+        """A task ended well."""
+        if self._stopping or not task.actions:
+            return
+        session = self.session
+        built = session.outcomes.get(task.name) if session else None
+        if session is None or built is None:
+            self._board.end(task.name, "built")
+            self._screen.say([title("ran", task.name)])
+            return
+        item = self._board.end(task.name, built.fate)
+        if built.fate != "fresh":
+            reason = item.reason if item else "a result that was at hand"
+            self._say_result(task.name, built.fate, built.receipt, reason)
+
+    def skip_uptodate(self, task: Task) -> None:
+        """A task is up to date: counted, not listed."""
+        if task.name in self._board.targets:
+            self._board.end(task.name, "fresh")
+
+    def skip_ignore(self, task: Task) -> None:
+        """``doit ignore`` set the task aside."""
+        self._board.end(task.name, "skipped")
+        self._screen.say([title("skipped", task.name)])
+
+    def add_failure(self, task: Task, fail: Fail) -> None:
+        """A task failed or could not start: said once, here."""
+        if self._stopping:
+            return
+        session = self.session
+        built = session.outcomes.get(task.name) if session else None
+        item = self._board.end(task.name, "failed")
+        if built is not None and built.fate != "fresh":
+            # The result is published; its gates are what failed.
+            self._say_result(task.name, built.fate, built.receipt, item.reason if item else "")
+        self._screen.say(failure_block(task.name, self._words(task, fail)))
+
+    def cleanup_error(self, exception: Fail) -> None:
+        """Clean-up of a task failed."""
+        sys.stderr.write(exception.get_msg())
+
+    def runtime_error(self, msg: str) -> None:
+        """doit itself met an error; said at the end."""
+        self._runtime_errors.append(msg)
+
+    def teardown_task(self, task: Task) -> None:
+        """A task's teardown starts."""
+
+    def complete_run(self) -> None:
+        """The end: one line when there was nothing to do, else what was built and what comes next."""
+        self._screen.close()
+        if self._stopping:
+            return
+        board = self._board
+        seconds = _since_start()
+        done = board.names("built", "restored", "failed", "skipped")
+        if not done and self.session is not None and board.targets and not self._runtime_errors:
+            if board.count("fresh"):
+                self._screen.say([nothing_to_do(board.count("fresh"), seconds), *gate_lines(self.session, board)])
+            return
+        if done:
+            if self.session is not None:
+                self._show(closing_page(self.session, board, self._screen.width if self._terminal else _LOG_WIDTH))
+            self._screen.say([[("", "")], [*board.result(), (f" in {duration(seconds)}", "dim")]])
+        self._screen.say([[(text.strip(), "red")] for text in self._runtime_errors])
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any], reason: str) -> None:
+        longest = max((len(each) for each in self._board.targets), default=0)
+        layout = (min(longest, _NAME_MAX, self._screen.width // 2), self._screen.width)
+        self._screen.say([result_line(fate, name, receipt, layout, reason)])
+
+    def _words(self, task: Task, fail: Fail) -> str:
+        error = self.errors.get(task.name)
+        verdicts = self.session.verdicts.get(task.name, []) if self.session else []
+        if error is None and any(not verdict.passed for verdict in verdicts):
+            # The verdicts stand on the closing page, with the values.
+            return fail.get_msg().strip().partition("\n")[0]
+        if error is None:
+            return fail.get_msg() if fail.get_name() != "UnmetDependency" else f"not run: {fail.get_msg().strip()}"
+        log = error.log if isinstance(error, StageFailed) else None
+        if log and not any(fact.startswith("log:") for fact in error.facts):
+            return f"{error}\n  log: {log}"
+        return str(error)
+
+    def _show(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if not isinstance(item, Table):
+                self._screen.say([item])
+            elif self._terminal:
+                from ingot.view.draw import draw
+
+                draw(self._stream, item)
+            else:
+                self._screen.say([[(line, "")] for line in item.lines()])
+
+    def _stop(self) -> None:
+        self._stopping = True
+        if self.session is not None:
+            self.session.project.executor.kill_all()
+
+
+def _closure(tasks: Mapping[str, Task], selected: Iterable[str]) -> list[str]:
+    """The selected tasks and all that they need, each after what it needs, in the order in which doit goes."""
+    ordered: dict[str, None] = {}
+    todo = [(name, False) for name in reversed(list(selected))]
+    seen: set[str] = set()
+    while todo:
+        name, ready = todo.pop()
+        if ready:
+            ordered[name] = None
+        elif name not in seen:
+            seen.add(name)
+            todo.append((name, True))
+            todo += [(each, False) for each in reversed(tasks[name].task_dep)]
+    return list(ordered)
+
+
+def _since_start() -> float:
+    """Seconds since this process started, as a person waits for it; since the import where the system is silent."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED

@@ -1,0 +1,151 @@
+"""The closing page of a run: reports, artifacts, gates, and the commands that come next with real names and paths."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingot.core.gates import Verdict
+from ingot.core.graph import Node
+from ingot.core.key import NOT_INSTALLED
+from ingot.core.plan import tool_version
+from ingot.core.report_view import Column, Table, table
+from ingot.core.session import Session
+from ingot.view.board import Board
+from ingot.view.text import Line, Piece, duration, join, plural, size
+
+#: More artifacts than this are counted, not listed.
+_ARTIFACTS_MAX = 20
+_PYDOC_QUESTION = "What does textwrap.dedent do?"
+_QUESTION = "Hello, who are you?"
+
+Item = Line | Table
+
+
+def nothing_to_do(count: int, seconds: float) -> Line:
+    """``nothing to do: 14 targets fresh (0.21 s)``."""
+    return [("nothing to do: ", ""), (f"{plural(count, 'target')} fresh", "green"), (f" ({duration(seconds)})", "dim")]
+
+
+def closing_page(session: Session, board: Board, width: int) -> Iterator[Item]:
+    """Everything after the last target of a run in which something was built, restored or failed."""
+    for name in board.names("built", "restored", "fresh"):
+        if session.project.nodes[name].kind == "report":
+            yield from _report(session, name, width)
+    yield from _artifacts(session, board, width)
+    yield from gate_lines(session, board)
+    yield from _next(session, board)
+
+
+def gate_lines(session: Session, board: Board) -> Iterator[Line]:
+    """One line a limit: ``pass  pydoc:report.gguf@Q8_0.kl_divergence ≤ 0.5: 0.0312``."""
+    for name in board.names("built", "restored", "fresh", "failed"):
+        for verdict in session.verdicts.get(name, ()):
+            yield _gate_line(session.project.nodes[name].spec, verdict)
+
+
+def _gate_line(spec: str, verdict: Verdict) -> Line:
+    word, style = {True: ("pass", "green"), False: ("FAIL", "red"), None: ("unknown", "yellow")}[verdict.passed]
+    side = "≤" if verdict.side == "max" else "≥"
+    bound = "" if verdict.bound == "value" else f" ({verdict.bound} end of its interval)"
+    value = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
+    near = f" (nearest: {', '.join(verdict.nearest)})" if verdict.nearest else ""
+    return [(f"gate {word:<7}", style), (f"  {spec}:{verdict.gate}{bound} {side} {verdict.limit:g}: {value}{near}", "")]
+
+
+def _report(session: Session, name: str, width: int) -> Iterator[Item]:
+    receipt = session.outcomes[name].receipt
+    path = session.project.store.object_path(str(receipt["digest"])) / "report.json"
+    try:
+        report = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    shown = table(report, _names(receipt), width)
+    yield [("", "")]
+    yield [(name, "bold")]
+    yield shown
+    for note in shown.notes:
+        yield [(note, "dim")]
+
+
+def _names(receipt: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Digest → names of the inputs of a report, without the spec."""
+    names: dict[str, list[str]] = {}
+    for given in receipt["inputs"].values():
+        for item in given if isinstance(given, list) else [given]:
+            found = names.setdefault(str(item["digest"]), [])
+            short = str(item["target"]).partition(":")[2]
+            if short not in found:
+                found.append(short)
+    return names
+
+
+def _artifacts(session: Session, board: Board, width: int) -> Iterator[Item]:
+    nodes = [session.project.nodes[name] for name in board.names("built", "restored")]
+    shown = [node for node in nodes if not node.hidden]
+    if not shown:
+        return
+    rows = [(node.id, size(_bytes(session, node)), artifact_path(session, node)) for node in shown[-_ARTIFACTS_MAX:]]
+    columns = (
+        Column("target", "target", "left", 1),
+        Column("size", "size", "right", 0),
+        Column("path", "path", "left", 0),
+    )
+    listed = Table(columns, tuple(rows))
+    yield [("", "")]
+    yield listed if listed.width() <= width else listed.without("target")
+    if len(shown) > _ARTIFACTS_MAX:
+        yield [(f"and {len(shown) - _ARTIFACTS_MAX} more in cache/latest/", "dim")]
+
+
+def _bytes(session: Session, node: Node) -> int:
+    return sum(int(file["size"]) for file in session.outcomes[node.id].receipt["files"])
+
+
+def artifact_path(session: Session, node: Node) -> str:
+    """The path of an artifact for people, from the project: its one file, its one folder, or all of it."""
+    names = [str(file["path"]) for file in session.outcomes[node.id].receipt["files"]]
+    folder = Path("cache", "latest", node.spec, node.name)
+    tops = {name.partition("/")[0] for name in names}
+    if len(tops) == 1:
+        (top,) = tops
+        return str(folder / top) + ("" if top in names else "/")
+    return f"{folder}/"
+
+
+def _next(session: Session, board: Board) -> Iterator[Line]:
+    commands = list(_commands(session, board))
+    if not commands:
+        return
+    pad = max(len(label) for label, _ in commands)
+    yield [("", "")]
+    for label, command in commands:
+        line: list[Piece] = [(f"{label:<{pad}}", "dim"), (command, "cyan")]
+        yield join([line[:1], line[1:]])
+
+
+def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
+    """(what for, the command as it can be pasted)."""
+    nodes = session.project.nodes
+    failed, done = board.names("failed"), board.names("built", "restored")
+    at_hand = [nodes[name] for name in board.names("built", "restored", "fresh")]
+    reports = [node.id for node in at_hand if node.kind == "report"]
+    if failed:
+        yield "what is left, and why", "doit plan"
+    for name in (reports or done)[-1:]:
+        yield "what was measured, and how", f"doit show {shlex.quote(name)}"
+    for name in done[-1:]:
+        yield "how it came to be", f"doit history {shlex.quote(nodes[name].spec)}"
+    models = [node for node in at_hand if node.kind == "gguf"]
+    if models and tool_version("llama-cpp-python") != NOT_INSTALLED:
+        best = next((node for node in models if node.id in done), models[0])
+        path = shlex.quote(artifact_path(session, best))
+        yield "chat with it", f'python -m ingot.chat {path} "{_question(nodes.values(), best.spec)}"'
+
+
+def _question(nodes: Iterable[Node], spec: str) -> str:
+    sources: Sequence[Mapping[str, Any]] = [src for node in nodes if node.spec == spec for _, src, _ in node.sources]
+    return _PYDOC_QUESTION if any(source.get("python_stdlib") for source in sources) else _QUESTION

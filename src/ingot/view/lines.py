@@ -1,0 +1,58 @@
+"""The permanent line of a target that ended, and the block of one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ingot.view.text import Line, Piece, cells, cut, duration, headline, join, length, printable, size
+
+_STYLES = {"built": "green", "restored": "cyan", "failed": "red", "skipped": "yellow", "ran": "green"}
+_FATE_WIDTH = 8
+#: The detail that goes without saying on a first build.
+_EXPECTED = "never built"
+
+
+def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[int, int], reason: str = "") -> Line:
+    """``built     pydoc:adapter  2m 13s   12.3 MB  eval_loss 3.10 → 2.41  peak 3.02 GB  because …``.
+
+    ``layout`` is (cells for names, cells of a line). What does not fit is left out, the reason first, then the
+    memory, then the measured facts. A restored target has no time: it was not built now.
+    """
+    name_width, width = layout
+    timings = receipt["timings"]
+    peak = timings.get("peak_anon_bytes") if fate == "built" else None
+    total = sum(int(file["size"]) for file in receipt["files"])
+    wall = duration(timings["wall_s"]) if fate == "built" else ""
+    head: list[Piece] = [
+        *title(fate, name, name_width),
+        (f"  {wall:>7}  {size(total):>7}", ""),
+    ]
+    because = "" if reason in {"", _EXPECTED} else reason if fate == "restored" else f"because {reason}"
+    facts: list[Line] = [[(fact, "bold")] for fact in map(printable, headline(receipt["metrics"]))]
+    tail: list[Line] = [
+        *facts,
+        *([[(f"peak {size(peak)}", "dim")]] if peak else []),
+        *([[(printable(because), "dim")]] if because else []),
+    ]
+    line = join([head, *tail])
+    while tail and length(line) > width:
+        tail.pop()
+        line = join([head, *tail])
+    return cut(line, width)
+
+
+def title(fate: str, name: str, name_width: int = 0) -> Line:
+    """The word for a target's fate and its name, in columns."""
+    pad = " " * max(name_width - cells(name), 0)
+    return [(f"{fate:<{_FATE_WIDTH}}", _STYLES[fate]), (f"  {name}{pad}", "bold")]
+
+
+def failure_block(name: str, text: str) -> list[Line]:
+    """A failure: the target, then what an error says of itself, line by line; nothing is cut."""
+    first, *rest = [printable(line.rstrip()) for line in text.strip().splitlines()] or ["it gave no reason"]
+    lines: list[Line] = [[*title("failed", name), (f"  {first}", "red")]]
+    for line in rest:
+        style = "yellow" if line.strip().startswith("hint:") else ""
+        lines.append([(" " * _FATE_WIDTH + line if line.startswith(" ") else " " * (_FATE_WIDTH + 2) + line, style)])
+    return lines
