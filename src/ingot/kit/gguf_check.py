@@ -1,0 +1,111 @@
+"""Proof that llama.cpp reads a written GGUF as transformers reads its source: opens, same token ids, finite logits."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.errors import IngotError, StageFailed
+from ingot.kit.chat import Template
+from ingot.kit.llama_cpp import Model, open_model
+
+#: Texts on which tokenizers differ: case, contractions, digits, spaces, line breaks, code, scripts, emoji, controls.
+PROBES = (
+    "Once upon a time there was a little girl.",
+    "",
+    " ",
+    "  two  spaces   three    four \t tab\t\ttabs",
+    "line\nline\n\nparagraph\r\nwindows\n   indented\n\n\n",
+    "I've you'll HE'S We'Ve don't 'quoted' \"double\" `code` ``x``",
+    "1 12 123 1234 12345 3.14159 1,000,000 0x1F 2026-11-21 ½ ² Ⅷ ٣",
+    'def f(x: int) -> str:\n    return f"{x!r:>10}"  # comment\n\nclass A(B, metaclass=C): ...\n',
+    "Grüße, naïve café – „Zitat“ … Ελληνικά Русский עברית العربية हिन्दी ไทย ភាសាខ្មែរ",
+    "日本語のテキスト。中文文本，한국어 텍스트",
+    "🚀 😶‍🌫️ 👩🏽‍🚀 🇺🇳 ✅🦙🦙 a\u0301 e\u0301\u0327",
+    "!!!??? ... -- --- ====== <<>> [](){} \\ / | ~ ^ @ # $ % & * _ + = ; :",
+    "https://example.org/a?b=c&d=%20#e  user@example.org  C:\\path\\file.txt",
+    "\u00a0nbsp\u2003em\u200bzero\ufeffbom \x07 bell \x7f",
+    "ALLCAPS mixedCase snake_case kebab-case x" * 2,
+)
+_TURNS = (
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4.\n"},
+    {"role": "user", "content": "Danke – and in  Python?\n```\nprint(2+2)\n```"},
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check measured: texts compared, tokens generated, seconds to open the file."""
+
+    texts: int
+    generated: int
+    load_seconds: float
+
+
+def check_gguf(path: Path, tokenizer: Any, *, threads: int) -> Checked:
+    """Open, tokenize, generate. StageFailed (E-GGUF-SELFCHECK) at the first difference."""
+    start = time.perf_counter()
+    try:
+        model = open_model(path, context=512, threads=threads)
+    except IngotError as error:
+        raise StageFailed(
+            "E-GGUF-SELFCHECK", f"the written GGUF is not usable: {error.what}", facts=error.facts
+        ) from error
+    with model:
+        seconds = time.perf_counter() - start
+        texts = list(probe_texts(tokenizer))
+        for probe in texts:
+            _compare_ids(model, tokenizer, probe)
+        prompt = model.tokenize(PROBES[0], bos=True)
+        tokens, finite = model.greedy(prompt, 8)
+        if not finite:
+            raise StageFailed("E-GGUF-SELFCHECK", "the written GGUF gives logits that are not finite numbers")
+        return Checked(len(texts), len(tokens), seconds)
+
+
+def probe_texts(tokenizer: Any) -> Iterator[str]:
+    """The probes, then ones made of the tokenizer's special tokens and chat template.
+
+    A SentencePiece normalizer that drops repeated spaces has no counterpart in llama.cpp; for such a tokenizer the
+    probes are texts that it would leave alone.
+    """
+    tidy = _drops_spaces(tokenizer)
+    for probe in PROBES:
+        yield _tidied(probe) if tidy else probe
+    for token in sorted(tokenizer.all_special_tokens):
+        yield f"before{token}after"
+    template = Template.of(tokenizer)
+    if template.source is not None:
+        rendered = template.apply(_TURNS, add_generation_prompt=True)
+        yield _tidied(rendered) if tidy else rendered
+
+
+def _drops_spaces(tokenizer: Any) -> bool:
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and normalizer.normalize_str("a  b") == normalizer.normalize_str("a b")
+
+
+def _tidied(text: str) -> str:
+    return re.sub(" +", " ", text).strip(" ")
+
+
+def _compare_ids(model: Model, tokenizer: Any, text: str) -> None:
+    for bos in (False, True):
+        found = model.tokenize(text, special=True, bos=bos)
+        wanted = list(tokenizer(text, add_special_tokens=bos)["input_ids"])
+        if found != wanted:
+            where = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
+            at = min(len(found), len(wanted)) if where is None else where
+            raise StageFailed(
+                "E-GGUF-SELFCHECK",
+                "llama.cpp gives other token ids than the Hugging Face tokenizer",
+                facts=[
+                    f"text: {text!r}",
+                    f"from token {at}: llama.cpp {found[at : at + 8]}, Hugging Face {wanted[at : at + 8]}",
+                ],
+            )

@@ -1,0 +1,121 @@
+"""Write GGUF files tensor by tensor: header and metadata first, then data that is never held whole.
+
+Format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian): magic ``GGUF``, u32
+version, u64 tensor count, u64 field count, the fields, the tensor table (name, u32 dimensions, u64 sizes innermost
+first, u32 type, u64 offset from the start of the data), zeros up to a multiple of 32, then each tensor's data, padded
+likewise. A string is a u64 length and UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+ALIGNMENT = 32
+VERSION = 3
+
+#: The types written here: their GGML number and the bytes of one element.
+PLAIN_TYPES: dict[str, tuple[int, int]] = {"F32": (0, 4), "F16": (1, 2), "BF16": (30, 2)}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One metadata field: its key and the bytes of its type and value."""
+
+    key: str
+    payload: bytes
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def u32(key: str, value: int) -> Field:
+    """An unsigned 32-bit number."""
+    return Field(key, struct.pack("<II", 4, value))
+
+
+def f32(key: str, value: float) -> Field:
+    """A 32-bit float."""
+    return Field(key, struct.pack("<If", 6, value))
+
+
+def flag(key: str, *, value: bool) -> Field:
+    """A truth value."""
+    return Field(key, struct.pack("<I?", 7, value))
+
+
+def text(key: str, value: str) -> Field:
+    """A string."""
+    return Field(key, struct.pack("<I", 8) + _string(value))
+
+
+def texts(key: str, values: Sequence[str]) -> Field:
+    """An array of strings."""
+    return _array(key, 8, values, _string)
+
+
+def f32s(key: str, values: Sequence[float]) -> Field:
+    """An array of 32-bit floats."""
+    return _array(key, 6, values, struct.Struct("<f").pack)
+
+
+def i32s(key: str, values: Sequence[int]) -> Field:
+    """An array of signed 32-bit numbers."""
+    return _array(key, 5, values, struct.Struct("<i").pack)
+
+
+def _array(key: str, item: int, values: Sequence[Any], pack: Callable[[Any], bytes]) -> Field:
+    head = struct.pack("<IIQ", 9, item, len(values))
+    return Field(key, head + b"".join(pack(value) for value in values))
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor to come: its GGUF name, its shape as in torch (outermost first), its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its data, without padding."""
+        return prod(self.shape) * PLAIN_TYPES[self.type][1]
+
+
+def write_gguf(path: Path, fields: Sequence[Field], tensors: Sequence[TensorInfo], data: Iterable[memoryview]) -> None:
+    """Write a new file; ``data`` yields the bytes of ``tensors`` in the same order, one at a time.
+
+    ValueError when a key or name occurs twice, or when data is missing, left over or of another size.
+    """
+    for what, names in (("field", [field.key for field in fields]), ("tensor", [info.name for info in tensors])):
+        if len(set(names)) != len(names):
+            raise ValueError(f"a {what} occurs twice")
+    with path.open("xb") as file:
+        head = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(fields))]
+        head += [_string(field.key) + field.payload for field in fields]
+        head += _table(tensors)
+        blob = b"".join(head)
+        file.write(blob + bytes(-len(blob) % ALIGNMENT))
+        for info, content in zip(tensors, data, strict=True):
+            view = content.cast("B")
+            if view.nbytes != info.nbytes:
+                raise ValueError(f"{info.name}: {view.nbytes} bytes given, {info.nbytes} expected")
+            file.write(view)
+            file.write(bytes(-view.nbytes % ALIGNMENT))
+
+
+def _table(tensors: Sequence[TensorInfo]) -> list[bytes]:
+    rows, offset = [], 0
+    for info in tensors:
+        sizes = tuple(reversed(info.shape))
+        row = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, PLAIN_TYPES[info.type][0], offset)
+        rows.append(_string(info.name) + row)
+        offset += info.nbytes + -info.nbytes % ALIGNMENT
+    return rows
