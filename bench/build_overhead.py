@@ -26,7 +26,8 @@ seed: 7
 targets:
   base:      {kind: fetch, path: model}
   dataset:   {kind: dataset, sources: [{path: stories.jsonl}], form: text, split: {eval: 0.2}}
-  adapter:   {kind: adapter, from: {model: base, data: dataset}, rank: 8, steps: 60, batch_size: 4, max_length: 128, learning_rate: 1e-3}
+  adapter:
+    {kind: adapter, from: {model: base, data: dataset}, rank: 8, steps: 60, batch_size: 4, max_length: 128, learning_rate: 1e-3}
   merged:    {kind: merge, from: {model: base, adapter: adapter}}
   pruned:    {kind: prune, from: {model: merged}, method: magnitude, sparsity: 0.2}
   quantized: {kind: quantize, from: {model: pruned}, scheme: W8A16}

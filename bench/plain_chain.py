@@ -19,7 +19,8 @@ from ingot.core.stage import Given, load_kind
 class Quiet:
     """A progress that shows nothing."""
 
-    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None: ...
+    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None:
+        """Show nothing."""
 
     def phase(self, name: str) -> None:
         """Show nothing."""

@@ -100,4 +100,5 @@ def median(command: Sequence[str], cwd: Path, env: dict[str, str], repeats: int)
 def row(what: str, ours: float, theirs: float, goal: float) -> str:
     """One line: both times, the ratio, and whether the goal is met."""
     ratio = theirs / ours
-    return f"{what:<44} ingot {ours:8.3f} s   peer {theirs:8.3f} s   {ratio:6.1f}×   goal {goal:g}×  {'met' if ratio >= goal else 'NOT met'}"
+    verdict = "met" if ratio >= goal else "NOT met"
+    return f"{what:<44} ingot {ours:8.3f} s   peer {theirs:8.3f} s   {ratio:6.1f}×   goal {goal:g}×  {verdict}"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from projectkit import Sandbox
 
 REPO = Path(__file__).resolve().parent.parent

@@ -30,7 +30,7 @@ def digest_of(folder: Path) -> str:
     return tree_digest(record_files(folder))
 
 
-def run_stage(  # noqa: PLR0913 - one argument each for what a build hands to a stage
+def run_stage(
     kind: str,
     params: Mapping[str, Any],
     inputs: Mapping[str, Path | Sequence[Path]],

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from projectkit import Sandbox, counted
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "ingot"

@@ -6,12 +6,8 @@ A target is the task ``SPEC:TARGET`` or ``SPEC:TARGET@VALUES``; a spec and a tar
 from __future__ import annotations
 
 import atexit
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed

@@ -6,7 +6,7 @@ A failed stage publishes nothing, is remembered nowhere, and leaves its log.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import time
@@ -221,4 +221,4 @@ class Builder:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -35,6 +35,7 @@ class FileRecord:
     xxh3_128: str
 
     def to_dict(self) -> dict[str, object]:
+        """The record as receipts and ``--json`` hold it."""
         return {"path": self.path, "size": self.size, "sha256": self.sha256, "xxh3_128": self.xxh3_128}
 
 

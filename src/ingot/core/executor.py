@@ -123,7 +123,7 @@ class Executor:
         if sys.platform == "linux" and not job["network"]:
             self._request({"job": job, "preload": preload}, [theirs.fileno(), log, lock_fd])
             return None
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "ingot.core.worker", str(theirs.fileno()), str(os.getpid())],
             env=environment(network=bool(job["network"])),
             stdin=subprocess.DEVNULL,
@@ -132,7 +132,6 @@ class Executor:
             pass_fds=(theirs.fileno(), lock_fd),
             start_new_session=True,
         )
-        return child
 
     def _request(self, request: dict[str, Any], descriptors: list[int]) -> None:
         with self._lock:

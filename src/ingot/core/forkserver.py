@@ -37,7 +37,7 @@ class Server:
         self._jobs: dict[int, socket.socket] = {}
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
-            end.setblocking(False)
+            end.settimeout(0)
 
     def run(self) -> None:
         """Serve until the builder is gone."""
@@ -47,8 +47,10 @@ class Server:
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ, self._accept)
             selector.register(self._wake_read, selectors.EVENT_READ, self._reap)
-            while all([key.data() for key, _events in selector.select()]):
-                pass
+            serving = True
+            while serving:
+                for key, _events in selector.select():
+                    serving &= key.data()
         for pid in self._jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ class Index:
         self._registry = registry
         self._store = store
         self._path = store.root / "index.json"
-        self._heads: dict[str, list[object]] = {}
+        self._heads: dict[str, tuple[int, str]] = {}
         self._changed = False
         #: spec:target → {"digest", "key", "origin", "index", "time"} of its newest entry.
         self.latest: dict[str, dict[str, Any]] = {}
@@ -41,24 +41,26 @@ class Index:
         except (FileNotFoundError, ValueError):
             return
         if isinstance(data, dict) and data.get("format") == 1:
-            self._heads, self.latest, self._gates = data["heads"], data["latest"], set(data["gates"])
+            self._heads = {origin: (int(size), str(root)) for origin, (size, root) in data["heads"].items()}
+            self.latest, self._gates = data["latest"], set(data["gates"])
 
     def sync(self) -> None:
         """Read what the logs gained since; start over when a log is not a continuation of what was read."""
-        heads = {origin: [head.size, head.root] for origin, head in self._registry.heads().items()}
-        if heads == self._heads and (self._store.root / "results").is_dir() or not (heads or self._heads):
+        heads = {origin: (head.size, head.root) for origin, head in self._registry.heads().items()}
+        filed = (self._store.root / "results").is_dir()
+        if heads == self._heads and (filed or not heads):
             return
         grown = all(
-            origin in heads and (heads[origin] == seen or int(heads[origin][0]) > int(str(seen[0])))
+            origin in heads and (heads[origin] == seen or heads[origin][0] > seen[0])
             for origin, seen in self._heads.items()
         )
-        if not grown or not (self._store.root / "results").is_dir():
+        if not grown or not filed:
             self._heads, self.latest, self._gates = {}, {}, set()
             shutil.rmtree(self._store.root / "results", ignore_errors=True)
         entries = [
             entry
             for origin in sorted(heads)
-            for entry in self._registry.entries(origin, since=int(str(self._heads.get(origin, [0])[0])))
+            for entry in self._registry.entries(origin, since=self._size(origin))
         ]
         for entry in sorted(entries, key=lambda each: (each.time, each.origin, each.index)):
             self._add(entry)
@@ -67,10 +69,10 @@ class Index:
     def add(self, entry: Entry) -> None:
         """Take in an entry that this process has just appended, and whatever others appended before it."""
         head = self._registry.heads()[entry.origin]
-        known = int(str(self._heads.get(entry.origin, [0])[0]))
+        known = self._size(entry.origin)
         if entry.index == known and head.size == known + 1:
             self._add(entry)
-            self._heads[entry.origin] = [head.size, head.root]
+            self._heads[entry.origin] = (head.size, head.root)
             self._changed = True
         else:
             self.sync()
@@ -102,12 +104,15 @@ class Index:
         """Whether this failure (same digest, gate, limit and reference) is already in a log."""
         return gate_identity(fields) in self._gates
 
+    def _size(self, origin: str) -> int:
+        return self._heads[origin][0] if origin in self._heads else 0
+
     def builds(self, key: str) -> list[dict[str, Any]]:
         """The receipts of a key that the logs as checked out hold, oldest first."""
         return [
             build
             for build in self._store.read_result(key)
-            if int(build["index"]) < int(str(self._heads.get(build["origin"], [0])[0]))
+            if int(build["index"]) < self._size(build["origin"])
         ]
 
     def save(self) -> None:

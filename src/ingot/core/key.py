@@ -40,7 +40,7 @@ def key_parts(
     ``node.sources``; ``tools`` are versions of distributions, ``programs`` outputs of the declared command lines.
     """
     params = copy.deepcopy(dict(node.params))
-    for (pointer, _source), digest in zip(node.sources, source_digests, strict=True):
+    for (pointer, _source, _base), digest in zip(node.sources, source_digests, strict=True):
         _replace(params, pointer, {"source": digest})
     parts: dict[str, Any] = {
         "format": 1,

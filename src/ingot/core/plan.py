@@ -119,7 +119,7 @@ def _input_ids(node: Node) -> list[str]:
 def _choose(builds: list[dict[str, Any]], latest: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Of several results of one key: the one that the target's newest entry names, else the oldest."""
     named = [build for build in builds if latest is not None and build["digest"] == latest["digest"]]
-    return (named or builds or [None])[0]
+    return next(iter(named or builds), None)
 
 
 @cache

@@ -11,12 +11,12 @@ from typing import Any
 
 from ingot.core import gates
 from ingot.core.executor import Executor
-from ingot.core.graph import Node
+from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
 from ingot.core.plan import Planned, Planner, missing_tools
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.sources import SourceReader
-from ingot.core.spec_cache import SpecGraph, load_graphs
+from ingot.core.spec_cache import load_graphs
 from ingot.core.statement import decision_statement
 from ingot.core.store import Store
 from ingot.errors import UsageError

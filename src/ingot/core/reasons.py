@@ -110,7 +110,7 @@ def _seed_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Re
         yield Reason("seed_changed", f"seed {old.get('seed', '–')} → {new.get('seed', '–')}")
 
 
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any JSON value
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, scalar) pairs of a JSON value; empty mappings and lists count as values."""
     if isinstance(value, Mapping) and value:
         for name in sorted(value):

@@ -1,4 +1,4 @@
-"""Sources: content that is read from the project or from Python itself, digested for the key and snapshot for the build.
+"""Sources: content read from the project or from Python itself, digested for the key, snapshot for the build.
 
 A source counts by content. Its digest is text with a tag for the form: ``file:<sha256>`` of a file's bytes,
 ``tree:<digest>`` of a folder or glob (names relative to it) or of ``command``'s files (names relative to the

@@ -82,6 +82,7 @@ class Metric:
     interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, object]:
+        """The metric as receipts and ``--json`` hold it; ``n`` and ``interval`` only where there are any."""
         data: dict[str, object] = {"value": self.value, "unit": self.unit, "method": self.method}
         if self.n is not None:
             data["n"] = self.n
@@ -96,9 +97,11 @@ Metrics = Mapping[str, Metric]
 class Progress(Protocol):
     """How a running stage reports: ``progress(done, total, unit, loss=…)``; ``phase`` names what runs now."""
 
-    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None: ...
+    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None:
+        """``done`` of ``total`` (None: not known) in ``unit``; ``live`` are figures to show, such as loss."""
 
-    def phase(self, name: str) -> None: ...
+    def phase(self, name: str) -> None:
+        """Name what runs now."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Staging:
-    """A build's private folder: ``out`` becomes the artifact; ``lock_fd`` is inherited by every process of the build."""
+    """A build's private folder: ``out`` becomes the artifact; every process of the build inherits ``lock_fd``."""
 
     root: Path
     lock_fd: int

@@ -18,8 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ingot.core import stage
-from ingot.core import disk
+from ingot.core import disk, stage
 from ingot.errors import IngotError, StageFailed
 
 #: Between two progress messages, so that a fast loop does not drown its reader.
@@ -44,6 +43,7 @@ class Channel:
             os._exit(1)
 
     def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None:
+        """Send progress, at most every ``_INTERVAL_S``."""
         now = time.monotonic()
         if now - self._last >= _INTERVAL_S or (total is not None and done >= total):
             self._last = now
