@@ -64,6 +64,7 @@ class LiveReporter:
         self._screen: Screen = (LiveScreen if self._terminal else PlainScreen)(outstream, self._board)
         self._stopping = False
         self._runtime_errors: list[str] = []
+        self._reasons: dict[str, str] = {}
 
     # --- called by doit ------------------------------------------------------------------------------------
 
@@ -87,8 +88,10 @@ class LiveReporter:
             return
         node = session.project.nodes.get(task.name) if session else None
         planned = session.planned.get(task.name) if session else None
+        # The session forgets the plan of a target as it executes it.
+        reason = planned.reasons[0].detail if planned and planned.reasons else "" if planned else "asked for"
+        self._reasons[task.name] = reason
         if planned is None or planned.state != "fresh":
-            reason = planned.reasons[0].detail if planned and planned.reasons else "asked for"
             self._screen.begin(self._board.begin(task.name, node.kind if node else "task", reason))
 
     def add_success(self, task: Task) -> None:
@@ -101,10 +104,9 @@ class LiveReporter:
             self._board.end(task.name, "built")
             self._screen.say([title("ran", task.name)])
             return
-        item = self._board.end(task.name, built.fate)
+        self._board.end(task.name, built.fate)
         if built.fate != "fresh":
-            reason = item.reason if item else "a result that was at hand"
-            self._say_result(task.name, built.fate, built.receipt, reason)
+            self._say_result(task.name, built.fate, built.receipt)
 
     def skip_uptodate(self, task: Task) -> None:
         """A task is up to date: counted, not listed."""
@@ -121,11 +123,16 @@ class LiveReporter:
         if self._stopping:
             return
         session = self.session
+        if fail.get_name() == "UnmetDependency":
+            if task.actions:
+                self._board.end(task.name, "skipped")
+                self._screen.say([[*title("skipped", task.name), (f"  needs {fail.get_msg().strip()}", "dim")]])
+            return
         built = session.outcomes.get(task.name) if session else None
-        item = self._board.end(task.name, "failed")
+        self._board.end(task.name, "failed")
         if built is not None and built.fate != "fresh":
             # The result is published; its gates are what failed.
-            self._say_result(task.name, built.fate, built.receipt, item.reason if item else "")
+            self._say_result(task.name, built.fate, built.receipt)
         self._screen.say(failure_block(task.name, self._words(task, fail)))
 
     def cleanup_error(self, exception: Fail) -> None:
@@ -159,9 +166,11 @@ class LiveReporter:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any], reason: str) -> None:
+    def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any]) -> None:
         longest = max((len(each) for each in self._board.targets), default=0)
         layout = (min(longest, _NAME_MAX, self._screen.width // 2), self._screen.width)
+        # A plain screen has said why at the start.
+        reason = self._reasons.get(name, "") if self._terminal or fate == "restored" else ""
         self._screen.say([result_line(fate, name, receipt, layout, reason)])
 
     def _words(self, task: Task, fail: Fail) -> str:
@@ -171,7 +180,7 @@ class LiveReporter:
             # The verdicts stand on the closing page, with the values.
             return fail.get_msg().strip().partition("\n")[0]
         if error is None:
-            return fail.get_msg() if fail.get_name() != "UnmetDependency" else f"not run: {fail.get_msg().strip()}"
+            return fail.get_msg()
         log = error.log if isinstance(error, StageFailed) else None
         if log and not any(fact.startswith("log:") for fact in error.facts):
             return f"{error}\n  log: {log}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ingot.view.running import Running
-from ingot.view.text import Line, duration, join
+from ingot.view.text import Line, clock, join
 
 Fate = Literal["fresh", "built", "restored", "failed", "skipped"]
 _STYLES: Mapping[Fate, str] = {
@@ -79,7 +79,7 @@ class Board:
         parts: list[tuple[int, str, str]] = [(self.count(fate), fate, _STYLES[fate]) for fate in _STYLES]
         parts += [(len(self.running()), "running", "bold"), (self.to_go(), "to go", "")]
         shown = [[(f"{count} {word}", style)] for count, word, style in parts if count]
-        return join([*shown, [(duration(round(now - self.started)), "dim")]], ", ")
+        return join([*shown, [(clock(now - self.started), "dim")]], ", ")
 
     def result(self) -> Line:
         """The end of the run: ``1 failed, 2 built, 3 fresh, 4 not reached``."""

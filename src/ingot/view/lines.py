@@ -11,6 +11,7 @@ _STYLES = {"built": "green", "restored": "cyan", "failed": "red", "skipped": "ye
 _FATE_WIDTH = 8
 #: The detail that goes without saying on a first build.
 _EXPECTED = "never built"
+_REASON_MIN = 24
 
 
 def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[int, int], reason: str = "") -> Line:
@@ -35,11 +36,18 @@ def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[
         *([[(f"peak {size(peak)}", "dim")]] if peak else []),
         *([[(printable(because), "dim")]] if because else []),
     ]
-    line = join([head, *tail])
-    while tail and length(line) > width:
-        tail.pop()
-        line = join([head, *tail])
-    return cut(line, width)
+    return _fit(head, tail, width, cuttable=bool(because))
+
+
+def _fit(head: Line, tail: list[Line], width: int, *, cuttable: bool) -> Line:
+    """As much of the tail as there is room for; a ``cuttable`` last part is shortened while it still says something."""
+    while tail and length(join([head, *tail])) > width:
+        last = tail.pop()
+        room = width - length(join([head, *tail])) - 2
+        if cuttable and room >= _REASON_MIN:
+            tail.append(cut(last, room))
+        cuttable = False
+    return cut(join([head, *tail]), width)
 
 
 def title(fate: str, name: str, name_width: int = 0) -> Line:

@@ -10,10 +10,12 @@ from typing import Protocol, TextIO
 
 from ingot.view.board import Board
 from ingot.view.running import Running
-from ingot.view.text import Line, duration, rate, render
+from ingot.view.text import Line, clock, cut, printable, rate, render
 
 #: Between two progress lines of one target, and between two when nothing is heard of it.
 _NEWS_S, _SILENCE_S = 10.0, 60.0
+#: A changed parameter may be a whole program.
+_REASON_MAX = 160
 _INDENT = " " * 10
 
 
@@ -50,7 +52,8 @@ class PlainScreen:
 
     def begin(self, item: Running) -> None:
         """Say what starts and why; from now on say every few seconds how far it is."""
-        self.say([[(f"start     {item.name}  {item.kind}", ""), (f"  {item.reason}" if item.reason else "", "")]])
+        reason = cut([(f"  {printable(item.reason)}", "")], _REASON_MAX) if item.reason else []
+        self.say([[(f"start     {item.name}  {item.kind}", ""), *reason]])
         if self._ticker is None:
             self._ticker = threading.Thread(target=self._tick, name="ingot-progress", daemon=True)
             self._ticker.start()
@@ -90,8 +93,8 @@ def progress_line(item: Running, now: float) -> str:
         f"{item.count()}{share}" if item.unit else "",
         item.figures(),
         rate(speed, item.unit) if speed is not None else "",
-        f"eta {duration(round(eta))}" if eta is not None else "",
-        f"{duration(round(now - item.started))} so far",
+        f"eta {clock(eta)}" if eta is not None else "",
+        f"{clock(now - item.started)} so far",
     ]
     return _INDENT + "  ".join(part for part in parts if part)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.view.text import Line, Piece, amount, cells, cut, duration, figure, join, length, printable, rate, size
+from ingot.view.text import Line, Piece, amount, cells, clock, cut, figure, join, length, printable, rate, size
 
 #: Seconds over which a rate is measured.
 _WINDOW_S = 15.0
@@ -93,7 +93,7 @@ def _row(item: Running, name: str, widths: tuple[int, int, int], now: float) -> 
     head: list[Piece] = [*_pad(cut([(name, "bold")], name_width), name_width)]
     if kind_width:
         head += [("  ", ""), *_pad([(item.kind, "dim")], kind_width)]
-    head += [("  ", ""), (duration(now - item.started).rjust(7), "dim")]
+    head += [("  ", ""), (clock(now - item.started).rjust(7), "dim")]
     return cut([*head, ("  ", ""), *_body(item, width - length(head) - 2, now)], width)
 
 
@@ -103,7 +103,7 @@ def _body(item: Running, room: int, now: float) -> Line:
     text = {
         "phase": item.phase or ("" if item.unit else item.reason or "starting"),
         "count": item.count(),
-        "eta": "" if eta is None else f"eta {duration(round(eta)) if eta >= 1 else '1 s'}",
+        "eta": "" if eta is None else f"eta {clock(max(eta, 1))}",
         "live": item.figures(),
         "rate": "" if speed is None or (item.total is not None and item.done >= item.total) else rate(speed, item.unit),
     }

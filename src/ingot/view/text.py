@@ -54,6 +54,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
+def clock(seconds: float) -> str:
+    """Whole seconds of something that still runs: ``0 s``, ``13 s``, ``2m 13s``."""
+    return f"{int(seconds)} s" if seconds < 60 else duration(int(seconds))
+
+
 def size(count: float) -> str:
     """Bytes in powers of ten with three figures: ``512 B``, ``105 MB``, ``3.02 GB``."""
     return f"{number(count)}B" if count >= 999.5 else f"{count:.0f} B"
