@@ -1,0 +1,179 @@
+"""What every sub-command of ours shares: options after arguments, ``--json``, one clear message and an exit code.
+
+A command is one file ``ingot/commands/<verb>.py`` with one class, found by doit through the entry-point group
+``doit.COMMAND``. Commands load no task, so they work in under a second and beside a running build.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from doit.cmd_base import Command
+from doit.cmdparse import CmdParseError
+
+from ingot import registry
+from ingot.commands.screen import Screen
+from ingot.errors import DiskFailed, IngotError, UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.graph import Node
+    from ingot.core.project import Project
+
+#: The exit code of a command whose reader went away (``| head``): 128 + SIGPIPE, as a shell reports it.
+_PIPE_CLOSED = 141
+_INTERRUPTED = 130
+
+JSON_OPTION: Mapping[str, Any] = {
+    "name": "json",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print JSON for programs (stable; see docs/json.md)",
+}
+
+
+def flag(name: str, help_text: str, short: str = "") -> dict[str, Any]:
+    """An option without a value, off by default."""
+    return {"name": name, "long": name, "short": short, "type": bool, "default": False, "help": help_text}
+
+
+class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
+    """Base of our sub-commands. Subclasses say their arguments and options and implement ``run``."""
+
+    #: How many arguments are taken: (at least, at most); None for any number.
+    arguments: ClassVar[tuple[int, int | None]] = (0, None)
+    cmd_options: ClassVar[Sequence[Mapping[str, Any]]] = (JSON_OPTION,)
+
+    def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
+        """Do the work; returns the exit code. IngotError becomes a message and its exit code."""
+        raise NotImplementedError
+
+    def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
+        """Run with parsed options; every expected failure becomes one message on stderr and an exit code."""
+        try:
+            self._check_count(pos_args)
+            code = self.run(Screen(sys.stdout), opt_values, list(pos_args))
+            sys.stdout.flush()
+        except IngotError as error:
+            return _complain(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            return _complain("interrupted", _INTERRUPTED)
+        except BrokenPipeError:
+            # Python flushes stdout once more at its end; give it somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _PIPE_CLOSED
+        except OSError as error:
+            from ingot.core import disk
+
+            failed = disk.failure(error, Path.cwd())
+            return _complain(str(failed), failed.exit_code)
+        return code
+
+    def parse_execute(self, in_args: Sequence[str]) -> int:
+        """Parse the command line, options in any place, and run."""
+        try:
+            options, arguments = self._parse(in_args)
+        except UsageError as error:
+            return _complain(str(error), error.exit_code)
+        return self.execute(options, arguments)
+
+    def _parse(self, in_args: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
+        """Options may follow arguments (``doit show x:y --json``), which doit's own parser does not allow."""
+        try:
+            options, rest = self.cmdparser.parse(list(in_args))
+            arguments: list[str] = []
+            literal = len(in_args) > len(rest) and in_args[len(in_args) - len(rest) - 1] == "--"
+            while rest and not literal:
+                arguments.append(rest[0])
+                later = rest[1:]
+                options, rest = self.cmdparser.parse_only(later, options)
+                literal = len(later) > len(rest) and later[len(later) - len(rest) - 1] == "--"
+        except CmdParseError as error:
+            what = str(error).partition(" (parsing options")[0].removeprefix("Error parsing Command: ").strip()
+            raise self._usage(what) from None
+        return {**options, **self.opt_vals}, arguments + rest
+
+    def _usage(self, what: str) -> UsageError:
+        usage = f"doit {self.name} {self.doc_usage}".rstrip()
+        return UsageError("E-USAGE", what, facts=[f"usage: {usage}"], hint=f"doit help {self.name}")
+
+    def _check_count(self, arguments: Sequence[str]) -> None:
+        least, most = self.arguments
+        if len(arguments) < least:
+            raise self._usage(f"doit {self.name} needs {least} argument{'s' * (least != 1)}, not {len(arguments)}")
+        if most is not None and len(arguments) > most:
+            raise self._usage(f"doit {self.name} takes at most {most}, not {len(arguments)}: {' '.join(arguments)}")
+
+
+def _complain(message: str, code: int) -> int:
+    with suppress(BrokenPipeError):
+        sys.stderr.write(message.rstrip("\n") + "\n")
+    return code
+
+
+def json_text(value: object, stream_encoding: str | None) -> str:
+    """A JSON document as the commands print it; plain ASCII where the stream can take nothing else."""
+    plain = (stream_encoding or "").lower().replace("-", "") != "utf8"
+    return json.dumps(value, indent=2, ensure_ascii=plain, allow_nan=False) + "\n"
+
+
+def open_project() -> Project:
+    """The project that the current folder lies in, with its specs. SpecError, UsageError."""
+    from ingot.core.project import Project
+
+    return Project.open(Path.cwd())
+
+
+def keep_derived(project: Project) -> None:
+    """Save the caches for the next process; a read-only folder must not fail a command that only reads."""
+    with suppress(DiskFailed):
+        project.save()
+
+
+def select(project: Project, names: Sequence[str], *, inputs: bool = False) -> list[Node]:
+    """The nodes that these names mean, in the order of the graph; all of them for no names.
+
+    A name is a spec, a target (``spec:gguf`` means all instances, and what it implies), an instance, or a pattern
+    with ``*`` as doit takes it. With ``inputs`` everything that they are built from is included. UsageError
+    (E-TARGET) for a name that means nothing.
+    """
+    if not names:
+        return list(project.nodes.values())
+    wanted: set[str] = set()
+    for name in names:
+        found = list(_matching(project, name))
+        if not found:
+            raise registry.unknown_target(name, _all_names(project))
+        wanted.update(found)
+    if inputs:
+        wanted = _with_inputs(project, wanted)
+    return [node for node in project.nodes.values() if node.id in wanted]
+
+
+def _matching(project: Project, name: str) -> Iterator[str]:
+    for node in project.nodes.values():
+        if name in (node.spec, node.id, f"{node.spec}:{node.target}") or (
+            "*" in name and fnmatch.fnmatchcase(node.id, name)
+        ):
+            yield node.id
+
+
+def _with_inputs(project: Project, wanted: set[str]) -> set[str]:
+    """Inputs come before consumers in the graph, so one walk from its end finds all ancestors."""
+    result = set(wanted)
+    for node in reversed(project.nodes.values()):
+        if node.id in result:
+            result.update(f"{node.spec}:{name}" for names in node.inputs.values() for name in names)
+    return result
+
+
+def _all_names(project: Project) -> list[str]:
+    groups = {f"{node.spec}:{node.target}" for node in project.nodes.values()}
+    return sorted({*project.graphs, *project.nodes, *groups})

@@ -1,0 +1,125 @@
+"""``doit plan``: what a run would do to each target, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project, select
+from ingot.commands.screen import Screen
+
+if TYPE_CHECKING:
+    from ingot.core.plan import Planned
+    from ingot.core.project import Project
+
+
+class Plan(IngotCommand):
+    """Show the fate of targets; builds nothing."""
+
+    name = "plan"
+    doc_purpose = "show what would be built, and why"
+    doc_usage = "[SPEC | SPEC:TARGET ...] [--json] [--all]"
+    doc_description = (
+        "For each target: fresh (its result is at hand), stale (it would be built), waiting (an input would be built "
+        "first) or building (another process builds it now), with the reasons. With names: these targets and "
+        "everything they are built from."
+    )
+    cmd_options = (JSON_OPTION, flag("all", "show the fresh steps of a report too", short="a"))
+
+    def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
+        """Always 0: a plan is no judgement."""
+        project = open_project()
+        chosen = select(project, arguments, inputs=True)
+        planned = {name: _building(project, item) for name, item in project.plan().items()}
+        items = [planned[node.id] for node in chosen]
+        if options["json"]:
+            screen.json({"format": 1, "targets": [to_json(project, item) for item in items]})
+        else:
+            _show(screen, project, items, everything=options["all"])
+        keep_derived(project)
+        return 0
+
+
+def _building(project: Project, item: Planned) -> Planned:
+    """The same fate, or ``building`` while another process holds the lock of the key."""
+    from ingot.core.locks import is_held
+
+    if item.state != "stale" or item.key is None:
+        return item
+    if not is_held(project.store.root / "locks" / f"{item.key}.lock"):
+        return item
+    return replace(item, state="building")
+
+
+def to_json(project: Project, item: Planned) -> dict[str, Any]:
+    """One target of ``doit plan --json``."""
+    return {
+        "target": item.node.id,
+        "kind": item.node.kind,
+        "state": item.state,
+        "present": item.presence == "present",
+        "reasons": [reason.to_dict() for reason in item.reasons],
+        "key": item.key,
+        "digest": item.digest,
+        "gate": gate_word(project, item),
+    }
+
+
+def gate_word(project: Project, item: Planned) -> str | None:
+    """``pass``, ``fail`` or ``unknown`` by what is recorded; None for a target that no gate judges."""
+    from ingot.core.gates import passes
+
+    verdicts = project.judge(item.node)
+    if not verdicts:
+        return None
+    return {True: "pass", False: "fail", None: "unknown"}[passes(verdicts)]
+
+
+def _show(screen: Screen, project: Project, items: Sequence[Planned], *, everything: bool) -> None:
+    shown = [item for item in items if everything or not item.node.hidden or item.state != "fresh"]
+    if not shown:
+        screen.line("nothing to plan: there is no target in specs/*.yaml (doit new NAME writes a first spec)")
+        return
+    gates = [gate_word(project, item) for item in shown]
+    rows = [
+        (item.node.id, item.node.kind, item.state, *((word or "",) if any(gates) else ()), _reasons(item))
+        for item, word in zip(shown, gates, strict=True)
+    ]
+    screen.table(("target", "kind", "state", *(("gate",) if any(gates) else ()), "why"), rows)
+    screen.line()
+    screen.line(_summary(items))
+    for verdict in _failing(project, shown):
+        screen.line(f"gate: {verdict}")
+    _note_missing(screen, items)
+
+
+def _reasons(item: Planned) -> str:
+    return "; ".join(reason.detail for reason in item.reasons)
+
+
+def _summary(items: Sequence[Planned]) -> str:
+    """One line that counts the fates."""
+    counts = {state: sum(item.state == state for item in items) for state in ("fresh", "stale", "waiting", "building")}
+    todo = counts["stale"] + counts["waiting"]
+    if counts["fresh"] == len(items):
+        return f"all {len(items)} targets are fresh; doit would build nothing"
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    return f"{todo} of {len(items)} targets would be built ({', '.join(parts)})"
+
+
+def _failing(project: Project, items: Iterable[Planned]) -> list[str]:
+    return [str(verdict) for item in items for verdict in project.judge(item.node) if verdict.passed is False]
+
+
+def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:
+    """Name what is not installed and would stop the run before its first stage."""
+    from ingot.core.plan import missing_tools
+
+    error = missing_tools(item.node for item in items if item.state != "fresh")
+    if error is not None:
+        screen.line()
+        screen.line(f"note: {error.what}")
+        for fact in error.facts:
+            screen.line(f"  {fact}")
+        screen.line(f"  fix: {error.hint}")

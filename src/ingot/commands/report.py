@@ -1,0 +1,103 @@
+"""``doit report``: the measured table of a report, with the names of its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ingot import registry
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived
+from ingot.commands.screen import Screen
+from ingot.errors import StoreDamaged, UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.project import Project
+
+Json = Mapping[str, Any]
+
+
+class Report(IngotCommand):
+    """Render reports that were built; measures nothing."""
+
+    name = "report"
+    doc_purpose = "show the table of a report that was built"
+    doc_usage = "[SPEC[:TARGET]] [--json | --markdown]"
+    doc_description = "Without a name: every report that was built."
+    arguments: ClassVar[tuple[int, int | None]] = (0, 1)
+    cmd_options = (JSON_OPTION, flag("markdown", "print Markdown, with how each number was measured"))
+
+    def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
+        """0; 2 when no report of that name was built, 4 when its artifact is missing or damaged."""
+        project = registry.open_log()
+        receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
+        if not receipts:
+            what = f"no report was built for {arguments[0]!r}" if arguments else "no report was built yet"
+            raise UsageError("E-NOT-BUILT", what, hint="doit plan shows what would be built")
+        found = [(receipt, names_of(receipt), read_report(project, receipt)) for receipt in receipts]
+        if options["json"]:
+            listed = [
+                {"target": receipt["target"], "digest": receipt["digest"], "names": names, "report": report}
+                for receipt, names, report in found
+            ]
+            screen.json({"format": 1, "reports": listed})
+        else:
+            for receipt, names, report in found:
+                _show(screen, str(receipt["target"]), names, report, markdown=options["markdown"])
+        keep_derived(project)
+        return 0
+
+
+def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    wanted = arguments[0] if arguments else None
+    names = [
+        name
+        for name in sorted(project.index.latest)
+        if wanted is None or name == wanted or name.startswith((f"{wanted}:", f"{wanted}@"))
+    ]
+    if not names and wanted is not None:
+        # Says whether there is no such target, or only no result of it.
+        names = [wanted]
+    return [registry.receipt_of_target(project, name) for name in names]
+
+
+def names_of(receipt: Json) -> dict[str, list[str]]:
+    """The names of a report's rows: digest → targets of that content, as the build saw them."""
+    names: dict[str, list[str]] = {}
+    for role in ("reference", "candidates"):
+        value = receipt["inputs"].get(role, [])
+        for item in [value] if isinstance(value, Mapping) else value:
+            name = str(item["target"]).partition(":")[2]
+            known = names.setdefault(str(item["digest"]), [])
+            if name not in known:
+                known.append(name)
+    return names
+
+
+def read_report(project: Project, receipt: Json) -> dict[str, Any]:
+    """The content of ``report.json``; StoreDamaged (E-OBJECT-MISSING, E-OBJECT-DAMAGED) when it is not whole."""
+    from ingot.core.digest import read_json
+
+    digest = str(receipt["digest"])
+    presence, damage = project.store.presence(digest, receipt["files"])
+    if presence != "present":
+        code, word = (
+            ("E-OBJECT-MISSING", "not in the store") if presence == "missing" else ("E-OBJECT-DAMAGED", "damaged")
+        )
+        what = f"the artifact of {receipt['target']} is {word}"
+        facts = [f"{item.path} {item.detail}" for item in damage]
+        raise StoreDamaged(code, what, facts=facts, hint=f"build it again: doit {receipt['target']}")
+    value = read_json((project.store.object_path(digest) / "report.json").read_bytes())
+    assert isinstance(value, dict)
+    return value
+
+
+def _show(screen: Screen, target: str, names: Mapping[str, Sequence[str]], report: Json, *, markdown: bool) -> None:
+    from ingot.core import report_view
+
+    if markdown:
+        screen.line(report_view.markdown(report, names).rstrip("\n"))
+        return
+    main = report_view.table(report, names, screen.width)
+    screen.line(f"{target}")
+    for text in (*main.lines(), *main.notes, "", *report_view.steps(report, names).lines()):
+        screen.line(text)

@@ -1,0 +1,109 @@
+"""What a person reads: aligned text, with colour and wrapping only where a terminal is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+_GAP = "  "
+#: The colour of a word that says a target's fate.
+_COLOURS = {
+    "fresh": "green", "ok": "green", "pass": "green", "stale": "yellow", "waiting": "cyan", "building": "blue",
+    "note": "cyan", "missing": "red", "fail": "red", "damaged": "red", "gate-failed": "red",
+}  # fmt: skip
+
+
+class Screen:
+    """Standard output of a command: a terminal, or a pipe that gets plain unwrapped lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            # A terminal that knows no Unicode must not turn a listing into a traceback.
+            stream.reconfigure(errors="replace")
+        self.is_terminal = stream.isatty()
+        self.width = shutil.get_terminal_size((100, 24)).columns if self.is_terminal else None
+
+    def line(self, text: str = "") -> None:
+        """One line of text."""
+        self._stream.write(text + "\n")
+
+    def json(self, value: object) -> None:
+        """A JSON document."""
+        from ingot.commands.base import json_text
+
+        self._stream.write(json_text(value, self._stream.encoding))
+
+    def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+        """Rows under titles; columns listed in ``right`` are aligned right. The last column wraps on a terminal."""
+        if self.is_terminal:
+            self._rich_table(titles, rows, right)
+            return
+        for text in aligned([tuple(titles), *rows] if any(titles) else rows, right):
+            self.line(text)
+
+    def _rich_table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(titles), header_style="bold")
+        for index, title in enumerate(titles):
+            options: dict[str, Any] = {"justify": "right"} if index in right else {}
+            if index < len(titles) - 1:
+                options["no_wrap"] = True
+            table.add_column(title, overflow="fold", **options)
+        for row in rows:
+            table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+        Console(file=self._stream, highlight=False, no_color="NO_COLOR" in os.environ or None).print(table)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows of cells as lines with aligned columns; the last column is never padded."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return [
+        _GAP.join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units: ``98.4 MB``, ``512 B``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.2f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people say them: ``0.03 s``, ``12.4 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def when_text(time: str) -> str:
+    """An RFC 3339 time as a short date and time in UTC."""
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def number_text(value: float) -> str:
+    """A metric's value: whole numbers grouped by thousands, others with six digits."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:.6g}"

@@ -1,0 +1,132 @@
+"""``doit show``: everything that is recorded of a target's newest result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ingot import registry
+from ingot.commands.base import IngotCommand, keep_derived
+from ingot.commands.screen import Screen, duration_text, number_text, size_text, when_text
+
+if TYPE_CHECKING:
+    from ingot.core.project import Project
+
+Json = Mapping[str, Any]
+
+
+class Show(IngotCommand):
+    """Print one receipt."""
+
+    name = "show"
+    doc_purpose = "show what is recorded of a target: files, metrics, inputs, key"
+    doc_usage = "SPEC:TARGET [--json]"
+    doc_description = "Reads the log only: it works although a spec is broken or the artifact is not present."
+    arguments: ClassVar[tuple[int, int | None]] = (1, 1)
+
+    def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
+        """0, or 2 when there is no such target or it was never built."""
+        project = registry.open_log()
+        receipt = registry.receipt_of_target(project, arguments[0])
+        if options["json"]:
+            screen.json(receipt)
+        else:
+            _show(screen, project, receipt)
+        keep_derived(project)
+        return 0
+
+
+def _show(screen: Screen, project: Project, receipt: Json) -> None:
+    screen.table(("", ""), list(_head(project, receipt)))
+    for title, titles, rows, right in (
+        ("metrics", ("name", "value", "unit", "95 % interval", "n", "how it was measured"), _metrics(receipt), (1, 4)),
+        ("inputs", ("role", "target", "digest"), _inputs(receipt), ()),
+        ("files", ("path", "size", "sha256"), _files(receipt), (1,)),
+        ("what the result depends on", ("", ""), _key_parts(receipt), ()),
+    ):
+        listed = list(rows)
+        if listed:
+            screen.line()
+            screen.line(f"{title}:")
+            screen.table(titles, listed, right)
+
+
+def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
+    """The facts of one line each."""
+    yield "target", str(receipt["target"])
+    if "built_as" in receipt:
+        yield "built as", f"{receipt['built_as']} (the same content, built once)"
+    yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
+    yield "artifact", _place(project, receipt)
+    size = sum(int(file["size"]) for file in receipt["files"])
+    yield "size", f"{size_text(size)} in {len(receipt['files'])} file{'s' * (len(receipt['files']) != 1)}"
+    yield "digest", str(receipt["digest"])
+    yield "key", str(receipt["key"])
+    timings = receipt["timings"]
+    yield "built", f"{when_text(receipt['built_at'])} in {duration_text(timings['wall_s'])}"
+    yield "peak memory", _memory(timings)
+    yield "environment", _environment(receipt["environment"])
+    yield "git", _git(receipt["git"])
+    yield "log", f"{receipt['origin']} entry {receipt['index']}"
+
+
+def _place(project: Project, receipt: Json) -> str:
+    """A path that can be pasted, or that there is none."""
+    spec, _, name = str(receipt["target"]).partition(":")
+    if not receipt["present"]:
+        return f"not present in the store or damaged (doit {receipt['target']} builds it again)"
+    path = project.store.object_path(str(receipt["digest"]))
+    if project.store.has_latest(spec, name, str(receipt["digest"])):
+        path = project.store.root / "latest" / spec / name
+    return os.path.relpath(path)
+
+
+def _memory(timings: Json) -> str:
+    anon, rss = timings.get("peak_anon_bytes"), timings.get("peak_rss_bytes")
+    parts = [] if anon is None else [f"{size_text(anon)} anonymous"]
+    parts += [] if rss is None else [f"{size_text(rss)} resident"]
+    return ", ".join(parts) or "not measured"
+
+
+def _environment(environment: Json) -> str:
+    return (
+        f"ingot {environment['ingot']}, Python {environment['python']}, {environment['system']} "
+        f"{environment['machine']}, {environment['threads']} of {environment['cpus']} processors, "
+        f"network: {environment['network']}"
+    )
+
+
+def _git(git: Json) -> str:
+    if git.get("commit") is None:
+        return "no commit"
+    state = {True: "clean", False: "with uncommitted changes", None: "state not known"}[git.get("clean")]
+    return f"{str(git['commit'])[:12]} ({state})"
+
+
+def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
+    for name, metric in sorted(receipt["metrics"].items()):
+        interval = metric.get("interval")
+        shown = f"[{number_text(interval[0])}, {number_text(interval[1])}]" if interval else ""
+        count = f"{metric['n']:,}" if "n" in metric else ""
+        unit = "" if metric["unit"] == "1" else metric["unit"]
+        yield name, number_text(metric["value"]), unit, shown, count, metric["method"]
+
+
+def _inputs(receipt: Json) -> Iterator[tuple[str, str, str]]:
+    for role, value in sorted(receipt["inputs"].items()):
+        for item in [value] if isinstance(value, Mapping) else value:
+            yield role, str(item["target"]), str(item["digest"])[:12]
+
+
+def _files(receipt: Json) -> Iterator[tuple[str, str, str]]:
+    for file in receipt["files"]:
+        yield str(file["path"]), size_text(int(file["size"])), str(file["sha256"])[:12]
+
+
+def _key_parts(receipt: Json) -> Iterator[tuple[str, str]]:
+    from ingot.core.reasons import flatten
+
+    for name, value in flatten(receipt["key_parts"]):
+        if name not in ("format", "kind", "revision") and value not in ({}, []):
+            yield name, str(value)

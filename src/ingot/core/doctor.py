@@ -1,0 +1,198 @@
+"""What the specs at hand need of this machine, each need one line: met, or missing with one command that mends it.
+
+Only targets that would be built count: a fresh chain needs no torch. Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ingot.core import procfs
+from ingot.core.graph import Node
+from ingot.core.key import NOT_INSTALLED
+from ingot.core.plan import Planned, tool_version
+
+Word = Literal["ok", "note", "missing"]
+#: Receipts of earlier results of a target, the newest first.
+Earlier = Callable[[str], Mapping[str, Any] | None]
+
+#: Kept free beside what the targets need: the log must never meet a full disk.
+RESERVE_BYTES = 1 << 30
+_OLDEST_PYTHON = (3, 11)
+_PROBE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, how it is, the facts, and the command that mends it."""
+
+    name: str
+    word: Word
+    detail: str
+    fix: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As ``--json`` shows it."""
+        return {"name": self.name, "state": self.word, "detail": self.detail, "fix": self.fix}
+
+
+def python(version: Sequence[int] = tuple(sys.version_info[:3])) -> Check:
+    """Whether Python is new enough."""
+    text = ".".join(str(part) for part in version[:3])
+    if tuple(version[:2]) >= _OLDEST_PYTHON:
+        return Check("python", "ok", text)
+    return Check("python", "missing", f"{text}, needs 3.11 or later", "uv venv --python 3.12")
+
+
+def packages(nodes: Iterable[Node], version: Callable[[str], str] = tool_version) -> Iterator[Check]:
+    """One check a pip extra: the packages that these targets need of it."""
+    kinds: dict[str, set[str]] = {}
+    wanted: dict[str, set[str]] = {}
+    for node in nodes:
+        extra = node.extra or ("all" if node.tools or node.needs else "")
+        if extra:
+            kinds.setdefault(extra, set()).add(node.kind)
+            wanted.setdefault(extra, set()).update((*node.tools, *node.needs))
+    for extra in sorted(wanted):
+        found = {name: version(name) for name in sorted(wanted[extra])}
+        absent = [name for name, installed in found.items() if installed == NOT_INSTALLED]
+        users = f"for {', '.join(sorted(kinds[extra]))}"
+        if absent:
+            yield Check(
+                f"packages [{extra}]", "missing", f"{', '.join(absent)} {users}", f"pip install 'ingot[{extra}]'"
+            )
+        else:
+            yield Check(f"packages [{extra}]", "ok", f"{', '.join(f'{n} {v}' for n, v in found.items())} {users}")
+
+
+def programs(nodes: Iterable[Node], which: Callable[[str], str | None] = shutil.which) -> Iterator[Check]:
+    """One check a program on PATH that these targets declare."""
+    users: dict[str, list[str]] = {}
+    for node in nodes:
+        for command in node.programs.values():
+            users.setdefault(command[0], []).append(node.id)
+    for program, targets in sorted(users.items()):
+        path = which(program)
+        if path is None:
+            shown = f"not on PATH, for {', '.join(targets[:3])}"
+            yield Check(f"program {program}", "missing", shown, f"install {program}, or put its folder on PATH")
+        else:
+            yield Check(f"program {program}", "ok", path)
+
+
+def disk(store: Path, todo: Iterable[Planned], earlier: Earlier) -> Check:
+    """Free space where the store lies, against the sizes that the targets had when they were last built."""
+    place = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    sizes = [earlier(item.node.id) for item in todo]
+    known = sum(int(file["size"]) for receipt in sizes if receipt for file in receipt.get("files", ()))
+    unknown = sum(receipt is None for receipt in sizes)
+    facts = f"{_gigabytes(free)} free"
+    if known:
+        facts += f", {_gigabytes(known)} needed as when last built"
+    if unknown:
+        facts += f", {unknown} target{'s' * (unknown != 1)} never built: size not known"
+    if free < known + RESERVE_BYTES:
+        return Check(
+            "disk", "missing", f"{facts}, and 1 GB in reserve", f"free {_gigabytes(known + RESERVE_BYTES - free)}"
+        )
+    return Check("disk", "ok", facts)
+
+
+def memory(
+    todo: Iterable[Planned], earlier: Earlier, available: Callable[[], tuple[int, int]] = procfs.available
+) -> Check:
+    """Memory at hand, against the largest peak that these targets had when they were last built."""
+    free, total = available()
+    if not total:
+        return Check("memory", "note", "this system does not say how much is available")
+    peaks = [(_peak(earlier(item.node.id)), item.node.id) for item in todo]
+    peak, target = max(peaks, default=(0, ""))
+    facts = f"{_gigabytes(free)} of {_gigabytes(total)} available"
+    if not peak:
+        return Check("memory", "ok", f"{facts}; no earlier build says how much is needed" if peaks else facts)
+    facts += f", {_gigabytes(peak)} needed by {target} as when last built"
+    if free < peak:
+        return Check("memory", "missing", facts, f"end other programs, or free {_gigabytes(peak - free)}")
+    return Check("memory", "ok", facts)
+
+
+def _peak(receipt: Mapping[str, Any] | None) -> int:
+    return 0 if receipt is None else int(receipt["timings"].get("peak_anon_bytes") or 0)
+
+
+def llama_cpp(nodes: Iterable[Node], version: Callable[[str], str] = tool_version) -> Iterator[Check]:
+    """Whether llama.cpp's library can really be loaded, tried in a process of its own; nothing where none needs it."""
+    if not any("llama-cpp-python" in (*node.tools, *node.needs) for node in nodes):
+        return
+    installed = version("llama-cpp-python")
+    if installed == NOT_INSTALLED:
+        return  # the packages' check names it
+    again = "pip install --force-reinstall --no-cache-dir llama-cpp-python"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import llama_cpp; llama_cpp.llama_backend_init()"],
+            capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        yield Check("llama.cpp", "missing", f"llama-cpp-python {installed} does not load in {_PROBE_SECONDS} s", again)
+        return
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        yield Check("llama.cpp", "missing", f"llama-cpp-python {installed} cannot be loaded: {last[:160]}", again)
+    else:
+        yield Check("llama.cpp", "ok", f"llama-cpp-python {installed} loads")
+
+
+def signing_key(registry: Path, keys: Path) -> Check:
+    """Whether this user can go on in a log of the project, or will begin one."""
+    logs = sorted(path.name for path in registry.iterdir() if path.is_dir()) if registry.is_dir() else []
+    mine = [name for name in logs if (keys / name).is_file()]
+    if mine:
+        return Check("registry", "ok", f"this user signs log {', '.join(mine)} with the key in {keys}")
+    others = f"{len(logs)} log{'s' * (len(logs) != 1)} of others; " if logs else ""
+    return Check("registry", "ok", f"{others}the first build begins a log and keeps its key in {keys}")
+
+
+def git(root: Path) -> Check:
+    """Whether receipts can name a commit and the log is kept by git."""
+    if shutil.which("git") is None:
+        return Check("git", "note", "not installed: receipts will name no commit", "install git")
+    done = subprocess.run(
+        ("git", "rev-parse", "--is-inside-work-tree"), cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.stdout.strip() != "true":
+        return Check("git", "note", "the project is in no repository: nothing pins the log", "git init")
+    ignored = subprocess.run(
+        ("git", "check-ignore", "--quiet", "registry", "ingot.lock"), cwd=root, capture_output=True, check=False
+    )
+    if ignored.returncode == 0:
+        return Check(
+            "git", "note", "registry/ or ingot.lock is ignored by git: nothing pins the log", "edit .gitignore"
+        )
+    return Check("git", "ok", "receipts name the commit; commit registry/ and ingot.lock to pin the log")
+
+
+def remotes(nodes: Iterable[Node], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The addresses that these targets fetch from: name → URL, by their parameters and the user's settings."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        if node.params.get("pypi"):
+            found["PyPI"] = environment.get("PIP_INDEX_URL", "https://pypi.org/simple/")
+        if node.params.get("hf"):
+            found["hub"] = environment.get("HF_ENDPOINT", "https://huggingface.co")
+        url = node.params.get("url")
+        if isinstance(url, str):
+            found[node.id] = url
+    return found
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

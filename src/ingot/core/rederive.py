@@ -1,0 +1,130 @@
+"""Metrics that follow from an artifact's bytes, derived again: what a kind recorded must be what the bytes say.
+
+One rule a kind, each giving name → value for the metrics that it can derive; the rest (perplexity, speed) were
+measured by running something and are not derivable. Needs no torch and no numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ingot.core.digest import read_json
+from ingot.core.weights_facts import WeightFacts, facts_of, zeros
+
+Receipt = Mapping[str, Any]
+#: The folder of a digest, or None when it is not present.
+Folders = Callable[[str], Path | None]
+Derived = dict[str, float]
+
+
+def derive(receipt: Receipt, folders: Folders) -> Derived:
+    """The metrics of a receipt that can be derived from what is present. ValueError, OSError: unreadable bytes."""
+    rule = _RULES.get(receipt["kind"])
+    folder = folders(str(receipt["digest"]))
+    return {} if rule is None or folder is None else rule(receipt, folder, folders)
+
+
+def disagreements(receipt: Receipt, derived: Mapping[str, float]) -> list[str]:
+    """One sentence for each recorded metric that is not what was derived; metrics not recorded are passed over."""
+    found = []
+    for name, value in derived.items():
+        record = receipt["metrics"].get(name)
+        if record is not None and not _equal(record["value"], value):
+            found.append(f"{name} is recorded as {record['value']}, the bytes say {value}")
+    return found
+
+
+def _equal(recorded: object, derived: float) -> bool:
+    if isinstance(recorded, bool) or not isinstance(recorded, int | float):
+        return False
+    return math.isclose(recorded, derived, rel_tol=1e-9, abs_tol=0)
+
+
+def _command(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    return {"bytes": facts_of(folder).total_bytes}
+
+
+def _convert(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    facts = facts_of(folder)
+    result: Derived = {"parameters": facts.elements, "tensors": len(facts.tensors), "weight_bytes": facts.weight_bytes}
+    if facts.tensor_bytes is not None and facts.elements:
+        result["bits_per_weight"] = 8 * facts.tensor_bytes / facts.elements
+    return result
+
+
+def _merge(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    facts = facts_of(folder)
+    result: Derived = {"parameters": facts.elements}
+    if facts.tensor_bytes is not None:
+        result["weight_bytes"] = facts.tensor_bytes
+    return result
+
+
+def _prune(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """Zeros are counted in the layers that the artifact's own list names."""
+    listed = read_json((folder / "prune.json").read_bytes())
+    modules = listed.get("modules") if isinstance(listed, dict) else None
+    if not isinstance(modules, list):
+        raise ValueError("prune.json lists no modules")
+    tensors = {tensor.name: tensor for tensor in facts_of(folder).tensors}
+    try:
+        chosen = [tensors[f"{module['name']}.weight"] for module in modules]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"prune.json names a layer that is not there: {error}") from error
+    counts = [(zeros(tensor), tensor.elements) for tensor in chosen]
+    found, total = sum(count for count, _ in counts), sum(elements for _, elements in counts)
+    shares = [count / elements for count, elements in counts if elements]
+    result: Derived = {"zeros": found, "pruned_parameters": total, "pruned_layers": len(chosen)}
+    if shares:
+        result |= {"sparsity": found / total, "sparsity_lowest": min(shares), "sparsity_highest": max(shares)}
+    return result
+
+
+def _quantize(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
+    size = facts_of(folder).weight_bytes
+    result: Derived = {"weight_bytes": size}
+    before = _input_facts(receipt, "model", folders)
+    if before is not None and before.elements and before.tensor_bytes is not None:
+        result |= {"bits_per_weight": 8 * size / before.elements, "compression": before.tensor_bytes / size}
+    return result
+
+
+def _gguf(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
+    facts = facts_of(folder)
+    result: Derived = {"bytes": facts.weight_bytes}
+    result |= {f"tensors_{name.lower()}": count for name, count in facts.types().items()}
+    before = _input_facts(receipt, "model", folders)
+    if before is not None and before.elements:
+        result |= {"parameters": before.elements, "bits_per_weight": 8 * facts.weight_bytes / before.elements}
+    return result
+
+
+def _evaluate(receipt: Receipt, _folder: Path, folders: Folders) -> Derived:
+    """The size of what was evaluated. Parameters are those of the loaded model: derivable for a GGUF only."""
+    facts = _input_facts(receipt, "candidate", folders)
+    if facts is None or not facts.tensors:
+        return {}
+    result: Derived = {"bytes": facts.weight_bytes}
+    if facts.tensor_bytes is None:
+        result |= {"parameters": facts.elements, "bits_per_weight": 8 * facts.weight_bytes / facts.elements}
+    return result
+
+
+def _input_facts(receipt: Receipt, role: str, folders: Folders) -> WeightFacts | None:
+    value = receipt["inputs"].get(role)
+    folder = folders(str(value["digest"])) if isinstance(value, Mapping) else None
+    return None if folder is None else facts_of(folder)
+
+
+_RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
+    "command": _command,
+    "convert": _convert,
+    "evaluate": _evaluate,
+    "gguf": _gguf,
+    "merge": _merge,
+    "prune": _prune,
+    "quantize": _quantize,
+}

@@ -1,0 +1,155 @@
+"""The registry for programs: the same answers as ``doit show --json`` and ``doit history --json``.
+
+    from ingot import registry
+
+    receipt = registry.latest("smollm2-pydoc:gguf@Q4_0")
+    receipt["digest"], receipt["metrics"]["bytes"]["value"]
+
+Every function reads the project that ``root`` (by default the current folder) lies in; nothing is built or changed.
+The fields are documented in ``docs/json.md``. Errors are those of ``ingot.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingot.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.graph import Node
+    from ingot.core.project import Project
+    from ingot.core.registry import Entry
+
+#: What ``latest`` gives first, in this order; what else a receipt holds follows.
+_ORDER = (
+    "target", "kind", "revision", "key", "key_parts", "digest", "inputs", "files", "metrics", "environment", "timings",
+    "built_at",
+)  # fmt: skip
+
+
+def latest(target: str, root: Path | None = None) -> dict[str, Any]:
+    """The receipt of a target's newest result. UsageError: E-TARGET (no such target), E-NOT-BUILT (never built)."""
+    return receipt_of_target(open_log(root), target)
+
+
+def history(name: str | None = None, root: Path | None = None) -> list[dict[str, Any]]:
+    """The entries of all logs, oldest first; of one spec or target where ``name`` says so. UsageError (E-TARGET)."""
+    return [described(entry) for entry in entries_about(open_log(root), name)]
+
+
+def entries(root: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Every entry with its in-toto statement as signed: ``{"origin", "index", "statement"}``, oldest first."""
+    for entry in open_log(root).registry.entries():
+        yield {"origin": entry.origin, "index": entry.index, "statement": dict(entry.statement)}
+
+
+def open_log(root: Path | None = None) -> Project:
+    """The project without its specs: the log can be read although a spec is broken. UsageError (E-PROJECT)."""
+    from ingot.core.project import Project, find_root
+
+    return Project(find_root(Path.cwd() if root is None else root.resolve()), [])
+
+
+def declared(project: Project) -> dict[str, Node]:
+    """The targets that the specs declare now, by id; none when a spec is bad, since the log does not need them."""
+    from ingot.core.spec_cache import load_graphs
+
+    files = sorted((project.root / "specs").glob("*.yaml"))
+    try:
+        graphs = load_graphs(project.root, files, project.root / "cache")
+    except SpecError:
+        return {}
+    return {node.id: node for graph in graphs for node in graph.nodes}
+
+
+def receipt_of_target(project: Project, target: str) -> dict[str, Any]:
+    """What ``latest`` gives, from an open project."""
+    newest = project.index.latest.get(target)
+    if newest is None:
+        raise _not_built(project, target)
+    builds = project.index.builds(str(newest["key"]))
+    found = [build for build in builds if build["digest"] == newest["digest"]]
+    if not found:
+        what = f"the log points {target} at a result whose build is in no log"
+        raise UsageError("E-NOT-BUILT", what, hint="doit audit says what is wrong with the logs")
+    return _presented(project, target, found[-1])
+
+
+def _presented(project: Project, target: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """A receipt in the order of the documentation; ``built_as`` names the target that built it, if another one."""
+    shown: dict[str, Any] = dict(receipt) | {"target": target, "built_at": receipt["timings"]["finished"]}
+    shown["files"] = receipt["files"]
+    if receipt["target"] != target:
+        shown["built_as"] = receipt["target"]
+    shown["present"] = project.store.presence(str(receipt["digest"]), shown["files"])[0] == "present"
+    return {name: shown.pop(name) for name in _ORDER} | shown
+
+
+def _not_built(project: Project, target: str) -> UsageError:
+    nodes = declared(project)
+    known = nodes.keys() | project.index.latest.keys()
+    if target in nodes:
+        return UsageError("E-NOT-BUILT", f"{target} was never built", hint=f"build it: doit {target}")
+    variants = sorted(name for name in known if name.startswith((f"{target}@", f"{target}:")))
+    if variants:
+        return UsageError("E-TARGET", f"{target!r} names several targets", facts=variants, hint="name one of them")
+    return unknown_target(target, known)
+
+
+def unknown_target(name: str, known: Iterator[str] | set[str] | list[str]) -> UsageError:
+    """The error for a name that means nothing, with the names nearest to it."""
+    import difflib
+
+    near = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "doit list --all shows all targets"
+    return UsageError("E-TARGET", f"there is no target {name!r}", hint=hint)
+
+
+def entries_about(project: Project, name: str | None) -> list[Entry]:
+    """The entries of a spec, a target or (None) all, oldest first."""
+    found = list(project.registry.entries())
+    if name is None:
+        return found
+    kept = [entry for entry in found if _is_about(target_of(entry), name)]
+    if not kept:
+        known = declared(project)
+        names = {form for node in known.values() for form in (node.spec, f"{node.spec}:{node.target}", node.id)}
+        if name not in names:
+            raise unknown_target(name, names | project.index.latest.keys())
+    return kept
+
+
+def target_of(entry: Entry) -> str | None:
+    """The target that an entry is about; None for one about the log itself."""
+    from ingot.core.statement import type_of
+
+    if type_of(entry.statement) == "origin":
+        return None
+    return str(entry.statement["subject"][0]["name"])
+
+
+def _is_about(target: str | None, name: str) -> bool:
+    return target is not None and (target == name or target.startswith((f"{name}:", f"{name}@")))
+
+
+def described(entry: Entry) -> dict[str, Any]:
+    """An entry as ``doit history --json`` shows it."""
+    from ingot.core.statement import decision_of, receipt_of
+
+    place: dict[str, Any] = {"origin": entry.origin, "index": entry.index, "type": entry.type}
+    if entry.type == "build":
+        receipt = receipt_of(entry.statement)
+        return place | {
+            "target": receipt["target"],
+            "digest": receipt["digest"],
+            "time": entry.time,
+            "kind": receipt["kind"],
+            "key": receipt["key"],
+            "wall_s": receipt["timings"]["wall_s"],
+            "git": receipt["git"],
+        }
+    decision = decision_of(entry.statement)
+    named = place | {"target": target_of(entry), "digest": decision["digest"], "time": entry.time}
+    return named | {key: value for key, value in decision.items() if key not in named}
