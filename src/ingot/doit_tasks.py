@@ -13,6 +13,7 @@ from typing import Any
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 from doit.task import Task
 
+from ingot.core import disk
 from ingot.core.graph import Node
 from ingot.core.project import Project
 from ingot.core.session import Session
@@ -101,7 +102,8 @@ def _run(session: Session, name: str) -> TaskFailed | TaskError | None:
         session.execute(name)
     except GateFailed as error:
         return TaskFailed(str(error), report=False)
-    except IngotError as error:
+    except (IngotError, OSError) as caught:
+        error = caught if isinstance(caught, IngotError) else disk.failure(caught, session.project.store.root)
         LiveReporter.errors[name] = error
         return TaskFailed(str(error), report=False) if error.exit_code == 1 else TaskError(str(error), report=False)
     return None

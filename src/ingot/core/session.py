@@ -29,6 +29,7 @@ class Session:
         self.selected: tuple[str, ...] | None = None
         self._builder = Builder(project, self._tell)
         self._checked_tools = False
+        self._said_fresh: set[str] = set()
         self._lock = threading.Lock()
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
@@ -46,20 +47,22 @@ class Session:
         self.outcomes[name] = Built("fresh", planned.receipt)
         verdicts = self.project.judge(node)
         self.verdicts[name] = verdicts
-        return all(verdict.passed for verdict in verdicts)
+        if not all(verdict.passed for verdict in verdicts):
+            return False
+        self._said_fresh.add(name)
+        return True
 
     def _linked(self, planned: Planned) -> bool:
         return self.project.store.has_latest(planned.node.spec, planned.node.name, str(planned.digest))
 
     def execute(self, name: str) -> None:
         """Build a target (or take a result that is at hand), then judge its gates. Raises IngotError."""
-        node = self.project.nodes[name]
-        # Under ``doit -a`` nobody asked whether the target is up to date: it is built whatever there is.
-        asked = self.planned.pop(name, None)
-        planned = asked or self.project.check(node)
-        if planned.state != "fresh" or asked is None:
+        # Executed although it was said to be fresh: ``doit -a`` wants it built again.
+        force = name in self._said_fresh
+        planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
+        if planned.state != "fresh" or force:
             self._require_tools()
-        built = self._builder.ensure(planned, force=asked is None)
+        built = self._builder.ensure(planned, force=force)
         self.project.current[name] = built.receipt
         self.outcomes[name] = built
         self._judge(name)
