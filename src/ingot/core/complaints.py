@@ -58,6 +58,8 @@ def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate:
         elif kind_of == "missing":
             what = f"a required field is missing: {rest[-1]}" if rest else "a required field is missing"
             problems.add(locate((*path, *map(str, rest[-1:]))), "E-SPEC-MISSING", what)
+        elif kind_of == "too_short" and isinstance(value, list) and len(value) >= finding["ctx"]["min_length"]:
+            continue  # it only counts the items that are valid, and those that are not are reported themselves
         elif kind_of in _WANTED:
             wanted.setdefault(path, {})[_WANTED[kind_of]] = None
             values[path] = value

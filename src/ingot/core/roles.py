@@ -126,6 +126,8 @@ def _check_missing(draft: Draft, problems: Problems) -> None:
     for role in sorted(implied & given):
         path = (*draft.path, "from", role)
         problems.add(path, "E-SPEC-ROLE", f"the role {role!r} is filled by ingot; remove it", key=True)
+    if "from" in draft.written and not isinstance(written, dict):
+        return  # reported already
     for role, what in draft.stage.inputs.items():
         # Without variants it is not known which list roles are implied.
         unknown = what.many and not draft.variants

@@ -250,7 +250,7 @@ class _Reader:
         self._check_secret(event, frame.path, text)
         if text == "<<" and event.style is None:
             self._refuse(event, path, Refusal("E-YAML-MERGE", "merge keys (<<) are refused", "use `extends:`"))
-        elif path in self._keys:
+        elif text in frame.items:
             first, place = self._keys[path], self._place(event)
             what = f"{shorten(text)!r} is written twice: first in line {first.line}, column {first.column}"
             problem = Problem(self._file, place.line, place.column, field_name(path), "E-YAML-DUPKEY", what)
