@@ -7,6 +7,7 @@ with the checkpoint's, so a damaged log is never used; only ``audit`` also verif
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.digest import canonical_json, is_digest, read_json, sha256_bytes
+from ingot.core.digest import canonical_json, is_digest, sha256_bytes
 from ingot.core.disk import failure
 from ingot.core.merkle import Frontier, leaf_hash
 from ingot.core.note import Checkpoint, Note, VerifierKey
@@ -39,7 +40,10 @@ def encode_line(statement: object) -> bytes:
 
 def decode_line(line: bytes) -> dict[str, Any]:
     """A line as a statement; ValueError when it is not strict JSON, not canonical or not an in-toto Statement."""
-    value = read_json(line)
+    try:
+        value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_int=_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     fields = value if isinstance(value, dict) else {}
     shaped = isinstance(fields.get("subject"), list) and isinstance(fields.get("predicateType"), str)
     if fields.get("_type") != STATEMENT or not shaped:
@@ -47,12 +51,29 @@ def decode_line(line: bytes) -> dict[str, Any]:
     return fields
 
 
-def is_canonical(line: bytes, value: object) -> bool:
-    """Whether a line is the RFC 8785 form of its value."""
+def is_canonical(line: bytes) -> bool:
+    """Whether a line (strict JSON) is in RFC 8785 form."""
     try:
-        return canonical_json(value) == line
+        return canonical_json(json.loads(line, parse_int=_number)) == line
     except RefusedInput:
         return False
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _number(digits: str) -> int | float:
+    # RFC 8785 writes a double of 2^53 or more, up to 1e21, like an integer: it is the nearest double, not that integer.
+    value = int(digits)
+    return value if abs(value) < 2**53 else float(value)
 
 
 @dataclass(frozen=True)

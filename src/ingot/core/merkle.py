@@ -117,19 +117,17 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
 def verify_consistency(sizes: tuple[int, int], roots: tuple[bytes, bytes], proof: Sequence[bytes]) -> bool:
     """Whether ``proof`` shows that the old tree is a prefix of the new one (2.1.4.2).
 
-    ``sizes`` and ``roots`` are (old, new). The empty tree is a prefix of every tree, by an empty proof.
+    ``sizes`` and ``roots`` are (old, new). Of an old tree without leaves nothing can be shown: only (0, 0) holds.
     """
     old, new = sizes
     if not 0 <= old <= new or not _hashes(proof):
         return False
     if old == new:
         return not proof and roots[0] == roots[1] and (old > 0 or roots[0] == EMPTY_ROOT)
-    if old == 0:
-        return not proof and roots[0] == EMPTY_ROOT
     path = list(proof)
     if old & (old - 1) == 0:
         path.insert(0, roots[0])
-    return bool(path) and _walk(old - 1, new - 1, path) == roots
+    return old > 0 and bool(path) and _walk(old - 1, new - 1, path) == roots
 
 
 def _walk(fn: int, sn: int, path: Sequence[bytes]) -> tuple[bytes, bytes] | None:
