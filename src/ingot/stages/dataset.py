@@ -1,0 +1,243 @@
+"""``dataset``: rows from local files and from Python's own documentation → train.jsonl and eval.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ingot.core.stage import Frozen, Given, Metric, Metrics, Progress, Source, Stage
+from ingot.errors import RefusedInput
+
+if TYPE_CHECKING:
+    from ingot.kit.documents import Document, Form
+
+_Format = Literal["jsonl", "json", "text"]
+_SUFFIXES: dict[str, _Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+#: Limits for Python's documentation: shorter texts say little, longer ones do not fit what small machines train on.
+_STDLIB_CHARS = (80, 2000)
+
+#: The metrics of the funnel: what happened to each document read, in this order.
+_FUNNEL = {
+    "read": "rows and pieces of text read",
+    "too_short": "fewer characters to learn than min_chars",
+    "too_long": "more characters to learn than max_chars",
+    "exact_duplicates": "the same text as an earlier document",
+    "near_duplicates": "Jaccard similarity of character 3-grams to an earlier document of at least the threshold",
+    "over_limit": "left out by limit, by the hash of the content",
+    "train": "rows of train.jsonl",
+    "eval": "rows of eval.jsonl",
+}
+
+
+def _file(value: object) -> object:
+    return Source(path=value) if isinstance(value, str) else _resolved(value)
+
+
+def _stdlib(value: object) -> object:
+    return Source.model_validate({"python_stdlib": value}) if isinstance(value, str) else _resolved(value)
+
+
+def _resolved(value: object) -> object:
+    return Source.model_validate(value) if isinstance(value, dict) else value
+
+
+def _format_of(before: dict[str, Any]) -> _Format | None:
+    source = before.get("path")
+    return _SUFFIXES.get(Path(source.path).suffix) if isinstance(source, Source) and source.path else None
+
+
+class Fields(Frozen):
+    """Which field of a row means what: ``messages``, or ``text``, or a pair of two."""
+
+    messages: str | None = Field(default=None, description="a list of {role, content}")
+    prompt: str | None = None
+    completion: str | None = None
+    instruction: str | None = None
+    input: str | None = Field(default=None, description="more to the instruction, where a row has it")
+    output: str | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Fields:
+        given = {name for name, value in self.model_dump().items() if value is not None}
+        shapes = ({"messages"}, {"text"}, {"prompt", "completion"}, {"instruction", "output"})
+        if given - {"input"} not in shapes or ("input" in given and "instruction" not in given):
+            raise ValueError("name either messages, or text, or prompt and completion, or instruction and output")
+        return self
+
+
+class Entry(Frozen):
+    """One source: a file, folder or glob of the project, or Python's documentation."""
+
+    path: Annotated[Source | None, BeforeValidator(_file, json_schema_input_type=str | Source | None)] = Field(
+        default=None, description="a file, folder or glob of the project"
+    )
+    python_stdlib: Annotated[
+        Source | None,
+        BeforeValidator(_stdlib, json_schema_input_type=Literal["docstrings", "topics"] | Source | None),
+    ] = Field(default=None, description="Python's own documentation: docstrings or topics")
+    format: _Format | None = Field(default_factory=_format_of, description="by default that of the path's suffix")
+    fields: Fields | None = Field(default=None, description="by default the usual names are tried")
+    chunk_chars: int = Field(default=2000, ge=100, description="the longest piece that text is cut into")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Entry:
+        if (self.path is None) == (self.python_stdlib is None):
+            raise ValueError("needs exactly one of 'path' and 'python_stdlib'")
+        if self.path is not None and self.path.path is None:
+            raise ValueError("'path' is a file, folder or glob of the project")
+        if self.python_stdlib is not None and (self.format or self.fields or self.python_stdlib.path):
+            raise ValueError("'python_stdlib' is docstrings or topics and takes no 'format' and no 'fields'")
+        if self.path is not None and self.format is None:
+            raise ValueError("the format does not show from the path: give 'format' (jsonl, json or text)")
+        if self.format == "text" and self.fields is not None:
+            raise ValueError("text has no 'fields'")
+        return self
+
+
+class Dedup(Frozen):
+    """Near-duplicate removal."""
+
+    threshold: float = Field(
+        default=0.8, gt=0, le=1, description="Jaccard similarity of character 3-grams from which a document is dropped"
+    )
+
+
+class Split(Frozen):
+    """How much is held out."""
+
+    eval: float = Field(default=0.1, ge=0, lt=1, description="the share of documents held out, by hash of content")
+
+
+def _least(before: dict[str, Any]) -> int:
+    return _STDLIB_CHARS[0] if _has_stdlib(before) else 1
+
+
+def _most(before: dict[str, Any]) -> int | None:
+    return _STDLIB_CHARS[1] if _has_stdlib(before) else None
+
+
+def _has_stdlib(before: dict[str, Any]) -> bool:
+    return any(entry.python_stdlib is not None for entry in before.get("sources", ()))
+
+
+class Dataset(Stage):
+    """Read, filter, remove duplicates, split.
+
+    The split is by the hash of what must not straddle it (the prompt, the documented symbol, the topic), so a row stays
+    on its side when others come or go. Rows are written in the order of their ids, which are hashes of their content:
+    a fixed shuffle. Duplicates are found across all sources, by the answer alone for Python's documentation
+    and by the whole row otherwise; the first in the order of the sources stays.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    produces: ClassVar[Literal["dataset"]] = "dataset"
+    tools: ClassVar[tuple[str, ...]] = ("rensa",)
+    needs: ClassVar[tuple[str, ...]] = ("numpy",)
+    extra: ClassVar[str | None] = "ml"
+    preload: ClassVar[tuple[str, ...]] = ("numpy",)
+
+    sources: tuple[Entry, ...] = Field(min_length=1, description="where rows come from")
+    form: Literal["auto", "chat", "completion", "text"] = Field(
+        default="auto", description="the form of the rows; auto takes that of the sources"
+    )
+    system: str | None = Field(default=None, min_length=1, description="a system message for chats that have none")
+    min_chars: int = Field(default_factory=_least, ge=1, description="the fewest characters to learn from a row")
+    max_chars: int | None = Field(default_factory=_most, ge=1, description="the most characters to learn from a row")
+    dedup: Dedup | None = Field(default=Dedup(), description="near-duplicate removal; null leaves only the exact one")
+    limit: int | None = Field(default=None, ge=1, description="the most documents to keep")
+    split: Split = Field(default=Split(), description="what is held out")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Dataset:
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError("max_chars is less than min_chars")
+        if self.system is not None and self.form in {"completion", "text"}:
+            raise ValueError("only the form chat takes 'system'")
+        return self
+
+    def tools_used(self) -> tuple[str, ...]:
+        """rensa where near-duplicates are removed."""
+        return self.tools if self.dedup is not None else ()
+
+    def needs_used(self) -> tuple[str, ...]:
+        """numpy where near-duplicates are removed."""
+        return self.needs if self.dedup is not None else ()
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+        """Build the data set.
+
+        RefusedInput: E-DATASET-ROW (a malformed row, with its number), E-DATASET-FORM (rows that do not fit the form),
+        E-DATASET-EMPTY (nothing left, or too little to split).
+        """
+        from ingot.kit.funnel import divide, identified, sift, write_rows
+
+        read = []
+        for document in self._read(given, progress):
+            read.append(document)
+            if len(read) % 1000 == 0:
+                progress(len(read), None, "documents")
+        counts = dict.fromkeys(_FUNNEL, 0) | {"read": len(read)}
+        form = _form(self.form, {document.form for document in read})
+        threshold = self.dedup.threshold if self.dedup is not None else None
+        kept = sift(read, (self.min_chars, self.max_chars), threshold, counts, progress)
+        rows = identified(kept, form, self.system)
+        counts["exact_duplicates"] += len(kept) - len(rows)  # equal only once they have the same form
+        counts["over_limit"] = max(0, len(rows) - (self.limit or len(rows)))
+        sides = divide(rows[: self.limit], self.split.eval)
+        characters = {}
+        for name, side in sides.items():
+            counts[name] = len(side)
+            characters[name] = write_rows(out / f"{name}.jsonl", side)
+        note = {"format": 1, "form": form, "counts": counts}
+        (out / "dataset.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return _metrics(counts, characters)
+
+    def _read(self, given: Given, progress: Progress) -> Iterator[Document]:
+        from ingot.kit.documents import read_file, read_stdlib
+
+        natural: Form = "chat" if self.form == "auto" else self.form
+        for number, (entry, snapshot) in enumerate(zip(self.sources, given.sources, strict=True), 1):
+            progress.phase(f"reading source {number} of {len(self.sources)}")
+            if entry.python_stdlib is not None:
+                assert entry.python_stdlib.python_stdlib is not None
+                yield from read_stdlib(snapshot, entry.python_stdlib.python_stdlib, natural, entry.chunk_chars)
+                continue
+            assert entry.format is not None
+            fields = entry.fields.model_dump(exclude_none=True) if entry.fields is not None else None
+            files = sorted(snapshot.rglob("*")) if snapshot.is_dir() else [snapshot]
+            for path in (path for path in files if path.is_file()):
+                within = f" ({path.relative_to(snapshot).as_posix()})" if snapshot.is_dir() else ""
+                yield from read_file(path, entry.format, fields, f"source {number}{within}", entry.chunk_chars)
+
+
+def _form(wanted: str, found: set[Form]) -> Form:
+    """The form of the data set: as wanted, else the one form that all rows have or can take."""
+    if wanted != "auto":
+        return cast("Form", wanted)
+    if len(found) > 1 and "text" in found:
+        raise RefusedInput(
+            "E-DATASET-FORM",
+            f"the sources mix plain text with rows of the form {', '.join(sorted(found - {'text'}))}",
+            hint="give 'form: text', or leave the text out",
+        )
+    return "chat" if "chat" in found else "completion" if "completion" in found else "text"
+
+
+def _metrics(counts: dict[str, int], characters: dict[str, int]) -> dict[str, Metric]:
+    metrics = {f"documents_{name}": Metric(counts[name], "documents", how) for name, how in _FUNNEL.items()}
+    for name, value in characters.items():
+        metrics[f"characters_{name}"] = Metric(value, "characters", f"characters of all texts in {name}.jsonl")
+    return metrics
