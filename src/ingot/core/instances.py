@@ -103,8 +103,10 @@ def bind(target: str, wiring: Wiring, known: Mapping[str, tuple[Instance, ...]])
     _limit(len(partials) * len(combinations))
     result = []
     for bound, inputs in partials:
-        filled = {**inputs, **{wire.role: tuple(_collect(wire, bound, known)) for wire in wiring.wires if wire.many}}
-        ordered = {wire.role: filled[wire.role] for wire in wiring.wires}
+        ordered = {
+            wire.role: tuple(dict.fromkeys(_collect(wire, bound, known))) if wire.many else inputs[wire.role]
+            for wire in wiring.wires
+        }
         for own in combinations:
             mine = {(target, param): label for (param, _), label in zip(wiring.axes, own, strict=True)}
             result.append(Instance(target, tuple((bound | mine).items()), own, ordered))

@@ -190,10 +190,11 @@ def _sources(
         where = locate(path)
         base = problems.folder(where)
         if isinstance(place.get("path"), str):
-            place["path"] = _project_path(place["path"], (*where, "path"), problems)
-            base = problems.folder((*where, "path"))
+            # Written as {path: …}, or as the text alone where the kind allows it.
+            below = (*where, "path") if problems.holds((*where, "path")) else where
+            place["path"] = _project_path(place["path"], below, problems)
+            base = problems.folder(below)
         elif "paths" in place:
-            # Written as {paths: […]}, or as the list alone where the kind allows it.
             below = (*where, "paths") if problems.holds((*where, "paths")) else where
             base = problems.folder(below)
             place["paths"] = [
