@@ -24,8 +24,8 @@ Row = Mapping[str, Any]
 
 #: Tokens in one forward pass: bounds the memory whatever the batch size.
 PACK_TOKENS = 2048
-#: A loss above this many times that of a uniform guess over the vocabulary is a collapse.
-COLLAPSE = 2.0
+#: Steps whose mean loss is compared with that of the first.
+_WINDOW = 8
 #: Nats per token by which a document may score differently when another stands before it.
 _LEAK = 0.05
 
@@ -219,11 +219,13 @@ class Loop:
         """AdamW over the trainable parameters, one step a batch; yields what each step saw.
 
         The loss of a batch is the mean over all its scored tokens, however it is split into passes.
-        StageFailed (E-TRAIN-DIVERGED) when loss or gradient is not finite or the loss has collapsed.
+        StageFailed (E-TRAIN-DIVERGED) when loss or gradient is not finite, when a loss is more than twice that of
+        a uniform guess over the vocabulary, or when eight steps in a row are far worse than the untrained first.
         """
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=self.schedule.peak, weight_decay=self.weight_decay)
         model.train()
+        losses: list[float] = []
         for index, batch in enumerate(source):
             rate = self.schedule.rate(index)
             for group in optimizer.param_groups:
@@ -232,7 +234,8 @@ class Loop:
             loss = self._backward(model, batch, scored)
             norm = float(torch.nn.utils.clip_grad_norm_(weights, self.clip))
             step = Step(index + 1, loss, rate, norm, scored, sum(len(doc.ids) for doc in batch))
-            self._check(step)
+            losses.append(loss)
+            self._check(step, losses)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             yield step
@@ -245,19 +248,29 @@ class Loop:
             total += float(loss.detach())
         return total
 
-    def _check(self, step: Step) -> None:
-        finite = math.isfinite(step.loss) and math.isfinite(step.gradient_norm)
-        if finite and step.loss <= COLLAPSE * math.log(self.vocabulary):
-            return
-        raise StageFailed(
+    def _check(self, step: Step, losses: Sequence[float]) -> None:
+        guess = math.log(self.vocabulary)
+        recent = losses[-_WINDOW:]
+        if not (math.isfinite(step.loss) and math.isfinite(step.gradient_norm)):
+            raise self.diverged(f"step {step.step}: loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g}")
+        if step.loss > 2 * guess:
+            raise self.diverged(f"step {step.step}: loss {step.loss:.4g}; a uniform guess costs {guess:.4g}")
+        if len(losses) > _WINDOW and far_worse(losses[0], sum(recent) / len(recent)):
+            raise self.diverged(f"loss {losses[0]:.4g} at the first step, {recent[-1]:.4g} at step {step.step}")
+
+    def diverged(self, fact: str) -> StageFailed:
+        """E-TRAIN-DIVERGED with what was seen."""
+        return StageFailed(
             "E-TRAIN-DIVERGED",
-            f"training diverged at step {step.step} of {self.schedule.steps}",
-            facts=[
-                f"loss {step.loss:.4g} nats/token; a uniform guess costs {math.log(self.vocabulary):.2f}",
-                f"gradient norm {step.gradient_norm:.4g}, learning rate {step.learning_rate:.4g}",
-            ],
+            "training diverged: the adapter makes the model worse, not better",
+            facts=[fact],
             hint=f"lower learning_rate (it is {self.schedule.peak:g}) or raise warmup",
         )
+
+
+def far_worse(before: float, after: float) -> bool:
+    """Whether a loss in nats per token has grown beyond what a few unlike batches explain."""
+    return after > 1.5 * before + 0.5
 
 
 def nothing_to_learn(rows: int, max_length: int) -> RefusedInput:

@@ -41,8 +41,9 @@ class Adapter(Stage):
 
     method: Literal["lora"] = Field(default="lora", description="What is trained: low-rank matrices")
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Rank r of the two matrices")
-    alpha: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Scale: the change is alpha / rank times B·A; twice the rank unless given"
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        default_factory=lambda found: float(2 * found.get("rank", 16)),
+        description="Scale: the change is alpha / rank times B·A; twice the rank unless given",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before A, in training")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
@@ -69,16 +70,6 @@ class Adapter(Stage):
         default=32, description="Held-out documents scored before and after"
     )
     eval_every: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps between further scorings; 0: none")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_alpha(cls, data: Any) -> Any:
-        """Resolve alpha, so that spelling out its default changes no key."""
-        if isinstance(data, dict) and data.get("alpha") is None:
-            rank = data.get("rank", 16)
-            if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-                return {**data, "alpha": float(2 * rank)}
-        return data
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
@@ -183,7 +174,7 @@ class _Training:
     def _train(self, steps: int) -> None:
         from itertools import islice
 
-        from ingot.kit.training import Loop, Schedule
+        from ingot.kit.training import Loop, Schedule, far_worse
 
         stage, model = self.stage, self.model.get_base_model()
         loop = Loop(
@@ -205,6 +196,14 @@ class _Training:
             if step.step == steps or (stage.eval_every and step.step % stage.eval_every == 0):
                 self._evaluate(step.step)
             started = time.perf_counter()
+        if not self.evals:
+            return
+        before, after = (self._held_loss(sums) for _, sums in (self.evals[0], self.evals[-1]))
+        if far_worse(before, after):
+            raise loop.diverged(f"held-out loss {before:.4g} before, {after:.4g} after training")
+
+    def _held_loss(self, sums: list[float]) -> float:
+        return sum(sums) / sum(doc.scored for doc in self.held)
 
     def _evaluate(self, step: int) -> None:
         from ingot.kit.training import evaluate
@@ -227,16 +226,15 @@ class _Training:
         tensors = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         config = self.model.peft_config["default"].to_dict()
         lora.write_adapter(out, config, tensors)
-        tokens = sum(doc.scored for doc in self.held)
         hf.write_json(
             out / "training.json",
             {
                 "format": 1,
                 "loss_unit": _PER_TOKEN,
                 "train": [step.to_dict() for step in self.history],
-                "eval": [{"step": step, "loss": sum(sums) / tokens} for step, sums in self.evals],
+                "eval": [{"step": step, "loss": self._held_loss(sums)} for step, sums in self.evals],
                 "eval_documents": len(self.held),
-                "eval_tokens": tokens,
+                "eval_tokens": sum(doc.scored for doc in self.held),
                 "packed": self.limit > 1,
             },
         )

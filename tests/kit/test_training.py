@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from ingot.errors import StageFailed
+from ingot.kit import training
+from ingot.kit.training import Corpus, Document, Loop, Schedule
+from tinymodels import llama
+
+
+@dataclass
+class Coded:
+    ids: list[int]
+    labels_from: int
+
+
+def doc(name: str, *ids: int, start: int = 1) -> Document:
+    return Document(name, ids, start)
+
+
+def corpus(rows: list[dict[str, Any]], *, completion_only: bool = True) -> Corpus:
+    return Corpus(rows, lambda row: Coded(list(row["ids"]), row["from"]), completion_only=completion_only)
+
+
+ROWS = [{"id": f"r{n}", "ids": [1, 2, 3, n], "from": 2} for n in range(6)]
+
+
+def test_packed_documents_cost_what_they_cost_alone() -> None:
+    model = llama().requires_grad_(requires_grad=False)
+    docs = [doc("a", 5, 6, 7, 8, 9, start=2), doc("b", 11, 12, 13), doc("c", 20, 21, 22, 23, start=3)]
+    together = training.nll(model, docs)
+    alone = torch.cat([training.nll(model, [item]) for item in docs])
+    assert together.shape == (3 + 2 + 1,)
+    assert torch.allclose(together, alone, atol=1e-5)
+    reference = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]]), labels=torch.tensor([[-100, -100, 7, 8, 9]])).loss
+    assert float(alone[:3].mean()) == pytest.approx(float(reference), abs=1e-5)
+
+
+def test_a_model_that_mixes_packed_documents_is_noticed() -> None:
+    model = llama()
+    docs = [doc("a", *range(1, 30)), doc("b", *range(40, 60))]
+    assert training.packs(model, docs)
+
+    def mixing(**inputs: Any) -> Any:
+        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
+        return model(**inputs)
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    assert training.packs(model, docs)
+    assert not training.packs(mixing, docs)
+
+
+def test_evaluation_does_not_depend_on_the_packs() -> None:
+    model = llama()
+    docs = [doc(str(n), *range(n + 1, n + 9)) for n in range(7)]
+    seen: list[int] = []
+    one = training.evaluate(model, docs, 1, lambda _: None)
+    many = training.evaluate(model, docs, 20, seen.append)
+    assert one == pytest.approx(many, abs=1e-4)
+    assert seen == [2, 4, 6, 7]
+
+
+def test_every_epoch_is_a_new_permutation_of_content() -> None:
+    first = [item.id for item in corpus(ROWS).epoch(1, 0)]
+    assert first == [item.id for item in corpus(ROWS[::-1]).epoch(1, 0)]
+    assert sorted(first) == [row["id"] for row in ROWS]
+    assert first != [item.id for item in corpus(ROWS).epoch(1, 1)]
+    assert first != [item.id for item in corpus(ROWS).epoch(2, 0)]
+
+
+def test_batches_are_full_and_cross_epochs() -> None:
+    batches = list(islice(corpus(ROWS).batches(1, 4), 3))
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    seen = [item.id for batch in batches for item in batch]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == [row["id"] for row in ROWS]
+
+
+def test_rows_cut_before_their_completion_are_skipped() -> None:
+    cut = [{"id": "x", "ids": [1, 2], "from": 2}, {"id": "y", "ids": [1], "from": 1}]
+    assert list(corpus(cut).batches(1, 2)) == []
+    assert [item.id for item in corpus(cut, completion_only=False).epoch(1, 0)] == ["x"]
+    assert corpus(ROWS, completion_only=False).first(2) == [doc("r0", 1, 2, 3, 0), doc("r1", 1, 2, 3, 1)]
+    assert training.nothing_to_learn(0, 8).code == "E-DATASET-EMPTY"
+    assert training.nothing_to_learn(2, 8).code == "E-DATASET-LENGTH"
+
+
+def test_a_row_without_an_id_is_known_by_its_content() -> None:
+    assert training.row_id({"text": "a", "n": 1}) == training.row_id({"n": 1, "text": "a"})
+    assert training.row_id({"text": "a"}) != training.row_id({"text": "b"})
+    assert training.row_id({"id": "r", "text": "b"}) == "r"
+
+
+def test_packs_hold_the_limit() -> None:
+    docs = [doc(str(n), *range(size)) for n, size in enumerate((3, 3, 9, 2, 2, 2))]
+    assert [[len(item.ids) for item in pack] for pack in training.packs_of(docs, 6)] == [[3, 3], [9], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_the_rate_rises_and_falls(shape: str) -> None:
+    schedule = Schedule(shape, 1.0, 20, 0.2)
+    rates = [schedule.rate(step) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == max(rates) == 1.0
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert (rates[-1] == 1.0) is (shape == "constant")
+    assert rates[-1] > 0
+
+
+def test_splitting_a_batch_into_passes_changes_no_step() -> None:
+    docs = [doc("a", 1, 2, 3, 4, 5), doc("b", 6, 7), doc("c", 8, 9, 10, 11)]
+
+    def losses(limit: int) -> list[float]:
+        loop = Loop(Schedule("constant", 1e-2, 3, 0.0), 0.0, 1.0, limit, 96)
+        return [step.loss for step in loop.run(llama(), [docs] * 3)]
+
+    assert losses(1) == pytest.approx(losses(100), abs=1e-4)
+    assert losses(100)[2] < losses(100)[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_a_loss_out_of_bounds_stops_training(value: float) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[50] = value
+        model.lm_head.weight[51] = -value
+    loop = Loop(Schedule("constant", 1e-3, 1, 0.0), 0.0, 1.0, 100, 96)
+    with pytest.raises(StageFailed) as caught:
+        list(loop.run(model, [[doc("a", 1, 3, 7, 3, 7, 3, 7)]]))
+    assert caught.value.code == "E-TRAIN-DIVERGED"
