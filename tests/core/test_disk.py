@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("durable", [True, False])
 def test_durable_says_whether_to_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool) -> None:
     synced: list[bool] = []
-    monkeypatch.setattr(disk.os, "fsync", lambda descriptor: synced.append(os.path.isdir(f"/dev/fd/{descriptor}")))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.path.isdir(f"/dev/fd/{descriptor}")))
     disk.write_file_atomic(tmp_path / "a", b"x", durable=durable)
     assert synced == ([False, True] if durable else [])
 
@@ -45,7 +46,7 @@ def test_durable_says_whether_to_sync(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "a"
     disk.write_file_atomic(path, b"old")
-    monkeypatch.setattr(disk.os, call, fail(errno.EIO))
+    monkeypatch.setattr(os, call, fail(errno.EIO))
     with pytest.raises(DiskFailed) as caught:
         disk.write_file_atomic(path, b"new")
     assert caught.value.code == "E-IO"
@@ -82,7 +83,7 @@ def test_a_failed_fsync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.EIO, "lost")
 
     (tmp_path / "a").write_bytes(b"x")
-    monkeypatch.setattr(disk.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     for sync in (disk.fsync_file, disk.fsync_dir):
         with pytest.raises(DiskFailed):
             sync(tmp_path / "a" if sync is disk.fsync_file else tmp_path)
@@ -101,15 +102,15 @@ def test_macos_flushes_the_drive(
             raise OSError(answer, "no")
 
     monkeypatch.setattr(disk, "_FULL_SYNC", 51)
-    monkeypatch.setattr(disk.fcntl, "fcntl", full)
-    monkeypatch.setattr(disk.os, "fsync", lambda _descriptor: calls.append("fsync"))
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: calls.append("fsync"))
     disk.fsync_dir(tmp_path)
     assert calls == ["fcntl 51", *(["fsync"] if falls_back else [])]
 
 
 def test_a_lost_write_on_macos_is_not_hidden_by_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_FULL_SYNC", 51)
-    monkeypatch.setattr(disk.fcntl, "fcntl", fail(errno.EIO))
+    monkeypatch.setattr(fcntl, "fcntl", fail(errno.EIO))
     with pytest.raises(DiskFailed):
         disk.fsync_dir(tmp_path)
 
@@ -144,7 +145,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = os.write
-    monkeypatch.setattr(disk.os, "write", lambda descriptor, data: original(descriptor, bytes(data[:3])))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: original(descriptor, bytes(data[:3])))
     disk.append_durable(tmp_path / "a", b"0123456789", 0)
     disk.append_durable(tmp_path / "a", b"abc", 10)
     assert (tmp_path / "a").read_bytes() == b"0123456789abc"

@@ -48,7 +48,7 @@ class Machine:
 
 
 def stops(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable[[], BaseException], act: Callable[[int], None]
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[], BaseException], act: Callable[[int], object]
 ) -> Iterator[tuple[int, bool]]:
     """Run ``act(n)`` with a stop at its n-th operation, for n = 1, 2, … until it gets through."""
     for stop_at in range(1, 500):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,7 +76,7 @@ def audit(places: Places) -> list[dict[str, str]]:
     logs = found.attempt("unreadable", places.root.name, lambda: logs_in(places.root)) or []
     for log in logs:
         mine = [source for source in pinned if source.pin.origin == log.origin]
-        seen = found.attempt("pin_malformed", log.origin, lambda log=log: state.read(log.origin))  # type: ignore[misc]
+        seen = found.attempt("pin_malformed", log.origin, partial(state.read, log.origin))
         if seen is not None:
             mine.append(Source(seen[0], "the newest checkpoint seen by this user", local=True))
         _LogAudit(log, mine, found).run()
