@@ -16,10 +16,14 @@ from ingot.core.stage import Files, Format, Frozen, Hidden, Reproducibility, Rol
 from ingot.errors import SpecError
 
 
+def _as_source(value: object) -> object:
+    return Source(path=value) if isinstance(value, str) else Source.model_validate(value) if value else None
+
+
 class Fetch(Stage):
     kind: ClassVar[str] = "fetch"
     network: ClassVar[bool] = True
-    path: Source | None = None
+    path: Annotated[Source | None, BeforeValidator(_as_source)] = None
     sha256: str | None = None
     note: str = ""
 
@@ -131,6 +135,16 @@ class Command(Stage):
         return self.used
 
 
+class Orphan(Stage):
+    """Implies a kind that is not there."""
+
+    kind: ClassVar[str] = "orphan"
+    name: str
+
+    def hidden(self) -> Hidden:
+        return Hidden("nothing", "candidates", {}, self.name)
+
+
 class Node(Stage):
     """A node of any graph: any roles, three numbers to vary."""
 
@@ -146,7 +160,8 @@ class Node(Stage):
 
 
 KINDS: dict[str, type[Stage]] = {
-    kind.kind: kind for kind in (Fetch, Dataset, Convert, Adapter, Merge, Prune, Gguf, Evaluate, Report, Command, Node)
+    kind.kind: kind
+    for kind in (Fetch, Dataset, Convert, Adapter, Merge, Prune, Gguf, Evaluate, Report, Command, Orphan, Node)
 }
 
 CHAIN = """\
@@ -165,6 +180,11 @@ targets:
 gates:
   report.gguf@Q8_0.kl_divergence: {max: 0.5}
 """
+
+
+def head(*lines: str, gates: str = "") -> str:
+    """A spec of these target lines; they start in line 4."""
+    return "format: 1\nname: s\ntargets:\n" + "".join(f"  {line}\n" for line in lines) + gates
 
 
 class Folder:

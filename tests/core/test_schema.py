@@ -12,6 +12,7 @@ import pytest
 
 from ingot.core import stage
 from ingot.core.schema import schema, text
+from ingot.core.spec import load_spec
 from ingot.core.yaml_reader import read_yaml
 from ingot.errors import SpecError
 from speckit import CHAIN, KINDS, Folder, kinds_in_use
@@ -148,6 +149,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
+REPO = Path(__file__).parents[2]
 HEAD = "format: 1\nname: s\ntargets:\n  w: {kind: fetch}\n  "
 
 
@@ -228,6 +230,10 @@ def test_the_schema_of_the_real_kinds() -> None:
     assert references <= set(parsed["$defs"])
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "specs").rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPO / "specs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_the_specs_of_the_repository_conform(path: Path) -> None:
     assert accepts(path.read_text())
+    # What the graph holds is what the kind reads back in the child process.
+    for node in load_spec(path, REPO).graph().nodes:
+        model = stage.load_kind(node.kind).model_validate_json(json.dumps(node.params), strict=True)
+        assert model.model_dump(mode="json", by_alias=True) == node.params

@@ -49,10 +49,6 @@ class Problems:
             problem = Problem(place.file, place.line, place.column, field_name(path), code, what, hint)
             self._found[problem] = None
 
-    def any(self) -> bool:
-        """Whether there is a problem so far."""
-        return bool(self._found)
-
     def raise_any(self) -> None:
         """SpecError with all problems, if there are any."""
         if self._found:

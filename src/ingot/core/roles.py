@@ -165,10 +165,7 @@ def instances(drafts: Mapping[str, Draft], problems: Problems) -> dict[str, tupl
 
 def _step(draft: Draft, to: str) -> Path:
     """Where a target names another one."""
-    for path, name in _names(draft):
-        if name.partition("@")[0] == to:
-            return path
-    return draft.path
+    return next(path for path, name in _names(draft) if name.partition("@")[0] == to)
 
 
 def _names(draft: Draft) -> Iterator[tuple[Path, str]]:
