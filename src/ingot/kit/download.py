@@ -31,7 +31,7 @@ _UNREACHABLE = (
     r"NewConnectionError|NameResolutionError|name resolution|ConnectTimeout|ReadTimeout|ProxyError|SSLError"
     r"|Connection refused|Network is unreachable|Max retries"
 )
-_CUT = r"IncompleteRead|Connection broken|IncompleteDownload|THESE PACKAGES DO NOT MATCH THE HASHES"
+_CUT = r"IncompleteRead|Connection broken|incomplete-download|not enough bytes|THESE PACKAGES DO NOT MATCH THE HASHES"
 
 #: What pip says → code and message, the first that fits.
 _PIP_FAULTS = (
@@ -93,8 +93,8 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _pip_fault(requirement: str, said: str) -> RefusedInput:
-    errors = [line.strip() for line in said.splitlines() if line.startswith("ERROR")]
-    facts = [f"pip: {line.removeprefix('ERROR:').strip()[:300]}" for line in errors[-2:]]
+    errors = [re.sub(r"^(ERROR:|×)", "", line).strip() for line in said.splitlines() if line.startswith(("ERROR", "×"))]
+    facts = [f"pip: {line[:300]}" for line in errors[-2:]]
     for pattern, code, what in _PIP_FAULTS:
         if re.search(pattern, said):
             return RefusedInput(code, what.format(requirement), facts=facts, hint=_hint(code))
@@ -149,6 +149,7 @@ def url_file(url: str, target: Path, progress: Progress) -> str:
             total = int(announced) if announced and announced.isdigit() else None
             digest = _copy(answer, target, total, progress)
     except urllib.error.HTTPError as error:
+        error.close()
         code = "E-FETCH-NOTFOUND" if error.code in {404, 410} else "E-FETCH-HTTP"
         raise RefusedInput(code, f"{url} answered {error.code} {error.reason}") from error
     except http.client.IncompleteRead as error:
