@@ -93,6 +93,13 @@ def test_a_reference_among_the_candidates_is_measured_once(folder: Folder) -> No
     assert nodes[-1].inputs["evaluations"] == ("report.base", "report.base", "report.gguf@Q8_0", "report.gguf@Q4_0")
 
 
+def test_without_a_reference_nothing_is_compared(folder: Folder) -> None:
+    text = CHAIN.replace("reference: base, ", "")
+    by_name = {node.name: node for node in folder.load(text).graph().nodes}
+    assert by_name["report.merged"].inputs == {"candidate": ("merged",), "data": ("data",)}
+    assert "report.base" not in by_name
+
+
 def test_a_report_in_a_matrix_has_its_own_evaluations(folder: Folder) -> None:
     text = CHAIN.replace("candidates: [merged, gguf]}}", "candidates: [merged]}, matrix: {documents: [8, 16]}}")
     nodes = {node.name: node for node in folder.load(text.partition("gates")[0]).graph().nodes}

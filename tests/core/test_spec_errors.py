@@ -361,6 +361,14 @@ gates:
     ]
 
 
+def test_a_cycle_through_a_target_with_other_mistakes(folder: Folder) -> None:
+    assert folder.problems(head("n: {kind: node, from: {b: 5, many: [5], a: n}}")) == [
+        ("E-SPEC-TYPE", "specs/a.yaml:4:29", "targets.n.from.b"),
+        ("E-SPEC-TYPE", "specs/a.yaml:4:39", "targets.n.from.many[0]"),
+        ("E-SPEC-CYCLE", "specs/a.yaml:4:46", "targets.n.from.a"),
+    ]
+
+
 def test_too_many_instances_in_a_spec(folder: Folder) -> None:
     lines = [f"n{index}: {{kind: node, matrix: {{x: {list(range(400))}}}}}" for index in range(13)]
     assert folder.problems(head(*lines)) == [("E-SPEC-MATRIX", "specs/a.yaml:16:3", "targets.n12")]

@@ -19,12 +19,10 @@ class Problems:
         """Where the value (or the key) at ``path`` is written; where it is absent, its nearest parent."""
         if key and path in self._document.keys:
             return self._document.keys[path]
-        for length in range(len(path), -1, -1):
-            place = self._document.places.get(path[:length])
-            if place is not None:
-                # A missing field belongs to the mapping's key: "adapter:", not its first field.
-                return self._document.keys.get(path[:length], place) if length < len(path) and length else place
-        raise KeyError(path)
+        length = next(length for length in range(len(path), -1, -1) if path[:length] in self._document.places)
+        place = self._document.places[path[:length]]
+        # A missing field belongs to the mapping's key: "adapter:", not its first field.
+        return place if length == len(path) else self._document.keys.get(path[:length], place)
 
     def holds(self, path: Path) -> bool:
         """Whether the document has a value at ``path``."""

@@ -169,6 +169,7 @@ def _step(draft: Draft, to: str) -> Path:
 
 
 def _names(draft: Draft) -> Iterator[tuple[Path, str]]:
+    """Each name in ``from:`` of a target, and where it is written."""
     for role, names in draft.written["from"].items():
         path = (*draft.path, "from", role)
         if isinstance(names, str):
