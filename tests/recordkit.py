@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,17 @@ def writable(path: Path) -> Path:
     """Make a file or folder of the store writable, as damage by another program does; gives the path."""
     os.chmod(path, 0o755 if path.is_dir() else 0o644)
     return path
+
+
+def simple(name: str, *, content: str = "x", depends: str = "") -> str:
+    """A ``command`` target that writes ``content``, and after it what its input wrote; it names no folder."""
+    script = f"echo {content} > {{out}}/out.txt" + ("; cat {data}/out.txt >> {out}/out.txt" if depends else "")
+    inputs = f", from: {{data: {depends}}}" if depends else ""
+    return f"  {name}: {{kind: command, command: [sh, -c, {json.dumps(script)}]{inputs}}}\n"
+
+
+def copied(template: Sandbox, folder: Path) -> Sandbox:
+    """A copy of a built project with its keys and pins, that a test may change and damage."""
+    shutil.copytree(template.root, folder / "project", symlinks=True)
+    shutil.copytree(template.home, folder / "home")
+    return Sandbox(folder / "project", folder / "home")

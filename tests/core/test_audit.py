@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from ingot.core.digest import record_files, tree_digest
-from projectkit import Sandbox, counted
-from recordkit import append, audited, codes, object_of, publish, receipts, registry_of, writable
+from projectkit import Sandbox
+from recordkit import append, audited, codes, copied, object_of, publish, receipts, registry_of, simple, writable
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """a → b, built once for all tests."""
     sandbox = Sandbox.make(tmp_path_factory.mktemp("template"))
-    sandbox.spec("targets:\n" + counted(sandbox.root, "a", content="a") + counted(sandbox.root, "b", depends="a"))
+    sandbox.spec("targets:\n" + simple("a", content="a") + simple("b", depends="a"))
     sandbox.ok()
     return sandbox
 
@@ -26,9 +26,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 @pytest.fixture
 def built(template: Sandbox, tmp_path: Path) -> Sandbox:
     """A copy of it, keys and pins included, that a test may damage."""
-    shutil.copytree(template.root, tmp_path / "project", symlinks=True)
-    shutil.copytree(template.home, tmp_path / "home")
-    return Sandbox(tmp_path / "project", tmp_path / "home")
+    return copied(template, tmp_path)
 
 
 def out(built: Sandbox) -> Path:
@@ -136,7 +134,9 @@ def test_damage_of_both_is_reported_as_the_registrys(built: Sandbox) -> None:
 
 
 def test_a_metric_that_the_bytes_contradict_is_found(built: Sandbox) -> None:
-    append(built, "s:a", metrics={"bytes": {"value": 3, "unit": "B", "method": "sum of the sizes of the files written"}})
+    append(
+        built, "s:a", metrics={"bytes": {"value": 3, "unit": "B", "method": "sum of the sizes of the files written"}}
+    )
     (problem,) = audited(built).problems
     assert problem.code == "metric_differs"
     assert "bytes is recorded as 3, the bytes say 2" in problem.detail

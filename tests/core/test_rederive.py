@@ -71,7 +71,7 @@ def test_sizes_and_elements_of_shards(tmp_path: Path) -> None:
 )
 def test_malformed_safetensors_end_in_a_value_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="safetensors|JSON|Expecting|Illegal"):
+    with pytest.raises(ValueError, match=r"safetensors|JSON|Expecting|Illegal"):
         facts_of(tmp_path)
 
 
@@ -95,7 +95,7 @@ def gguf(values: bytes, count: int = 1) -> bytes:
 def test_malformed_gguf_end_in_a_value_error_at_once(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="past the end|not a GGUF|unknown type"):
+    with pytest.raises(ValueError, match=r"past the end|not a GGUF|unknown type"):
         list(read_gguf(path))
 
 

@@ -171,7 +171,7 @@ def git(root: Path) -> Check:
     if done.stdout.strip() != "true":
         return Check("git", "note", "the project is in no repository: nothing pins the log", "git init")
     ignored = subprocess.run(
-        ("git", "check-ignore", "--quiet", "registry", "ingot.lock"), cwd=root, capture_output=True, check=False
+        ("git", "check-ignore", "registry/log", "ingot.lock"), cwd=root, capture_output=True, check=False
     )
     if ignored.returncode == 0:
         return Check(

@@ -1,0 +1,145 @@
+"""``doit show``, ``doit history``, ``doit forget`` and ``from ingot import registry``: what the log says."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from ingot import registry
+from ingot.errors import UsageError
+from projectkit import Sandbox
+from recordkit import object_of, simple, writable
+
+FIELDS = [
+    "target",
+    "kind",
+    "revision",
+    "key",
+    "key_parts",
+    "digest",
+    "inputs",
+    "files",
+    "metrics",
+    "environment",
+    "timings",
+    "built_at",
+    "origin",
+    "index",
+    "git",
+]
+
+
+def test_the_receipt_has_the_documented_fields(chain: Sandbox) -> None:
+    receipt = chain.json("show", "s:b")
+    assert set(FIELDS) <= receipt.keys()
+    assert receipt["inputs"] == {"data": {"target": "s:a", "digest": chain.json("show", "s:a")["digest"]}}
+    (file,) = receipt["files"]
+    assert set(file) == {"path", "size", "sha256", "xxh3_128"}
+    assert receipt["metrics"]["bytes"] | {"method": ""} == {"value": 4, "unit": "B", "method": "", "n": 1}
+    assert receipt["built_at"] == receipt["timings"]["finished"]
+    assert receipt["present"] is True
+
+
+def test_a_person_reads_the_place_and_the_figures(chain: Sandbox) -> None:
+    text = chain.ok("show", "s:b")
+    assert "artifact     cache/latest/s/b" in text
+    assert "sum of the sizes of the files written" in text
+    assert "no commit" in text
+    assert (chain.root / "cache/latest/s/b/out.txt").is_file()
+
+
+def test_an_artifact_that_is_gone_is_said_to_be(chain: Sandbox) -> None:
+    shutil.rmtree(writable(object_of(chain, "s:b")))
+    assert chain.json("show", "s:b")["present"] is False
+    assert "not present in the store or damaged (doit s:b builds it again)" in chain.ok("show", "s:b")
+
+
+def test_never_built_is_not_unknown(chain: Sandbox) -> None:
+    chain.spec((chain.root / "specs/s.yaml").read_text() + simple("c"))
+    done = chain.doit("show", "s:c", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("E-NOT-BUILT: s:c was never built\n")
+    assert "doit s:c" in done.stderr
+
+
+def test_a_name_of_several_targets_lists_them(chain: Sandbox) -> None:
+    done = chain.doit("show", "s")
+    assert done.returncode == 2
+    assert "s:a" in done.stderr
+    assert "s:b" in done.stderr
+
+
+def test_a_target_that_left_the_spec_is_still_shown(chain: Sandbox) -> None:
+    chain.spec("targets:\n" + simple("a"))
+    assert chain.json("show", "s:b")["target"] == "s:b"
+
+
+def test_what_another_target_built_says_so(chain: Sandbox) -> None:
+    text = (chain.root / "specs/s.yaml").read_text()
+    chain.spec(text.replace("name: s\n", "name: twin\n"), name="twin")
+    chain.ok("twin")
+    receipt = chain.json("show", "twin:a")
+    assert (receipt["target"], receipt["built_as"]) == ("twin:a", "s:a")
+    assert "the same content, built once" in chain.ok("show", "twin:a")
+
+
+def test_history_is_complete_and_in_order(chain: Sandbox) -> None:
+    entries = chain.json("history")
+    assert sorted(entry["type"] for entry in entries) == ["build", "build", "origin"]
+    assert [entry["index"] for entry in entries] == [0, 1, 2]
+    for entry in entries:
+        assert {"origin", "index", "type", "target", "digest", "time"} <= entry.keys()
+    (origin,) = [entry for entry in entries if entry["type"] == "origin"]
+    assert origin["target"] is None
+
+
+def test_history_of_a_target_and_of_a_spec(chain: Sandbox) -> None:
+    assert [entry["target"] for entry in chain.json("history", "s:b")] == ["s:b"]
+    assert [entry["target"] for entry in chain.json("history", "s")] == ["s:a", "s:b"]
+    chain.spec((chain.root / "specs/s.yaml").read_text() + simple("ab"))
+    assert chain.json("history", "s:ab") == []
+
+
+def test_history_says_what_changed(chain: Sandbox) -> None:
+    chain.spec("targets:\n" + simple("a", content="y") + simple("b", depends="a"))
+    chain.ok()
+    chain.spec("targets:\n" + simple("a") + simple("b", depends="a"))
+    chain.ok()
+    text = chain.ok("history")
+    assert "first build" in text
+    assert "command.2" in text
+    assert "input data changed" in text
+    assert "this result was at hand" in text
+
+
+def test_forgotten_targets_are_built_again(chain: Sandbox) -> None:
+    assert chain.ok("forget", "s:b") == "forgetting s:b\n"
+    assert chain.states() == {"s:a": "fresh", "s:b": "stale"}
+    chain.ok()
+    assert [entry["target"] for entry in chain.json("history", "s")] == ["s:a", "s:b", "s:b"]
+    assert "built again: the same bytes" in chain.ok("history", "s:b")
+    assert set(chain.states().values()) == {"fresh"}
+
+
+@pytest.mark.parametrize("arguments", [["s:b", "-s"], ["--all"], ["s"], ["s:*"], []])
+def test_forget_takes_what_doit_takes(chain: Sandbox, arguments: list[str]) -> None:
+    assert chain.ok("forget", *arguments) == "forgetting s:a\nforgetting s:b\n"
+
+
+def test_forget_forgets_nothing_when_told_so_or_when_a_name_is_wrong(chain: Sandbox) -> None:
+    chain.ok("forget", "--disable-default")
+    assert chain.doit("forget", "s:a", "s:nope").returncode == 2
+    assert set(chain.states().values()) == {"fresh"}
+
+
+def test_programs_get_the_same_answers(chain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.latest("s:b", chain.root) == chain.json("show", "s:b")
+    assert registry.history(root=chain.root) == chain.json("history")
+    assert registry.history("s:b", chain.root) == chain.json("history", "s:b")
+    monkeypatch.chdir(chain.root / "specs")
+    assert registry.latest("s:b")["target"] == "s:b"
+    statements = [entry["statement"] for entry in registry.entries()]
+    assert {statement["_type"] for statement in statements} == {"https://in-toto.io/Statement/v1"}
+    with pytest.raises(UsageError, match=r"never built|no target"):
+        registry.latest("s:c")
