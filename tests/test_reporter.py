@@ -122,6 +122,7 @@ def test_a_gate_that_fails_is_judged_on_the_closing_page_and_again_when_all_is_f
         assert "failed    s:b  E-GATE: 1 of 1 gates of s:b do not pass" in lines
         assert lines.count("gate FAIL     s:b.bytes ≤ 1: 3") == 1
         assert lines.count("gate pass     s:a.bytes ≤ 5: 2") == 1
+        assert sum("s:b" in line and "gate" in line for line in lines) == 2, "the limit is said once"
         assert any(word in line for line in lines)
 
 

@@ -40,7 +40,7 @@ def test_a_new_phase_or_unit_forgets_the_old_rate(adapter: Running) -> None:
     adapter.hear(progress(1, 10, "documents"), 113.0)
     assert adapter.rate() is None
     adapter.hear({"t": "phase", "name": "scoring"}, 114.0)
-    assert (adapter.count(), adapter.figures(), adapter.phase) == ("", "", "scoring")
+    assert (adapter.count(), adapter.figures(), adapter.phase) == ("", [], "scoring")
 
 
 def test_a_wide_line_says_everything(adapter: Running) -> None:
@@ -66,6 +66,14 @@ def test_no_line_is_ever_wider_than_the_terminal(adapter: Running, width: int, s
     other.hear(progress(2e9, 5e9, "B", tensor="model.layers.12.mlp.down_proj.weight"), 2.0)
     for line in rows([adapter, other], width, 112.0, short=short):
         assert length(line) <= width
+
+
+def test_of_several_live_figures_the_first_stays_longest(adapter: Running) -> None:
+    adapter.hear(progress(22, loss=2.0, lr=0.0002, tokens_per_second=812.0), 113.0)
+    (line,) = rows([adapter], 80, 113.0, short=True)
+    shown = render(line, color=False)
+    assert "loss 2" in shown
+    assert "tokens_per_second" not in shown
 
 
 def test_before_the_first_message_the_reason_is_shown() -> None:

@@ -91,7 +91,7 @@ def progress_line(item: Running, now: float) -> str:
         item.name,
         item.phase or ("" if item.unit else "running"),
         f"{item.count()}{share}" if item.unit else "",
-        item.figures(),
+        *item.figures(),
         rate(speed, item.unit) if speed is not None else "",
         f"eta {clock(eta)}" if eta is not None else "",
         f"{clock(now - item.started)} so far",

@@ -75,9 +75,9 @@ class Running:
             return f"{size(self.done)} of {size(self.total)}"
         return f"{amount(self.done, '1')}/{amount(self.total, self.unit)}"
 
-    def figures(self) -> str:
+    def figures(self) -> list[str]:
         """The live figures, as the stage named them."""
-        return "  ".join(printable(figure(name, value)) for name, value in self.live.items())
+        return [printable(figure(name, value)) for name, value in self.live.items()]
 
 
 def rows(running: Sequence[Running], width: int, now: float, *, short: bool) -> list[Line]:
@@ -99,28 +99,30 @@ def _row(item: Running, name: str, widths: tuple[int, int, int], now: float) -> 
 
 def _body(item: Running, room: int, now: float) -> Line:
     """Phase, bar, count, rate, ETA and live figures: what matters least goes first when space is short."""
-    eta, speed = item.eta(now), item.rate()
-    text = {
-        "phase": item.phase or ("" if item.unit else item.reason or "starting"),
-        "count": item.count(),
-        "eta": "" if eta is None else f"eta {clock(max(eta, 1))}",
-        "live": item.figures(),
-        "rate": "" if speed is None or (item.total is not None and item.done >= item.total) else rate(speed, item.unit),
+    eta, speed, figures = item.eta(now), item.rate(), item.figures()
+    working = speed is not None and (item.total is None or item.done < item.total)
+    parts = {
+        "phase": (item.phase or ("" if item.unit else _starting(item)), "cyan"),
+        "count": (item.count(), ""),
+        "rate": (rate(speed, item.unit) if working and speed is not None else "", "dim"),
+        "eta": ("" if eta is None else f"eta {clock(max(eta, 1))}", ""),
+        **{f"live{index}": (text, "yellow") for index, text in enumerate(figures)},
     }
+    least = ["rate", *(f"live{index}" for index in range(len(figures) - 1, 0, -1)), "phase", "live0", "eta"]
     bar = _BAR[0] if item.total and item.unit else 0
-    for name in ("rate", "phase", "live", "eta"):
-        if _needed(text.values(), bar) <= room or not any(value for key, value in text.items() if key != name):
-            break
-        text[name] = ""
-    bar = min(_BAR[1], bar + max(room - _needed(text.values(), bar), 0)) if bar else 0
-    styles = {"phase": "cyan", "count": "", "eta": "", "live": "yellow", "rate": "dim"}
-    parts: list[Line] = [[(text[name], styles[name])] for name in ("phase", "count", "rate", "eta", "live")]
-    parts.insert(1, _bar(item, bar))
-    return cut(join(parts), room)
+    while least and _needed(parts.values(), bar) > room and len(parts) > 1:
+        parts.pop(least.pop(0), None)
+    bar = min(_BAR[1], bar + max(room - _needed(parts.values(), bar), 0)) if bar else 0
+    lines: list[Line] = [[part] for name, part in parts.items() if name != "phase"]
+    return cut(join([[parts.get("phase", ("", ""))], _bar(item, bar), *lines]), room)
 
 
-def _needed(texts: Iterable[str], bar: int) -> int:
-    shown = [cells(text) for text in texts if text] + ([bar] if bar else [])
+def _starting(item: Running) -> str:
+    return f"starting: {item.reason}" if item.reason not in {"", "never built"} else "starting"
+
+
+def _needed(parts: Iterable[Piece], bar: int) -> int:
+    shown = [cells(text) for text, _ in parts if text] + ([bar] if bar else [])
     return sum(shown) + 2 * max(len(shown) - 1, 0)
 
 
