@@ -16,7 +16,7 @@ from ingot.core.log_audit import NOTES
 from ingot.core.merkle import leaf_hash, root_of
 from ingot.core.note import Checkpoint, SigningKey
 from ingot.core.statement import build_statement
-from ingot.errors import RegistryDamaged
+from ingot.errors import DiskFailed, RegistryDamaged
 from registrykit import Project, codes, git, numbers, project, receipt, selected
 
 
@@ -219,7 +219,7 @@ def test_a_changed_checkpoint_is_found(tmp_path: Path, change: Callable[[bytes],
         at.registry().append([selected(5)])
 
 
-@pytest.mark.parametrize("text", [None, "", "nonsense\n", "other+00000000+AAAA\n"])
+@pytest.mark.parametrize("text", [None, "", "nonsense\n", f"{SigningKey('other', bytes(32)).verifier()}\n"])
 def test_a_missing_or_malformed_public_key_is_found(tmp_path: Path, text: str | None) -> None:
     at = filled(tmp_path)
     path = at.folder() / "log.vkey"
@@ -243,6 +243,7 @@ SIGNED = (
         SIGNED % b'{"b":1,"a":2}',
         SIGNED % b'{"a": 1}',
         SIGNED % b'{"a":1.0}',
+        SIGNED % b'{"a":1e999}',
         SIGNED % (b"[" * 5000 + b"]" * 5000),
         SIGNED % b'{"a":"\xff"}',
     ],
@@ -251,8 +252,8 @@ def test_a_malformed_line_is_found_even_when_it_is_signed(tmp_path: Path, line: 
     at = filled(tmp_path)
     rewrite(at, lambda lines: [*lines, line])
     sign_again(at)
-    (problem,) = at.registry().check()
-    assert problem["code"] == "line_malformed"
+    problem = at.registry().check()[0]
+    assert codes(at.registry()) == {"line_malformed"}
     assert problem["where"].endswith("log.jsonl:6")
 
 
@@ -328,6 +329,24 @@ def test_a_repository_that_git_cannot_read_is_no_silent_pass(tmp_path: Path) -> 
     assert codes(at.registry()) == {"head_unreadable"}
 
 
+def test_a_damaged_repository_and_a_missing_git_are_no_silent_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = filled(tmp_path)
+    git(at.tree, "init", "-q")
+    git(at.tree, "add", "ingot.lock")
+    git(at.tree, "commit", "-q", "-m", "state")
+    blob = git(at.tree, "rev-parse", "HEAD:ingot.lock").strip()
+    path = at.tree / ".git" / "objects" / blob[:2] / blob[2:]
+    kept = path.read_bytes()
+    path.unlink()
+    assert codes(at.registry()) == {"head_unreadable"}
+    path.write_bytes(kept)
+    assert codes(at.registry()) == set()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert codes(at.registry()) == {"head_unreadable"}
+
+
 def test_evidence_is_checked(tmp_path: Path) -> None:
     at = project(tmp_path)
     registry = at.registry()
@@ -349,6 +368,51 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(tmp_path: Path) -> None:
     at.log().rename(tmp_path / "elsewhere")
     at.log().symlink_to(tmp_path / "elsewhere")
     assert "unreadable" in codes(at.registry())
+
+
+def test_a_file_in_the_place_of_the_registry_is_named(tmp_path: Path) -> None:
+    at = project(tmp_path)
+    at.root.write_bytes(b"")
+    assert codes(at.registry()) == {"unreadable"}
+    with pytest.raises(DiskFailed):
+        list(at.registry().entries())
+    with pytest.raises(DiskFailed):
+        at.registry().append([selected(1)])
+
+
+def test_entries_of_a_signed_malformed_line_are_refused(tmp_path: Path) -> None:
+    at = filled(tmp_path)
+    rewrite(at, lambda lines: [*lines, SIGNED % b'{"a":1,"a":2}'])
+    sign_again(at)
+    with pytest.raises(RegistryDamaged) as caught:
+        list(at.registry().entries())
+    assert caught.value.code == "E-REG-LINE"
+
+
+def test_a_signing_key_of_another_log_is_refused(tmp_path: Path) -> None:
+    at = filled(tmp_path)
+    (path,) = (at.home / "config" / "keys").iterdir()
+    path.write_text(f"{SigningKey('ingot.local/ffffffffffff', bytes(32))}\n")
+    with pytest.raises(RegistryDamaged) as caught:
+        at.registry().append([selected(5)])
+    assert caught.value.code == "E-REG-KEY"
+
+
+def test_other_lines_in_the_place_of_pinned_ones_are_not_signed(tmp_path: Path) -> None:
+    """Only the very lines that the pin names complete a commit; with others the log is behind."""
+    at = filled(tmp_path, 1)
+    restore = old_state(at)
+    (first,) = at.registry().append([selected(2)])
+    restore()
+    at.lock_file.unlink()
+    with at.log().open("ab") as file:
+        file.write(canonical_json(selected(3)) + b"\n")
+    before = at.checkpoint().read_bytes()
+    log, checkpoint = at.log(), at.checkpoint()
+    assert codes(at.registry()) == {"log_behind", "unsigned_tail"}
+    assert at.registry().append([selected(4)])[0].origin != first.origin
+    assert checkpoint.read_bytes() == before
+    assert b'"number":3' in log.read_bytes()
 
 
 def test_two_different_histories_of_one_origin_are_shown(tmp_path: Path) -> None:
