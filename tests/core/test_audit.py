@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingot.core.digest import record_files, tree_digest
+from ingot.core.statement import build_statement, decision_statement
 from projectkit import Sandbox
 from recordkit import append, audited, codes, copied, object_of, publish, receipts, registry_of, simple, writable
 
@@ -41,6 +42,18 @@ def test_a_whole_project_is_clean(built: Sandbox) -> None:
     assert (result.entries, result.objects, result.absent) == (3, 2, 0)
     assert result.bytes == sum(file["size"] for item in receipts(built).values() for file in item["files"])
     assert result.metrics == 2
+
+
+def test_a_long_chain_is_clean_in_whatever_order_it_was_logged(built: Sandbox) -> None:
+    registry, previous, statements = registry_of(built), receipts(built)["s:b"], []
+    for step in range(5):
+        digest, files = publish(built, {"step": str(step).encode()})
+        inputs = {"data": {"target": "s:a", "digest": previous["digest"]}}
+        listed = [record.to_dict() for record in files]
+        previous = previous | {"digest": digest, "files": listed, "inputs": inputs, "metrics": {}}
+        statements.append(build_statement(previous))
+    registry.append(statements[::-1])
+    assert audited(built).problems == []
 
 
 def test_a_flipped_bit_is_found_although_size_and_time_are_kept(built: Sandbox) -> None:
@@ -168,8 +181,6 @@ def test_a_lineage_that_goes_in_a_circle_is_found(built: Sandbox) -> None:
 
 
 def test_a_decision_about_what_nobody_built_is_found(built: Sandbox) -> None:
-    from ingot.core.statement import decision_statement
-
     fields = {"target": "s:a", "spec": "s", "key": "1" * 64, "digest": "2" * 64}
     registry_of(built).append([decision_statement("selected", fields)])
     assert codes(built) == ["lineage_broken"]

@@ -212,12 +212,16 @@ class _Auditor:
         produced = {str(receipt["digest"]) for _entry, receipt in self.builds}
         grounded: set[str] = set()
         waiting = [(entry, receipt, _input_digests(receipt)) for entry, receipt in self.builds]
-        while True:
-            ready = [item for item in waiting if item[2] <= grounded]
-            if not ready:
-                break
-            grounded.update(str(receipt["digest"]) for _entry, receipt, _digests in ready)
-            waiting = [item for item in waiting if not item[2] <= grounded]
+        before = -1
+        while len(waiting) != before:
+            before, left = len(waiting), []
+            # Inputs are nearly always logged before what is built from them, so one pass does nearly all.
+            for item in waiting:
+                if item[2] <= grounded:
+                    grounded.add(str(item[1]["digest"]))
+                else:
+                    left.append(item)
+            waiting = left
         for entry, receipt, digests in waiting:
             for digest in sorted(digests - grounded):
                 how = "reaches no pinned source" if digest in produced else "was built by no entry"
