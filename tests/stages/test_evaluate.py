@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +122,7 @@ def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_pat
     assert is_digest(evaluation["data"])
     assert (evaluation["container"], evaluation["precision"]) == ("hf", "float32")
     assert evaluation["metrics"] == {name: metric.to_dict() for name, metric in metrics.items()}
-    assert evaluation["settings"]["documents"] == 32
+    assert evaluation["settings"]["documents"] == 24
     assert evaluation["not_measured"] == {}
 
 
@@ -243,15 +246,55 @@ def test_something_else_is_refused(data: Path, tmp_path: Path) -> None:
     assert "notes.txt" in refused.value.facts[0]
 
 
-def test_core_ml_is_not_run_and_says_so(stories: Path, data: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "coreml" / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights"
-    weights.mkdir(parents=True)
-    (weights / "weight.bin").write_bytes(bytes(1000))
-    inputs = {"candidate": tmp_path / "coreml", "data": data, "reference": stories}
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+def test_a_quantized_folder_is_read_as_what_it_is(stories: Path, data: Path, tmp_path: Path) -> None:
+    """Scales are bytes but no parameters: bits per weight count the architecture's weights."""
+    quantized, made = run_stage("quantize", {"scheme": "W8A16"}, {"model": stories}, tmp_path, name="quantized")
+    inputs = {"candidate": quantized, "data": data, "reference": stories}
     out, metrics = run_stage("evaluate", FAST, inputs, tmp_path)
-    assert metrics["bytes"].value == 1000
+    assert json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["precision"] == "W8A16"
+    assert metrics["parameters"].value == 260_032
+    assert metrics["bytes"].value == made["weight_bytes"].value
+    assert 0 < metrics["kl_divergence"].value < 0.01
+
+
+_CONVERT = """
+import sys
+from pathlib import Path
+from stagekit import run_stage
+run_stage("coreml", {"weights": "int8", "sequence_lengths": [16]}, {"model": Path(sys.argv[1])}, Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Core ML package, written in a process of its own: coremltools leaves its warnings to the exit."""
+    folder = tmp_path_factory.mktemp("coreml")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", _CONVERT, str(stories), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "out"
+
+
+def test_core_ml_is_not_run_and_says_so(package: Path, stories: Path, data: Path, tmp_path: Path) -> None:
+    out, metrics = run_stage("evaluate", FAST, {"candidate": package, "data": data, "reference": stories}, tmp_path)
+    assert metrics["bytes"].value == sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation["container"] == "coreml"
-    assert set(evaluation["metrics"]).isdisjoint({"perplexity", "nll", "kl_divergence"})
-    assert "not run yet" in evaluation["not_measured"]["perplexity"]
-    assert "kl_divergence" in evaluation["not_measured"]
+    assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
+    assert set(evaluation["metrics"]) == {"bytes"}
+    assert "takes a Mac" in evaluation["not_measured"]["perplexity"]
+    assert {"kl_divergence", "parameters", "generation_tokens_per_second"} <= set(evaluation["not_measured"])
+
+
+def test_a_damaged_core_ml_package_is_refused(package: Path, data: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(package, damaged)
+    (weights,) = damaged.rglob("weight.bin")
+    weights.chmod(0o644)
+    content = bytearray(weights.read_bytes())
+    content[64:68] = bytes(4)
+    weights.write_bytes(content)
+    with pytest.raises(RefusedInput, match="no sound blob at byte 64") as refused:
+        run_stage("evaluate", FAST, {"candidate": damaged, "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-COREML"

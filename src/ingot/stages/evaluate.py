@@ -40,7 +40,7 @@ class Settings(Frozen):
     """How candidates are measured; shared by ``evaluate`` and ``report``."""
 
     documents: Annotated[int, Field(ge=2)] = Field(
-        default=32, description="held-out documents to score, the first in content order that have tokens to score"
+        default=24, description="held-out documents to score, the first in content order that have tokens to score"
     )
     max_length: Annotated[int, Field(ge=8, le=131072)] = Field(
         default=256, description="tokens of a document that are read; the rest is cut"

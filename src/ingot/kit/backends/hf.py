@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ingot.kit import chat, hf
+from ingot.kit import chat, hf, layers
 from ingot.kit.backends import segments
 
 
@@ -26,7 +26,8 @@ class HfBackend:
         self.tokenizer = hf.load_tokenizer(folder)
         self.template = chat.Template.of(self.tokenizer)
         self.model = hf.load_model(folder, dtype)
-        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        # of the architecture: a quantized folder also holds scales and shapes
+        self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
         self.runtime = f"transformers computing in {dtype}"
         self._cache: Any = None
