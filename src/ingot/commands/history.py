@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ingot import registry
 from ingot.commands.base import IngotCommand, keep_derived
-from ingot.commands.screen import Screen, duration_text, when_text
+from ingot.commands.screen import Screen, duration_text
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
     from ingot.core.registry import Entry
 
 Json = Mapping[str, Any]
+
+#: In fewer columns digests and times taken are left out, so that the last column has room to say something.
+_WIDE = 100
 
 
 class History(IngotCommand):
@@ -43,7 +46,11 @@ def _show(screen: Screen, entries: Sequence[Entry]) -> None:
     if not rows:
         screen.line("no entries yet: nothing was built")
         return
-    screen.table(("when", "what", "target", "digest", "took", "why"), rows, right=(4,))
+    titles = ("when (UTC)", "what", "target", "digest", "took", "why")
+    if screen.width is None or screen.width >= _WIDE:
+        screen.table(titles, rows, right=(4,))
+    else:
+        screen.table((*titles[:3], titles[5]), [(*row[:3], row[5]) for row in rows])
 
 
 def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
@@ -52,7 +59,14 @@ def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
         data = registry.described(entry)
         target = "" if data["target"] is None else str(data["target"])
         took = duration_text(data["wall_s"]) if "wall_s" in data else ""
-        yield when_text(entry.time), entry.type, target, str(data["digest"])[:12], took, _why(entry, data, previous)
+        yield (
+            entry.time[:16].replace("T", " "),
+            entry.type,
+            target,
+            str(data["digest"])[:12],
+            took,
+            _why(entry, data, previous),
+        )
 
 
 def _why(entry: Entry, data: Json, previous: dict[str, Json]) -> str:

@@ -195,4 +195,4 @@ def remotes(nodes: Iterable[Node], environment: Mapping[str, str] = os.environ) 
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
