@@ -129,6 +129,8 @@ class Llama(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
         self.layers = nn.ModuleList(Block(shape, biases) for _ in range(shape.layers))
         self.norm = RmsNorm(shape.hidden, shape.eps)
         self.lm_head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
+        #: Whether inputs always fill the tables: coremltools cannot slice by the size of a fixed shape.
+        self.whole = False
         # the tables are real even where the weights are still on the meta device
         self.cos: torch.Tensor
         self.sin: torch.Tensor
@@ -140,8 +142,10 @@ class Llama(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int32 ids (1, n) → logits (1, n, vocabulary)."""
-        length = input_ids.shape[1]
-        cos, sin, mask = self.cos[:length], self.sin[:length], self.mask[:length, :length]
+        cos, sin, mask = self.cos, self.sin, self.mask
+        if not self.whole:
+            length = input_ids.shape[1]
+            cos, sin, mask = cos[:length], sin[:length], mask[:length, :length]
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)

@@ -48,6 +48,7 @@ class Settings:
 def convert(module: Llama, settings: Settings) -> Any:
     """The module as a coremltools model (an ML program): traced once, converted, quantized where asked for."""
     lengths = sorted(settings.lengths)
+    module.whole = len(lengths) == 1
     example = torch.zeros((1, lengths[0]), dtype=torch.int32)
     with torch.no_grad():
         traced = torch.jit.trace(module, example, check_trace=False)
