@@ -119,8 +119,14 @@ def test_markdown_has_both_tables_and_the_methods(report: dict[str, Any]) -> Non
     assert BASE not in page  # twelve digits are enough to read
 
 
+def test_names_alone_stay_when_there_is_no_room_at_all(report: dict[str, Any]) -> None:
+    assert [column.key for column in table(report, NAMES, 5).columns] == ["step"]
+
+
 def test_without_reference_and_without_names(report: dict[str, Any]) -> None:
     report["reference"] = None
+    del report["rows"][3]  # everything measured: no notes
+    assert "[1]" not in markdown(report, {})
     page = markdown(report, {})
     assert "without a reference" in page
     assert f"| {MERGED[:12]} |" in page

@@ -115,9 +115,8 @@ def table(report: Json, names: Names, width: int | None = 140) -> Table:
         metrics[metrics.index(shown)] = replace(shown, interval=False)
         result = _build(report, names, metrics)
     for column in sorted(result.columns, key=lambda column: -column.priority):
-        if result.width() <= width or column.priority == 0:
-            break
-        result = result.without(column.key)
+        if result.width() > width and column.priority > 0:
+            result = result.without(column.key)
     return result
 
 

@@ -21,7 +21,7 @@ from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.chat import Example, Row
 
-_PER_TOKEN = "nats/token"  # noqa: S105 - a unit
+_NATS = "nats/token"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def quality(scores: Scores, resamples: int) -> dict[str, Metric]:
 
     def mean(sums: Sequence[float], name: str) -> Metric:
         value = math.fsum(sums) / sum(tokens)
-        return Metric(value, _PER_TOKEN, f"{name}{intervals}", sum(tokens), ratio_interval(sums, tokens, resamples))
+        return Metric(value, _NATS, f"{name}{intervals}", sum(tokens), ratio_interval(sums, tokens, resamples))
 
     nll = mean([document.nll for document in documents], f"mean negative log-likelihood, {method}")
     found = {
