@@ -92,6 +92,12 @@ def test_equal_candidates_share_a_row(chain: Chain) -> None:
     assert len(report["rows"]) == 3
 
 
+def test_the_reference_among_the_candidates_keeps_its_first_row(chain: Chain) -> None:
+    against_itself = chain.evaluation(chain.base, chain.base)
+    report, _ = chain.run([*chain.all(), against_itself])
+    assert [row["candidate"] for row in report["rows"]].count(digest_of(chain.base)) == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
