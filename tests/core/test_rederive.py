@@ -160,5 +160,39 @@ def test_any_other_number_disagrees(chain: Chain, name: str) -> None:
         assert len(disagreements(lie, derived)) == 1, metric
 
 
+def test_files_of_any_content_are_counted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "broken.gguf").write_bytes(b"GGUF and nothing more")
+    (source / "readme.txt").write_bytes(b"text")
+    out, metrics = run_stage("fetch", {"path": "source"}, {}, tmp_path, sources=[source])
+    receipt = recorded("fetch", out, metrics)
+    derived = derive(receipt, lambda _digest: out)
+    assert derived == {"bytes": 25, "files": 2}
+    assert disagreements(receipt, derived) == []
+
+
+def test_rows_of_a_data_set_are_counted(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"text": f"document {number} has words of its own, {number * 7919}"}) for number in range(40)]
+    source.write_text("\n".join(rows) + "\n")
+    params = {"sources": [{"path": "rows.jsonl"}], "split": {"eval": 0.25}}
+    out, metrics = run_stage("dataset", params, {}, tmp_path, sources=[source])
+    receipt = recorded("dataset", out, metrics)
+    derived = derive(receipt, lambda _digest: out)
+    assert sum(derived.values()) > 1
+    assert derived.keys() == {"documents_train", "documents_eval"} <= receipt["metrics"].keys()
+    assert disagreements(receipt, derived) == []
+
+
+def test_the_package_is_what_core_ml_metrics_are_about(tmp_path: Path) -> None:
+    (tmp_path / "model.mlpackage").mkdir()
+    (tmp_path / "model.mlpackage" / "weights").write_bytes(b"12345678")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    metrics = {"parameters": Metric(16, "parameters", "m")}
+    receipt = recorded("coreml", tmp_path, metrics)
+    assert derive(receipt, lambda _digest: tmp_path) == {"bytes": 8, "bits_per_weight": 4.0}
+
+
 def test_without_the_bytes_nothing_is_derived(chain: Chain) -> None:
     assert derive(chain.gguf, lambda _digest: None) == {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ingot.core.digest import read_json
+from ingot.core.digest import read_json, walk_files
 from ingot.core.weights_facts import WeightFacts, facts_of, zeros
 
 Receipt = Mapping[str, Any]
@@ -43,8 +43,30 @@ def _equal(recorded: object, derived: float) -> bool:
     return math.isclose(recorded, derived, rel_tol=1e-9, abs_tol=0)
 
 
-def _command(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
-    return {"bytes": facts_of(folder).total_bytes}
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in walk_files(folder)}
+
+
+def _files(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """``command`` and ``fetch``: files of any content, counted and never parsed."""
+    sizes = _sizes(folder)
+    return {"bytes": sum(sizes.values()), "files": len(sizes)}
+
+
+def _dataset(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    return {f"documents_{split}": _rows(folder / f"{split}.jsonl") for split in ("train", "eval")}
+
+
+def _rows(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _line in file)
+
+
+def _coreml(receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """The package's size, and bits a weight by the parameters that were recorded."""
+    size = sum(size for name, size in _sizes(folder).items() if ".mlpackage/" in name)
+    parameters = receipt["metrics"].get("parameters", {}).get("value")
+    return {"bytes": size} | ({"bits_per_weight": 8 * size / parameters} if parameters else {})
 
 
 def _convert(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
@@ -120,9 +142,12 @@ def _input_facts(receipt: Receipt, role: str, folders: Folders) -> WeightFacts |
 
 
 _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
-    "command": _command,
+    "command": _files,
     "convert": _convert,
+    "coreml": _coreml,
+    "dataset": _dataset,
     "evaluate": _evaluate,
+    "fetch": _files,
     "gguf": _gguf,
     "merge": _merge,
     "prune": _prune,
