@@ -107,19 +107,17 @@ def test_what_is_written_is_clean(trained: tuple[Path, Any], inputs: dict[str, P
 def test_the_seed_and_nothing_else_decides(trained: tuple[Path, Any], inputs: dict[str, Path], tmp_path: Path) -> None:
     program = (
         "import sys, json; from pathlib import Path; from stagekit import run_stage, digest_of\n"
-        "params, inputs, tmp, seed = json.loads(sys.argv[1])\n"
-        "out, _ = run_stage('adapter', params, {k: Path(v) for k, v in inputs.items()}, Path(tmp), seed=seed, threads=1)\n"
-        "print(digest_of(out))"
+        "params, inputs, tmp = json.loads(sys.argv[1])\n"
+        "folders = {role: Path(path) for role, path in inputs.items()}\n"
+        "print(digest_of(run_stage('adapter', params, folders, Path(tmp), seed=7, threads=1)[0]))"
     )
-
-    def digest(seed: int, name: str) -> str:
-        job = [FAST, {role: str(path) for role, path in inputs.items()}, str(tmp_path / name), seed]
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": name}
-        command = [sys.executable, "-c", program, json.dumps(job)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()[-1]
-
-    assert digest(7, "1") == digest_of(trained[0])
-    assert digest(8, "2") != digest_of(trained[0])
+    job = [FAST, {role: str(path) for role, path in inputs.items()}, str(tmp_path / "again")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", program, json.dumps(job)]
+    again = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()[-1]
+    assert again == digest_of(trained[0])
+    other, _ = run_stage("adapter", FAST, inputs, tmp_path, seed=8, threads=1)
+    assert digest_of(other) != again
 
 
 def test_the_order_of_the_rows_is_that_of_their_content(
