@@ -50,7 +50,7 @@ def current_session(root: Path) -> Session:
 
 def default_tasks(root: Path) -> list[str]:
     """``doit`` alone builds every spec that lies directly in ``specs/``."""
-    return list(current_session(root).project.graphs)
+    return current_session(root).project.default_specs
 
 
 def tasks(root: Path) -> Iterator[Task]:

@@ -213,3 +213,12 @@ def test_a_matrix_builds_its_variants_and_a_new_one_alone(sandbox: Sandbox) -> N
     assert sandbox.ran() == ["m"]
     sandbox.ok("s:m")
     assert sandbox.ran() == []
+
+
+def test_an_artifact_of_many_files_is_recorded_whole(sandbox: Sandbox) -> None:
+    script = "for n in $(seq 600); do echo $n > {out}/file-with-a-rather-long-name-$n.txt; done"
+    sandbox.spec(f"targets:\n  many: {{kind: command, command: [bash, -c, '{script}']}}\n")
+    sandbox.ok()
+    assert len(sandbox.json("show", "s:many")["files"]) == 600
+    assert sandbox.states() == {"s:many": "fresh"}
+    assert sandbox.json("audit")["ok"]

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stagekit import Recorder, digest_of
-
 from ingot.core.stage import Given, load_kind
+from stagekit import Recorder, digest_of
 
 STORIES = [
     {"messages": [{"role": "user", "content": f"Tell me story {n}."}, {"role": "assistant", "content": text}]}
@@ -57,7 +56,7 @@ SAMPLES: dict[str, Sample] = {
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
     "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
-    "evaluate": Sample({"documents": 4}, {"candidate": "merge", "data": "dataset", "reference": "fetch"}),
+    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
     "report": Sample(
         {}, {"data": "dataset", "reference": "fetch", "candidates": ("merge",), "evaluations": ("evaluate",)}
     ),

@@ -138,14 +138,14 @@ def keep_derived(project: Project) -> None:
 
 
 def select(project: Project, names: Sequence[str], *, inputs: bool = False) -> list[Node]:
-    """The nodes that these names mean, in the order of the graph; all of them for no names.
+    """The nodes that these names mean, in the order of the graph; no names mean what ``doit`` alone builds.
 
     A name is a spec, a target (``spec:gguf`` means all instances, and what it implies), an instance, or a pattern
     with ``*`` as doit takes it. With ``inputs`` everything that they are built from is included. UsageError
     (E-TARGET) for a name that means nothing.
     """
     if not names:
-        return list(project.nodes.values())
+        names = project.default_specs
     wanted: set[str] = set()
     for name in names:
         found = list(_matching(project, name))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project, select
 from ingot.commands.screen import Screen
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ class Doctor(IngotCommand):
 
     name = "doctor"
     doc_purpose = "check what the specs need: packages, programs, disk, memory, llama.cpp, network"
-    doc_usage = "[--network] [--json]"
+    doc_usage = "[SPEC | SPEC:TARGET ...] [--network] [--json]"
     doc_description = "Looks at targets that would be built. Exit code 1 when something is missing, with a fix a line."
-    arguments: ClassVar[tuple[int, int | None]] = (0, 0)
     cmd_options = (JSON_OPTION, flag("network", "also try to reach the hub, PyPI and other addresses that are needed"))
 
-    def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
+    def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
         """0, or 1 when something is missing."""
         project = open_project()
-        todo = [item for item in project.plan().values() if item.state != "fresh"]
+        chosen = select(project, arguments, inputs=True)
+        todo = [item for item in project.plan(chosen).values() if item.state != "fresh"]
         checks = list(_checks(project, todo, probe=options["network"]))
         ok = all(check.word != "missing" for check in checks)
         if options["json"]:

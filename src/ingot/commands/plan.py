@@ -31,7 +31,7 @@ class Plan(IngotCommand):
         """Always 0: a plan is no judgement."""
         project = open_project()
         chosen = select(project, arguments, inputs=True)
-        planned = {name: _building(project, item) for name, item in project.plan().items()}
+        planned = {name: _building(project, item) for name, item in project.plan(chosen).items()}
         items = [planned[node.id] for node in chosen]
         if options["json"]:
             screen.json({"format": 1, "targets": [to_json(project, item) for item in items]})

@@ -122,7 +122,7 @@ class Builder:
         }
         if force and planned.receipt is not None:
             receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
-        recorded = project.record(build_statement(receipt))
+        recorded = project.record(build_statement(receipt, project.registry.store_evidence))
         project.store.remember(node.id)
         self._publish_view(node, digest)
         log.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class Index:
     def _add(self, entry: Entry) -> None:
         place = {"origin": entry.origin, "index": entry.index}
         if entry.type == "build":
-            receipt = receipt_of(entry.statement)
+            receipt = receipt_of(entry.statement, self._registry.read_evidence)
             self._store.add_result(str(receipt["key"]), receipt | place)
             self._point(str(receipt["target"]), receipt, entry)
         elif entry.type == "selected":

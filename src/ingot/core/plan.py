@@ -101,10 +101,11 @@ class Planner:
         }
         tools = {name: tool_version(name) for name in node.tools}
         programs = {name: _program_output(tuple(command)) for name, command in node.programs.items()}
-        found = self._digests_of_sources(node) if source_digests is None else source_digests
+        found = self.digests_of_sources(node) if source_digests is None else source_digests
         return key_parts(node, inputs, found, tools, programs)
 
-    def _digests_of_sources(self, node: Node) -> tuple[str, ...]:
+    def digests_of_sources(self, node: Node) -> tuple[str, ...]:
+        """The tagged digests of a node's sources, read once; RefusedInput (E-SOURCE) names the target that needs it."""
         if node.id not in self._source_digests:
             self._source_digests[node.id] = tuple(
                 self._sources.digest({**source, "base": base}) for _pointer, source, base in node.sources

@@ -47,9 +47,9 @@ class Project:
 
     @classmethod
     def open(cls, start: Path, specs: Iterable[Path] | None = None) -> Project:
-        """The project that ``start`` lies in; SpecError when a spec is bad. ``specs`` default to ``specs/*.yaml``."""
+        """The project that ``start`` lies in; SpecError when a spec is bad. ``specs`` default to ``specs/**/*.yaml``."""
         root = find_root(start)
-        files = sorted((root / "specs").glob("*.yaml")) if specs is None else list(specs)
+        files = sorted((root / "specs").rglob("*.yaml")) if specs is None else list(specs)
         return cls(root, load_graphs(root, files, root / "cache"))
 
     @cached_property
@@ -76,9 +76,14 @@ class Project:
         """The digest of a resolved spec."""
         return self.graphs[spec].digest
 
-    def plan(self) -> dict[str, Planned]:
-        """The fate of every target."""
-        planned = self.planner.plan(self.nodes.values())
+    @property
+    def default_specs(self) -> list[str]:
+        """The specs directly in ``specs/``: what ``doit`` alone builds. Those in folders below are built by name."""
+        return [name for name, graph in self.graphs.items() if Path(graph.file).parent == Path("specs")]
+
+    def plan(self, nodes: Iterable[Node]) -> dict[str, Planned]:
+        """The fate of these targets, which come in the order of the graph with everything that they are built from."""
+        planned = self.planner.plan(nodes)
         for name, item in planned.items():
             if item.state == "fresh" and item.receipt is not None:
                 self.current[name] = item.receipt
@@ -105,6 +110,11 @@ class Project:
         error = missing_tools(nodes)
         if error is not None:
             raise error
+
+    def check_sources(self, nodes: Iterable[Node]) -> None:
+        """Raise RefusedInput (E-SOURCE) when a source of these targets cannot be read."""
+        for node in nodes:
+            self.planner.digests_of_sources(node)
 
     def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
         """The gates that are judged at a target: its own and those of the targets that it implies."""

@@ -28,7 +28,7 @@ class Session:
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
         self._builder = Builder(project, self._tell)
-        self._checked_tools = False
+        self._checked = False
         self._said_fresh: set[str] = set()
         self._lock = threading.Lock()
 
@@ -61,21 +61,23 @@ class Session:
         force = name in self._said_fresh
         planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
         if planned.state != "fresh" or force:
-            self._require_tools()
+            self._require_everything()
         built = self._builder.ensure(planned, force=force)
         self.project.current[name] = built.receipt
         self.outcomes[name] = built
         self._judge(name)
 
-    def _require_tools(self) -> None:
-        """Before the first stage starts, name everything that is missing for any target of this run."""
+    def _require_everything(self) -> None:
+        """Before the first stage starts, name the packages, programs or source file that a target of this run lacks."""
         with self._lock:
-            if self._checked_tools:
+            if self._checked:
                 return
             names = self.selected if self.selected is not None else tuple(self.project.nodes)
             nodes = [self.project.nodes[name] for name in names if name in self.project.nodes]
-            self.project.missing_tools(node for node in nodes if node.id not in self.outcomes)
-            self._checked_tools = True
+            todo = [node for node in nodes if node.id not in self.outcomes]
+            self.project.missing_tools(todo)
+            self.project.check_sources(todo)
+            self._checked = True
 
     def _judge(self, name: str) -> None:
         node = self.project.nodes[name]

@@ -129,7 +129,8 @@ def _reference_logits(model: Path, ids: torch.Tensor) -> torch.Tensor:
 
     from ingot.kit.hf import load_model
 
-    reference = load_model(model, "float32")
+    # in its own type first, so that compressed weights are rounded as the checkpoint's users get them
+    reference = load_model(model).float()
     with torch.no_grad():
         logits: torch.Tensor = reference(input_ids=ids, use_cache=False).logits.float()
     return logits

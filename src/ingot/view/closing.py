@@ -32,28 +32,39 @@ def nothing_to_do(count: int, seconds: float) -> Line:
 
 def closing_page(session: Session, board: Board, width: int) -> Iterator[Item]:
     """Everything after the last target of a run in which something was built, restored or failed."""
-    for name in board.names("built", "restored", "fresh"):
-        if session.project.nodes[name].kind == "report":
-            yield from _report(session, name, width)
+    for node in _at_hand(session, board):
+        if node.kind == "report":
+            yield from _report(session, node.id, width)
     yield from _artifacts(session, board, width)
-    yield from gate_lines(session, board)
+    gates = list(gate_lines(session, board))
+    yield from [[("", "")], *gates] if gates else []
     yield from _next(session, board)
 
 
+def _at_hand(session: Session, board: Board, *, changed: bool = False) -> list[Node]:
+    """The targets of this run whose result is published, gates passed or not; with ``changed`` not the fresh ones."""
+    names = [
+        name for name in board.targets if name in session.outcomes and board.fates.get(name, "skipped") != "skipped"
+    ]
+    return [session.project.nodes[name] for name in names if not changed or session.outcomes[name].fate != "fresh"]
+
+
 def gate_lines(session: Session, board: Board) -> Iterator[Line]:
-    """One line a limit: ``pass  pydoc:report.gguf@Q8_0.kl_divergence ≤ 0.5: 0.0312``."""
-    for name in board.names("built", "restored", "fresh", "failed"):
-        for verdict in session.verdicts.get(name, ()):
-            yield _gate_line(session.project.nodes[name].spec, verdict)
+    """One line a limit: ``gate pass     0.0312, needs ≤ 0.5  report.gguf@Q8_0.kl_divergence``."""
+    for node in _at_hand(session, board):
+        for verdict in session.verdicts.get(node.id, ()):
+            yield _gate_line("" if board.short else f"{node.spec}:", verdict)
 
 
-def _gate_line(spec: str, verdict: Verdict) -> Line:
+def _gate_line(prefix: str, verdict: Verdict) -> Line:
     word, style = {True: ("pass", "green"), False: ("FAIL", "red"), None: ("unknown", "yellow")}[verdict.passed]
     side = "≤" if verdict.side == "max" else "≥"
-    bound = "" if verdict.bound == "value" else f" ({verdict.bound} end of its interval)"
-    value = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
+    value = "no value" if verdict.value is None else f"{verdict.value:.4g}"
+    bound = "" if verdict.bound == "value" else f" ({verdict.bound} end)"
+    why = f": {verdict.reason}" if verdict.passed is None else ""
     near = f" (nearest: {', '.join(verdict.nearest)})" if verdict.nearest else ""
-    return [(f"gate {word:<7}", style), (f"  {spec}:{verdict.gate}{bound} {side} {verdict.limit:g}: {value}{near}", "")]
+    text = f"  {value}, needs {side} {verdict.limit:g}  {prefix}{verdict.gate}{bound}{why}{near}"
+    return [(f"gate {word:<7}", style), (text, "")]
 
 
 def _report(session: Session, name: str, width: int) -> Iterator[Item]:
@@ -84,8 +95,7 @@ def _names(receipt: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _artifacts(session: Session, board: Board, width: int) -> Iterator[Item]:
-    nodes = [session.project.nodes[name] for name in board.names("built", "restored")]
-    shown = [node for node in nodes if not node.hidden]
+    shown = [node for node in _at_hand(session, board, changed=True) if not node.hidden]
     if not shown:
         return
     rows = [(node.id, size(_bytes(session, node)), artifact_path(session, node)) for node in shown[-_ARTIFACTS_MAX:]]
@@ -129,21 +139,19 @@ def _next(session: Session, board: Board) -> Iterator[Line]:
 
 def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     """(what for, the command as it can be pasted)."""
-    nodes = session.project.nodes
-    failed, done = board.names("failed"), board.names("built", "restored")
-    at_hand = [nodes[name] for name in board.names("built", "restored", "fresh")]
-    reports = [node.id for node in at_hand if node.kind == "report"]
-    if failed:
+    at_hand, changed = _at_hand(session, board), _at_hand(session, board, changed=True)
+    if any(name not in session.outcomes for name in board.names("failed")):
         yield "what is left, and why", "doit plan"
-    for name in (reports or done)[-1:]:
-        yield "what was measured, and how", f"doit show {shlex.quote(name)}"
-    for name in done[-1:]:
-        yield "how it came to be", f"doit history {shlex.quote(nodes[name].spec)}"
-    models = [node for node in at_hand if node.kind == "gguf"]
+    reports = [node for node in at_hand if node.kind == "report"]
+    for node in (reports or [node for node in changed if not node.hidden])[-1:]:
+        yield "what was measured, and how", f"doit show {shlex.quote(node.id)}"
+    for node in changed[-1:]:
+        yield "how it came to be", f"doit history {shlex.quote(node.spec)}"
+    models = [node for node in changed if node.kind == "gguf"] or [node for node in at_hand if node.kind == "gguf"]
     if models and tool_version("llama-cpp-python") != NOT_INSTALLED:
-        best = next((node for node in models if node.id in done), models[0])
-        path = shlex.quote(artifact_path(session, best))
-        yield "chat with it", f'python -m ingot.chat {path} "{_question(nodes.values(), best.spec)}"'
+        path = shlex.quote(artifact_path(session, models[0]))
+        question = _question(session.project.nodes.values(), models[0].spec)
+        yield "chat with it", f'python -m ingot.chat {path} "{question}"'
 
 
 def _question(nodes: Iterable[Node], spec: str) -> str:

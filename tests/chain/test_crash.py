@@ -1,0 +1,97 @@
+"""``kill -9`` at random moments: what was acknowledged is kept, the next run goes on, ``doit audit`` is clean."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from projectkit import DOIT, Sandbox
+
+TARGETS = 8
+
+
+def write_spec(sandbox: Sandbox) -> None:
+    text = "targets:\n"
+    for number in range(TARGETS):
+        script = f"echo t{number} >> {sandbox.root}/ran.txt; sleep 0.05; head -c 300000 /dev/zero > {{out}}/x; sleep 0.05"
+        source = f", from: {{data: t{number - 1}}}" if number % 4 else ""
+        text += f"  t{number}: {{kind: command, command: [sh, -c, '{script}'], env: {{N: '{number}'}}{source}}}\n"
+    sandbox.spec(text)
+
+
+def killed(sandbox: Sandbox, seconds: float) -> set[str]:
+    """Start ``doit``, kill it after some time; the targets that it had said are built."""
+    process = subprocess.Popen(
+        [DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    printed, _nothing = process.communicate(timeout=30)
+    return set(re.findall(r"^built +(\S+)", printed, re.MULTILINE))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_at_random_moments(sandbox: Sandbox, seed: int) -> None:
+    write_spec(sandbox)
+    chance = random.Random(seed)
+    acknowledged: set[str] = set()
+    for _ in range(4):
+        acknowledged |= killed(sandbox, 0.2 + chance.random() * 0.8)
+        logged = {entry["target"] for entry in sandbox.entries("build")}
+        assert acknowledged <= logged, "what was said to be built is in the log"
+        states = sandbox.states()
+        assert {states[name] for name in acknowledged} <= {"fresh"}
+    sandbox.ran()
+    sandbox.ok()
+    again = {f"s:{name}" for name in sandbox.ran()}
+    assert not again & acknowledged, "nothing acknowledged is built again"
+    assert set(sandbox.states().values()) == {"fresh"}
+    audit = sandbox.json("audit")
+    assert audit["ok"], audit["problems"]
+    assert len(sandbox.entries("build")) == TARGETS
+    assert list((sandbox.root / "cache" / "staging").iterdir()) == []
+
+
+def test_no_stage_outlives_a_killed_builder(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n  t: {kind: command, command: [sh, -c, 'echo $$ > {scratch}/pid; sleep 61']}\n")
+    process = subprocess.Popen([DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (found := list(sandbox.root.glob("cache/staging/*/scratch/pid"))) or not found[0].read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    pid = int(found[0].read_text())
+    process.kill()
+    process.wait()
+    while _alive(pid):
+        assert time.monotonic() < deadline, "the stage's program lives on"
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_ends_the_run_with_one_line_and_130(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n  t: {kind: command, command: [sh, -c, 'echo > {scratch}/on; sleep 62']}\n")
+    process = subprocess.Popen(
+        [DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not list(sandbox.root.glob("cache/staging/*/scratch/on")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    printed, _nothing = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert len([line for line in printed.splitlines() if line.startswith("interrupted")]) == 1
+    assert sandbox.json("audit")["ok"]
