@@ -24,6 +24,7 @@ ALLOWED = {
     "stages": {"errors", "core", "kit"},
     "registry": {"errors", "version", "core"},
     "chat": {"errors", "core", "kit"},
+    "view": {"errors", "version", "core", "view"},
 }
 HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers")
 

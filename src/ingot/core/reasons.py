@@ -10,6 +10,10 @@ from ingot.core.graph import Node
 from ingot.core.store import Damage
 
 
+#: Longer values, such as whole scripts, are cut in reasons; ``doit show`` has them whole.
+_SHOWN = 60
+
+
 @dataclass(frozen=True)
 class Reason:
     """A stable word (``params_changed``) and the detail in words a person uses."""
@@ -123,7 +127,8 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _show(values: Mapping[str, Any], name: str) -> str:
-    return str(values[name]) if name in values else "–"
+    text = str(values[name]) if name in values else "–"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _short(value: object) -> str:

@@ -103,7 +103,7 @@ def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
 
     spec = load_spec(file, root)
     graph = spec.graph()
-    body = json.dumps(to_json(graph), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    body = json.dumps(to_json(graph), separators=(",", ":"), ensure_ascii=False).encode()
     head = {"format": _FORMAT, "extends": spec.files[1:], "sha256": hashlib.sha256(body).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     name, digest = spec.files[0]

@@ -31,6 +31,7 @@ INPUT, OUTPUT = "input_ids", "logits"
 Precision = Literal["float16", "float32"]
 
 _ROOT = Path("Data") / "com.apple.CoreML"
+_QUANTIZE = "compression::linear_quantize_weights"
 _DATE = "com.github.apple.coremltools.conversion_date"
 _SIZES = {"FLOAT32": 4, "FLOAT16": 2, "INT8": 1, "UINT8": 1, "INT32": 4, "BOOL": 1, "STRING": 0, "UINT16": 2}
 
@@ -55,7 +56,7 @@ def convert(module: Llama, settings: Settings) -> Any:
     shapes = [(1, length) for length in lengths]
     shape = shapes[0] if len(shapes) == 1 else ct.EnumeratedShapes(shapes=shapes, default=shapes[0])
     number = np.float16 if settings.precision == "float16" else np.float32
-    model = ct.convert(
+    return ct.convert(
         traced,
         source="pytorch",
         convert_to="mlprogram",
@@ -63,16 +64,25 @@ def convert(module: Llama, settings: Settings) -> Any:
         outputs=[ct.TensorType(name=OUTPUT, dtype=number)],
         minimum_deployment_target=getattr(ct.target, settings.target),
         compute_precision=getattr(ct.precision, settings.precision.upper()),
+        pass_pipeline=_pipeline(settings),
         skip_model_load=True,
     )
-    return _int8(model) if settings.int8 else model
 
 
-def _int8(model: Any) -> Any:
-    """Symmetric int8 with one scale a row for all matrices; the tables of positions stay as they are."""
+def _pipeline(settings: Settings) -> Any:
+    """coremltools' own passes; for int8 also symmetric quantization of all matrices with one scale a row.
+
+    The tables of positions stay as they are. Quantizing at the end of the one conversion, rather than a finished
+    model, saves reading, optimizing and writing it a second time.
+    """
+    pipeline = ct.PassPipeline.DEFAULT
+    if not settings.int8:
+        return pipeline
     config = optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
     kinds = {"linear": config, "gather": config}
-    return optimize.coreml.linear_quantize_weights(model, optimize.coreml.OptimizationConfig(op_type_configs=kinds))
+    pipeline.append_pass(_QUANTIZE)
+    pipeline.set_options(_QUANTIZE, {"config": optimize.coreml.OptimizationConfig(op_type_configs=kinds)})
+    return pipeline
 
 
 def save(model: Any, package: Path) -> None:
