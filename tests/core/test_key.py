@@ -162,3 +162,9 @@ def test_sources_that_cannot_be_read(
     with pytest.raises(RefusedInput, match=message) as caught:
         reader.digest(source)
     assert caught.value.code == "E-SOURCE"
+
+
+def test_the_documented_vectors_are_the_golden_ones() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for vector in GOLDEN:
+        assert f"{vector['preimage'].partition(chr(10))[2]}\n{vector['key']}" in text

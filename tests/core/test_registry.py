@@ -284,6 +284,63 @@ def test_a_clone_of_the_same_user_that_is_up_to_date_shares_the_log(tmp_path: Pa
     assert ann.registry().append([selected(3)])[0].origin != first.origin
 
 
+def test_two_long_processes_of_one_user_in_two_clones_never_fork(tmp_path: Path) -> None:
+    ann = committed(tmp_path)
+    first = ann.registry()
+    (ref,) = first.append([selected(1)])
+    commit(ann)
+    second = clone(ann, "second", "ann").registry()
+    second.append([selected(2)])
+    # What ``first`` has in memory and on its disk is unchanged; only the pin tells that it lags.
+    (aside,) = first.append([selected(3)])
+    assert aside.origin != ref.origin
+    assert second.append([selected(4)])[0] == Ref(ref.origin, 3)
+
+
+def test_a_clone_waits_for_the_other_clone_that_writes_to_the_same_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = committed(tmp_path)
+    ann.registry().append([selected(1)])
+    commit(ann)
+    second = clone(ann, "second", "ann")
+    monkeypatch.setattr(log_places, "WAIT_S", 0.05)
+    ready, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with log_places.held(ann.home / "state" / "pins" / f"{ann.folder().name}.lock"):
+            ready.set()
+            done.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert ready.wait(20)
+        with pytest.raises(Busy):
+            second.registry().append([selected(2)])
+    finally:
+        done.set()
+        holder.join()
+
+
+def test_what_changes_on_disk_between_two_appends_of_one_process_is_seen(tmp_path: Path) -> None:
+    at = project(tmp_path)
+    registry = at.registry()
+    registry.append([selected(1)])
+    with at.log().open("ab") as file:
+        file.write(b"torn")
+    registry.append([selected(2)])
+    assert [path.read_bytes() for path in at.quarantine.iterdir()] == [b"torn"]
+    assert numbers(at.registry()) == [1, 2]
+    good = at.checkpoint().read_bytes()
+    at.checkpoint().write_bytes(good.replace(b"\n3\n", b"\n2\n"))
+    with pytest.raises(RegistryDamaged):
+        registry.append([selected(3)])
+    at.checkpoint().write_bytes(good)
+    registry.append([selected(3)])
+    assert numbers(at.registry()) == [1, 2, 3]
+
+
 def test_switching_branches_back_and_forth_never_forks(tmp_path: Path) -> None:
     ann = committed(tmp_path)
     registry = ann.registry()

@@ -84,6 +84,8 @@ def verify_after(at: Project, acknowledged: list[int], attempted: list[int]) -> 
     assert at.registry().check() == []
     assert registry.notices == []
     assert len(list(at.root.iterdir())) == 1, "a crash must not begin another log"
+    left = [path for place in (at.root, at.home / "state") for path in place.rglob("*.tmp-*")]
+    assert [*left, *at.tree.glob(".*.tmp-*")] == []
 
 
 @pytest.mark.parametrize(
