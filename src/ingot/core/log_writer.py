@@ -67,6 +67,7 @@ class LogWriter:
             if own.log.evidence(digest) is None:
                 path = own.log.evidence_path(digest)
                 disk.make_dirs_durable(path.parent)
+                disk.sweep_aside(path)
                 disk.write_file_atomic(path, data, 0o444)
             return digest
 
