@@ -70,14 +70,16 @@ class Model:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self._step = min(context, _BATCH)
         self._context = self._open_context(context, threads)
-        self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
+        self.context = int(llama_cpp.llama_n_ctx(self._context))
+        self._batch = llama_cpp.llama_batch_init(self._step, 0, 1)
         self._position = 0
 
     def _open_context(self, context: int, threads: int) -> Any:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = context
-        settings.n_batch = settings.n_ubatch = min(context, _BATCH)
+        settings.n_batch = settings.n_ubatch = self._step
         settings.n_threads = settings.n_threads_batch = threads
         opened = llama_cpp.llama_init_from_model(self._model, settings)
         if opened is None:
@@ -136,8 +138,8 @@ class Model:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), data_too)
         self._position = 0
         rows = np.empty((1 if last else len(ids), self.vocabulary), np.float32)
-        for start in range(0, len(ids), _BATCH):
-            part = ids[start : start + _BATCH]
+        for start in range(0, len(ids), self._step):
+            part = ids[start : start + self._step]
             found = self._decode(part, range(len(part) - 1, len(part)) if last else range(len(part)))
             rows[0 if last else start :][: len(found)] = found
         return rows
@@ -166,6 +168,8 @@ class Model:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def _decode(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
+        if self._position + len(ids) > self.context:
+            raise _failed(f"{self._position + len(ids)} tokens do not fit the context of {self.context}")
         batch = self._batch
         batch.n_tokens = len(ids)
         for index, token in enumerate(ids):
