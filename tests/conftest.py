@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from projectkit import Sandbox
+from recordkit import copied, simple
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -37,3 +38,18 @@ def stories_gguf(stories: Path) -> Path:
 def sandbox(tmp_path: Path) -> Sandbox:
     """An empty project with its own keys and pins."""
     return Sandbox.make(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """a → b, built once: building it for every test that wants one would take minutes."""
+    sandbox = Sandbox.make(tmp_path_factory.mktemp("built"))
+    sandbox.spec("targets:\n" + simple("a") + simple("b", depends="a"))
+    sandbox.ok()
+    return sandbox
+
+
+@pytest.fixture
+def chain(built_once: Sandbox, tmp_path: Path) -> Sandbox:
+    """A copy of ``built_once`` of its own."""
+    return copied(built_once, tmp_path)

@@ -17,7 +17,7 @@ DOIT = str(Path(sys.executable).with_name("doit"))
 
 @dataclass
 class Sandbox:
-    """A project folder with keys and pins of its own; ``home`` can be shared by two sandboxes (two clones, one user)."""
+    """A project folder with keys and pins of its own; two sandboxes of one ``home`` are two clones of one user."""
 
     root: Path
     home: Path

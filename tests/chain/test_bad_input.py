@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from projectkit import Sandbox, counted
 
 BAD_SPECS = {
@@ -12,7 +13,10 @@ BAD_SPECS = {
     "unknown kind": ("targets:\n  a: {kind: comand}\n", "E-SPEC-KIND", "command"),
     "missing target": ("targets:\n  a: {kind: command, command: [x], from: {m: aa}}\n", "E-SPEC-INPUT", "'aa'"),
     "cycle": (
-        "targets:\n  a: {kind: command, command: [x], from: {m: b}}\n  b: {kind: command, command: [x], from: {m: a}}\n",
+        (
+            "targets:\n  a: {kind: command, command: [x], from: {m: b}}\n"
+            "  b: {kind: command, command: [x], from: {m: a}}\n"
+        ),
         "E-SPEC-CYCLE",
         "a",
     ),
@@ -111,8 +115,8 @@ def test_a_missing_package_is_named_before_the_first_stage(sandbox: Sandbox, tmp
 def test_a_full_disk_says_so_and_the_next_run_goes_on(sandbox: Sandbox) -> None:
     small = sandbox.root / "small"
     script = "head -c 100000 /dev/zero > {out}/x; echo ran >> " + str(sandbox.root / "ran.txt")
-    full = "import errno, os, pathlib; pathlib.Path(r'{out}', 'x').write_bytes(bytes(10)); os.write(os.open('/dev/full', 1), b'x')"
-    guard = f"test -e {small} || exec python3 -c \"{full}\"; {script}".replace('"', '\\"')
+    full = "import os; open(r'{out}/x', 'wb').write(bytes(10)); os.write(os.open('/dev/full', 1), b'x')"
+    guard = f'test -e {small} || exec python3 -c "{full}"; {script}'.replace('"', '\\"')
     sandbox.spec(f'targets:\n  big: {{kind: command, command: [bash, -c, "{guard}"]}}\n')
     done = sandbox.doit()
     assert done.returncode == 1
@@ -124,7 +128,9 @@ def test_a_full_disk_says_so_and_the_next_run_goes_on(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["show", "s:nope"], ["show"], ["plan", "nope"], ["history", "nope:x"], ["plan", "--wrong"]], ids=" ".join
+    "arguments",
+    [["show", "s:nope"], ["show"], ["plan", "nope"], ["history", "nope:x"], ["plan", "--wrong"]],
+    ids=" ".join,
 )
 def test_wrong_use_of_a_command(sandbox: Sandbox, arguments: list[str]) -> None:
     sandbox.spec("targets:\n" + counted(sandbox.root, "a"))

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from projectkit import DOIT, Sandbox
 
 TARGETS = 8
@@ -19,7 +20,7 @@ TARGETS = 8
 def write_spec(sandbox: Sandbox) -> None:
     text = "targets:\n"
     for number in range(TARGETS):
-        script = f"echo t{number} >> {sandbox.root}/ran.txt; sleep 0.05; head -c 300000 /dev/zero > {{out}}/x; sleep 0.05"
+        script = f"echo t{number} >> {sandbox.root}/ran.txt; sleep 0.05; head -c 300000 /dev/zero > {{out}}/x"
         source = f", from: {{data: t{number - 1}}}" if number % 4 else ""
         text += f"  t{number}: {{kind: command, command: [sh, -c, '{script}'], env: {{N: '{number}'}}{source}}}\n"
     sandbox.spec(text)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from projectkit import REPO, Sandbox
 
 pytestmark = pytest.mark.slow

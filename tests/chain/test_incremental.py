@@ -179,7 +179,8 @@ def test_a_failed_target_is_tried_again_and_leaves_its_log(sandbox: Sandbox) -> 
 def test_two_doits_in_one_folder_build_each_target_once(sandbox: Sandbox) -> None:
     text = "targets:\n"
     for number in range(6):
-        text += f"  t{number}: {{kind: command, command: [sh, -c, 'echo t{number} >> {sandbox.root}/ran.txt; sleep 0.2; echo {number} > {{out}}/x']}}\n"
+        script = f"echo t{number} >> {sandbox.root}/ran.txt; sleep 0.2; echo {number} > {{out}}/x"
+        text += f"  t{number}: {{kind: command, command: [sh, -c, '{script}']}}\n"
     sandbox.spec(text)
     threads = [threading.Thread(target=sandbox.ok) for _ in range(2)]
     for thread in threads:
@@ -198,9 +199,8 @@ def test_a_matrix_builds_its_variants_and_a_new_one_alone(sandbox: Sandbox) -> N
             + counted(sandbox.root, "a")
             + f"  m: {{kind: command, command: [sh, -c, 'echo m >> {sandbox.root}/ran.txt; echo $V > {{out}}/out.txt'],"
             + f" from: {{data: a}}, matrix: {{env: [{values}]}}}}\n"
-            + "  all: {kind: command, command: [sh, -c, 'cat \"$@\" > {out}/all', x, '{data}'], from: {data: [m]}}\n".replace(
-                'cat "$@"', 'for d in "$@"; do cat $d/out.txt; done'
-            )
+            + "  all: {kind: command, command: [sh, -c, 'for d; do cat $d/out.txt; done > {out}/all', x, '{data}'],"
+            + " from: {data: [m]}}\n"
         )
 
     write("{one: {V: first}}, {two: {V: second}}")

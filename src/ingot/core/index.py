@@ -58,9 +58,7 @@ class Index:
             self._heads, self.latest, self._gates = {}, {}, set()
             shutil.rmtree(self._store.root / "results", ignore_errors=True)
         entries = [
-            entry
-            for origin in sorted(heads)
-            for entry in self._registry.entries(origin, since=self._size(origin))
+            entry for origin in sorted(heads) for entry in self._registry.entries(origin, since=self._size(origin))
         ]
         for entry in sorted(entries, key=lambda each: (each.time, each.origin, each.index)):
             self._add(entry)
@@ -109,11 +107,7 @@ class Index:
 
     def builds(self, key: str) -> list[dict[str, Any]]:
         """The receipts of a key that the logs as checked out hold, oldest first."""
-        return [
-            build
-            for build in self._store.read_result(key)
-            if int(build["index"]) < self._size(build["origin"])
-        ]
+        return [build for build in self._store.read_result(key) if int(build["index"]) < self._size(build["origin"])]
 
     def save(self) -> None:
         """Keep the index for the next process; it may lag."""

@@ -47,7 +47,7 @@ class Project:
 
     @classmethod
     def open(cls, start: Path, specs: Iterable[Path] | None = None) -> Project:
-        """The project that ``start`` lies in; SpecError when a spec is bad. ``specs`` default to ``specs/**/*.yaml``."""
+        """The project that ``start`` lies in, with ``specs`` or ``specs/**/*.yaml``; SpecError when a spec is bad."""
         root = find_root(start)
         files = sorted((root / "specs").rglob("*.yaml")) if specs is None else list(specs)
         return cls(root, load_graphs(root, files, root / "cache"))

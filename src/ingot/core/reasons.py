@@ -9,7 +9,6 @@ from typing import Any
 from ingot.core.graph import Node
 from ingot.core.store import Damage
 
-
 #: Longer values, such as whole scripts, are cut in reasons; ``doit show`` has them whole.
 _SHOWN = 60
 

@@ -23,7 +23,7 @@ from ingot.errors import RefusedInput, StageFailed
 Row = Mapping[str, Any]
 
 #: Tokens in one forward pass (a longer document goes alone): bounds the memory, in which attention is quadratic.
-PACK_TOKENS = 768
+PACK_TOKENS = 512
 #: Steps whose mean loss is compared with that of the first.
 _WINDOW = 8
 #: Nats per token by which a document may score differently when another stands before it.

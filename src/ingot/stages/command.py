@@ -41,7 +41,7 @@ class Command(Stage):
 
     command: tuple[str, ...] = Field(
         min_length=1,
-        description="The program and its arguments; {out}, {scratch}, {threads} and {ROLE} stand for folders and numbers.",
+        description="Program and arguments; {out}, {scratch}, {threads} and {ROLE} stand for folders and numbers.",
     )
     files: Annotated[Files, BeforeValidator(_as_files)] = Field(
         default=Files(),
