@@ -89,7 +89,7 @@ def test_only_disk_renames() -> None:
             assert "shutil.move" not in text, path
 
 
-COMMANDS = (
+COMMANDS: tuple[list[str], ...] = (
     ["list"],
     ["plan"],
     ["plan", "--json"],

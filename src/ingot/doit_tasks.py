@@ -100,8 +100,8 @@ def _task(session: Session, node: Node, group: str | None) -> Task:
 def _run(session: Session, name: str) -> TaskFailed | TaskError | None:
     try:
         session.execute(name)
-    except GateFailed as error:
-        return TaskFailed(str(error), report=False)
+    except GateFailed as failed:
+        return TaskFailed(str(failed), report=False)
     except (IngotError, OSError) as caught:
         error = caught if isinstance(caught, IngotError) else disk.failure(caught, session.project.store.root)
         LiveReporter.errors[name] = error

@@ -160,7 +160,7 @@ def _state(pid: int) -> str:
 
 def test_a_full_disk_in_a_stage_has_its_own_code(executor: Executor, store: Store) -> None:
     with store.staging() as staging:
-        job = {
+        job: dict[str, Any] = {
             "kind": "no_such_kind",
             "params": {},
             "seed": None,

@@ -30,8 +30,8 @@ def test_golden_vectors(vector: dict[str, Any]) -> None:
 
 
 def node(**changes: Any) -> Node:
-    facts = {"kind": "k", "revision": 1, "reproducibility": "seeded", "produces": "any", "params": {"a": 1}}
-    named = {"spec": "s", "name": "t", "target": "t", "seed": 7, "single_roles": ("model",)}
+    facts: dict[str, Any] = {"kind": "k", "revision": 1, "reproducibility": "seeded", "produces": "any", "params": {"a": 1}}
+    named: dict[str, Any] = {"spec": "s", "name": "t", "target": "t", "seed": 7, "single_roles": ("model",)}
     return Node(**(facts | named | {"inputs": {"model": ("m",)}} | changes))
 
 
