@@ -245,7 +245,7 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
         pass
     more: dict[str, Any] = {}
     if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
-        more["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
+        more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype="auto" if dtype is None else torch_dtype(dtype),
