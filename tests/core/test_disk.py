@@ -199,3 +199,14 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert disk.sweep_aside(tmp_path / "a") == 1
     assert names(tmp_path) == [".b.tmp-0011", "a"]
+
+
+def test_a_new_name_and_a_cut_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.path.realpath(f"/dev/fd/{descriptor}")))
+    path = tmp_path / "a"
+    disk.append_durable(path, b"123", 0)
+    assert synced == [str(path), str(tmp_path)]
+    disk.append_durable(path, b"456", 3)
+    disk.truncate_durable(path, 4)
+    assert synced[2:] == [str(path), str(path)]

@@ -393,9 +393,40 @@ def test_a_signing_key_of_another_log_is_refused(tmp_path: Path) -> None:
     at = filled(tmp_path)
     (path,) = (at.home / "config" / "keys").iterdir()
     path.write_text(f"{SigningKey('ingot.local/ffffffffffff', bytes(32))}\n")
-    with pytest.raises(RegistryDamaged) as caught:
+    with pytest.raises(RegistryDamaged, match="the signing key") as caught:
         at.registry().append([selected(5)])
     assert caught.value.code == "E-REG-KEY"
+
+
+def test_lines_lost_between_two_appends_of_one_process_stop_it(tmp_path: Path) -> None:
+    at = project(tmp_path)
+    registry = at.registry()
+    registry.append([selected(1), selected(2)])
+    rewrite(at, SHORTENING["delete-last"])
+    with pytest.raises(RegistryDamaged) as caught:
+        registry.append([selected(3)])
+    assert caught.value.code == "E-REG-TRUNCATED"
+
+
+def test_another_log_whose_key_was_replaced_is_not_pinned(tmp_path: Path) -> None:
+    ann, bob = project(tmp_path, "ann", "ann"), project(tmp_path, "bob", "bob")
+    ann.registry().append([selected(1)])
+    shutil.copytree(ann.root, bob.root)
+    bob_log = bob.folder()
+    bob.registry().append([selected(2)])
+    lock = bob.lock_file.read_text()
+    (line,) = [line for line in lock.splitlines() if bob_log.name in line]
+    forger = SigningKey(f"ingot.local/{bob_log.name}", bytes(32))
+    size, _, _ = (bob_log / "checkpoint").read_text().split("\n")[1:4]
+    lines = (bob_log / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    point = Checkpoint(forger.name, int(size), root_of([leaf_hash(text) for text in lines]))
+    (bob_log / "checkpoint").write_bytes(forger.sign(point.text()))
+    (bob_log / "log.vkey").write_text(f"{forger.verifier()}\n")
+    registry = bob.registry()
+    registry.append([selected(3)])
+    assert any("was not pinned" in notice for notice in registry.notices)
+    assert line in bob.lock_file.read_text()
+    assert codes(bob.registry()) == {"key_changed"}
 
 
 def test_other_lines_in_the_place_of_pinned_ones_are_not_signed(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ class Opened:
 
 
 class LogWriter:
-    """Appends to this user's log in this project; remembers between appends what it has verified."""
+    """Appends to this user's log in this project; remembers between appends what it has verified.
+
+    Threads may share it: the file locks exclude them from each other as they do processes.
+    """
 
     def __init__(self, places: Places) -> None:
         self.places = places

@@ -8,7 +8,6 @@ returns. Formats: ``docs/formats.md``; what it promises: ``docs/promises.md``.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,6 @@ class Registry:
     def __init__(self, root: Path, *, lock_file: Path, quarantine: Path, keys: Path, pins: Path) -> None:
         self._places = Places(root, lock_file, quarantine, keys, pins)
         self._writer = LogWriter(self._places)
-        self._mutex = threading.Lock()
         self._read: dict[str, Prefix] = {}
 
     @property
@@ -109,14 +107,12 @@ class Registry:
         lines = [encode_line(statement) for statement in statements]
         if not lines:
             return []
-        with self._mutex:
-            origin, first = self._writer.append(lines)
+        origin, first = self._writer.append(lines)
         return [Ref(origin, first + number) for number in range(len(lines))]
 
     def store_evidence(self, data: bytes) -> str:
         """Keep bytes too large for an entry in this user's log folder; returns their SHA-256. Durable on return."""
-        with self._mutex:
-            return self._writer.store_evidence(data)
+        return self._writer.store_evidence(data)
 
     def read_evidence(self, digest: str) -> bytes:
         """Evidence by its SHA-256, from whichever log has it, compared with it (E-REG-EVIDENCE)."""
