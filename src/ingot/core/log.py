@@ -145,6 +145,15 @@ class Log:
             raise RegistryDamaged("E-REG-NOTE", f"the key in registry/{self.folder.name} is of {key.name}")
         return key
 
+    def length(self) -> int:
+        """The length of the file of lines; 0 when there is none."""
+        try:
+            return os.lstat(self.lines_path).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise failure(error, self.lines_path) from error
+
     def scan(self, offset: int = 0) -> Iterator[bytes]:
         """Whole lines from a byte offset on, without line feeds; ends at a line that is cut off or too long."""
         try:

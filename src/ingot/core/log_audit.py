@@ -18,7 +18,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from ingot.core.digest import is_digest, sha256_bytes
@@ -137,7 +136,7 @@ class _LogAudit:
                     f"root {roots[source.pin.size].hex()} now, {source.pin.root.hex()} pinned"
                 )
                 self.found.add("log_forked", where, detail)
-        rest = self._bytes() - prefix.offset
+        rest = self.log.length() - prefix.offset
         if have == size and rest > 0:
             self.found.add("unsigned_tail", where, f"{rest} bytes after entry {size}: not entries, never signed")
 
@@ -192,7 +191,3 @@ class _LogAudit:
             return self.log.read(pin.size, prefix).frontier.root() == pin.root
         except RegistryDamaged:
             return False
-
-    def _bytes(self) -> int:
-        path: Path = self.log.lines_path
-        return path.stat().st_size if path.exists() else 0

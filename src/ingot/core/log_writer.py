@@ -141,7 +141,7 @@ class LogWriter:
             disk.write_file_atomic(log.vkey_path, f"{verifier}\n".encode())
         pins = [pin for pin in self._lock_pins() if pin.origin == log.origin]
         pins += [] if pinned is None else [pinned[0]]
-        start = START if known is None else known.prefix
+        start = START if known is None or log.length() < known.prefix.offset else known.prefix
         checkpoint, prefix = verify_log(log, verifier, pins, start)
         size = 0 if checkpoint is None else checkpoint.size
         note = read_small(log.checkpoint_path)
@@ -162,13 +162,9 @@ class LogWriter:
         Trusting the tree in memory is safe: it was computed from lines that were verified, so a signature over
         it and new lines never covers what somebody has changed in the file meanwhile.
         """
-        try:
-            size = known.log.lines_path.stat().st_size
-        except OSError:
-            return False
         return (
             known.note is not None
-            and size == known.prefix.offset
+            and known.log.length() == known.prefix.offset
             and pinned is not None
             and pinned[1] == known.note == read_small(known.log.checkpoint_path)
         )
