@@ -53,7 +53,7 @@ def chain(folder: Path, model: Path, rows: Path) -> None:
     through_doit = timed([doit_program()], project, env)
     plain = Path(__file__).with_name("plain_chain.py")
     start = time.perf_counter()
-    subprocess.run([sys.executable, str(plain), str(project), str(folder / "plain")], check=True, env=env)
+    subprocess.run([sys.executable, plain, project, folder / "plain"], check=True, env=env, capture_output=True)
     script = time.perf_counter() - start
     allowed = script * 1.1 + 0.5 * STAGES
     verdict = "met" if through_doit <= allowed else "NOT met"

@@ -17,6 +17,8 @@ from typing import Any
 from ingot.errors import IngotError, MissingTool, RefusedInput, UsageError
 
 _MAGIC = b"GGUF"
+#: The likeliest token each time, repetitions made a little less likely: small models go round in circles otherwise.
+_SAMPLING = {"temperature": 0.0, "repeat_penalty": 1.1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,13 +80,10 @@ def reply(model: Any, history: Sequence[dict[str, str]], tokens: int) -> Iterato
     """The answer, piece by piece, the likeliest token each time (the same question gives the same answer)."""
     try:
         if "tokenizer.chat_template" in model.metadata:
-            stream = model.create_chat_completion(list(history), max_tokens=tokens, temperature=0.0, stream=True)
-            for event in stream:
+            for event in model.create_chat_completion(list(history), max_tokens=tokens, stream=True, **_SAMPLING):
                 yield event["choices"][0]["delta"].get("content") or ""
         else:
-            for event in model.create_completion(
-                history[-1]["content"], max_tokens=tokens, temperature=0.0, stream=True
-            ):
+            for event in model.create_completion(history[-1]["content"], max_tokens=tokens, stream=True, **_SAMPLING):
                 yield event["choices"][0]["text"]
     except ValueError as error:
         raise UsageError("E-CONTEXT", str(error), hint="ask again in a new run, or give a larger --context") from error

@@ -161,6 +161,8 @@ class LiveReporter:
         if done:
             if self.session is not None:
                 self._show(closing_page(self.session, board, self._screen.width if self._terminal else _LOG_WIDTH))
+            notices = self.session.project.registry.notices if self.session is not None else []
+            self._screen.say([[(f"note: {notice}", "yellow")] for notice in notices])
             self._screen.say([[("", "")], [*board.result(), (f" in {duration(seconds)}", "dim")]])
         self._screen.say([[(text.strip(), "red")] for text in self._runtime_errors])
 

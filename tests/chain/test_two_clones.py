@@ -80,7 +80,7 @@ def test_a_branch_switch_appends_to_no_older_log(first: Sandbox) -> None:
     first.git("commit", "-qm", "more")
     first.git("checkout", "-q", "-b", "old", before)
     chain(first, b="other")
-    first.ok()
+    assert "note: " in first.ok(), "a person is told that a new log was begun"
     assert len({entry["origin"] for entry in first.entries()}) == 2
     audit = first.json("audit")
     assert audit["ok"] or {problem["code"] for problem in audit["problems"]} == {"log_behind"}

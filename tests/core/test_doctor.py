@@ -124,3 +124,12 @@ def test_the_commands_of_the_checks_are_real() -> None:
         [sys.executable, "-m", "pip", "install", "--help"], capture_output=True, text=True, check=True
     )
     assert "--force-reinstall" in help_text.stdout
+
+
+def test_git_without_the_union_merge_of_the_lock_is_noted_with_its_fix(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    check = doctor.git(tmp_path)
+    assert check.word == "note"
+    assert "conflict on ingot.lock" in check.detail
+    subprocess.run(["sh", "-c", check.fix], cwd=tmp_path, check=True)
+    assert doctor.git(tmp_path).word == "ok"

@@ -177,6 +177,12 @@ def git(root: Path) -> Check:
         return Check(
             "git", "note", "registry/ or ingot.lock is ignored by git: nothing pins the log", "edit .gitignore"
         )
+    merge = subprocess.run(
+        ("git", "check-attr", "merge", "ingot.lock"), cwd=root, capture_output=True, text=True, check=False
+    )
+    if not merge.stdout.strip().endswith("union"):
+        lines = r"printf 'ingot.lock -text merge=union\nregistry/** -text\n' >> .gitattributes"
+        return Check("git", "note", "two clones that both built will conflict on ingot.lock", lines)
     return Check("git", "ok", "receipts name the commit; commit registry/ and ingot.lock to pin the log")
 
 

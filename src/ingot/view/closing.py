@@ -20,7 +20,7 @@ from ingot.view.text import Line, Piece, duration, join, plural, size
 #: More artifacts than this are counted, not listed.
 _ARTIFACTS_MAX = 20
 _PYDOC_QUESTION = "What does textwrap.dedent do?"
-_QUESTION = "Hello, who are you?"
+_QUESTION = "What is the capital of France?"
 
 Item = Line | Table
 
