@@ -30,9 +30,9 @@ def test_golden_vectors(vector: dict[str, Any]) -> None:
 
 
 def node(**changes: Any) -> Node:
-    facts: dict[str, Any] = {"kind": "k", "revision": 1, "reproducibility": "seeded", "produces": "any", "params": {"a": 1}}
+    facts: dict[str, Any] = {"kind": "k", "revision": 1, "reproducibility": "seeded", "produces": "any"}
     named: dict[str, Any] = {"spec": "s", "name": "t", "target": "t", "seed": 7, "single_roles": ("model",)}
-    return Node(**(facts | named | {"inputs": {"model": ("m",)}} | changes))
+    return Node(**(facts | named | {"params": {"a": 1}, "inputs": {"model": ("m",)}} | changes))
 
 
 def parts(made: Node, digest: str = "aa", tools: dict[str, str] | None = None) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
     assert run.page()[-3:] == [
         "what was measured, and how  doit show s:report",
         "how it came to be           doit history s",
-        'chat with it                python -m ingot.chat cache/latest/s/gguf@Q4_0/model.gguf "Hello, who are you?"',
+        'chat with it                python -m ingot.chat cache/latest/s/gguf@Q4_0/model.gguf "What is the capital of France?"',
     ]
 
 
