@@ -140,6 +140,8 @@ def test_git_is_looked_at(chain: Sandbox) -> None:
 
     assert git()["state"] == "note"
     chain.git("init", "-q")
+    assert "conflict on ingot.lock" in git()["detail"]
+    chain.file(".gitattributes", "ingot.lock merge=union\n")
     assert git()["state"] == "ok"
     chain.file(".gitignore", "registry/\n")
     assert "ignored" in git()["detail"]
