@@ -80,7 +80,7 @@ def _task(session: Session, node: Node, group: str | None) -> Task:
     def up_to_date() -> bool:
         try:
             return session.up_to_date(node.id)
-        except IngotError:
+        except (IngotError, OSError):
             # doit cannot report an error here; the action meets it again and reports it.
             session.planned.pop(node.id, None)
             return False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from ingot.core import disk
+from ingot.core.digest import record_files
 from ingot.core.store import Store
-from ingot.errors import RefusedInput, StageFailed, StoreDamaged
+from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
 
 
 @pytest.fixture
@@ -170,3 +175,192 @@ def test_the_latest_link_points_into_the_store(store: Store) -> None:
     assert store.has_latest("spec", "t@a", digest)
     assert store.unlink_latest("spec", "t@a")
     assert not store.has_latest("spec", "t@a", digest)
+
+
+def test_a_swept_lock_file_is_no_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process finds the new lock file before it is locked, and takes the build for a dead one."""
+    real = fcntl.flock
+    swept: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not swept:
+            swept.append(0)
+            swept[0] = store.sweep_staging()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store.staging() as alive:
+        assert swept == [1]
+        assert store.sweep_staging() == 0, "the build that goes on has a lock that others see"
+        assert alive.out.is_dir()
+    assert list((store.root / "staging").iterdir()) == []
+
+
+def test_a_lock_file_that_a_sweeper_holds_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fcntl.flock
+    held: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not held:
+            (path,) = (store.root / "staging").glob("*.lock")
+            held.append(os.open(path, os.O_RDWR))
+            real(held[0], operation)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store.staging() as alive:
+        assert alive.out.is_dir()
+    os.close(held[0])
+
+
+def test_rubbish_that_cannot_be_removed_hides_no_reason_and_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(KeyError), store.staging():
+            raise KeyError("the stage's own failure")
+        with store.staging() as built:
+            (built.out / "x").write_bytes(b"x")
+            digest, _records = store.publish(built)
+    assert store.object_path(digest).is_dir()
+    assert store.sweep_staging() == 2
+    assert list((store.root / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "gone"])
+def test_an_output_folder_that_is_another_is_refused(store: Store, tmp_path: Path, kind: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_bytes(b"x")
+    os.chmod(elsewhere / "mine", 0o640)
+    with store.staging() as built:
+        built.out.rmdir()
+        if kind == "link":
+            built.out.symlink_to(elsewhere)
+        elif kind == "file":
+            built.out.write_bytes(b"x")
+        with pytest.raises(StageFailed, match="output folder"):
+            store.publish(built)
+    assert (elsewhere / "mine").stat().st_mode & 0o777 == 0o640
+    assert list(store.objects()) == []
+
+
+@pytest.mark.parametrize("replaced", ["link", "folder", "pipe", "object", "object link"])
+def test_what_is_no_file_is_damage_and_makes_room(store: Store, tmp_path: Path, replaced: str) -> None:
+    digest, files = publish(store, FILES)
+    path = store.object_path(digest)
+    _open_up(path)
+    name = path / "a.txt"
+    if replaced.startswith("object"):
+        path.rename(tmp_path / "away")
+        path.symlink_to(tmp_path / "away") if replaced == "object link" else path.write_bytes(b"alpha")
+    else:
+        name.unlink()
+        if replaced == "link":
+            name.symlink_to("/etc/passwd")
+        elif replaced == "folder":
+            name.mkdir()
+        else:
+            os.mkfifo(name)
+    assert store.presence(digest, files)[0] == "damaged"
+    assert publish(store, FILES)[0] == digest
+    assert store.presence(digest, files) == ("present", ())
+
+
+@pytest.mark.parametrize("where", ["walk_files", "fast_hash_file"])
+def test_not_being_able_to_look_is_not_absence(store: Store, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    digest, files = publish(store, FILES)
+    store.stats.drop(f"objects/{digest}/a.txt")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(f"ingot.core.store.{where}", refuse)
+    with pytest.raises(DiskFailed) as caught:
+        store.presence(digest, files)
+    assert caught.value.code == "E-ACCESS"
+
+
+def test_a_file_that_the_device_cannot_read_is_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, files = publish(store, FILES)
+    store.stats.drop(f"objects/{digest}/a.txt")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("ingot.core.store.fast_hash_file", fail)
+    assert store.presence(digest, files)[0] == "damaged"
+
+
+def test_a_change_with_the_old_time_put_back_is_found(store: Store) -> None:
+    digest, files = publish(store, FILES)
+    path = store.object_path(digest) / "a.txt"
+    before = os.lstat(path)
+    _open_up(path)
+    path.chmod(0o644)
+    path.write_bytes(b"ALPHA")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    path.chmod(0o444)
+    assert store.presence(digest, files)[1][0].detail == "has other content"
+
+
+def test_what_a_left_over_program_writes_after_the_hash_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def hash_then_write(root: Path) -> object:
+        records = record_files(root)
+        os.chmod(root / "a.txt", 0o644)
+        (root / "a.txt").write_bytes(b"ALPHA")
+        return records
+
+    monkeypatch.setattr("ingot.core.store.record_files", hash_then_write)
+    digest, files = publish(store, FILES)
+    assert store.presence(digest, files)[1][0].detail == "has other content"
+
+
+def test_an_object_whose_writer_died_before_it_was_read_only_is_mended(store: Store) -> None:
+    digest, _files = publish(store, FILES)
+    os.chmod(store.object_path(digest), 0o755)
+    publish(store, FILES)
+    assert store.object_path(digest).stat().st_mode & 0o777 == 0o555
+
+
+def test_a_good_object_is_not_quarantined_for_the_damage_of_its_forerunner(store: Store) -> None:
+    digest, files = publish(store, FILES)
+    assert store.quarantine(digest, files) is None
+    assert store.presence(digest, files) == ("present", ())
+    assert store.quarantine("0" * 64, files) is None
+
+
+@pytest.mark.parametrize("call", ["fsync_file", "rename_durable"])
+def test_a_disk_that_fills_while_publishing_leaves_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*paths: Path) -> None:
+        raise disk.failure(OSError(errno.ENOSPC, "No space left on device"), paths[-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, call, full)
+        with pytest.raises(DiskFailed) as caught:
+            publish(store, FILES)
+    assert caught.value.code == "E-SPACE"
+    assert list(store.objects()) == []
+    assert list((store.root / "staging").iterdir()) == []
+    publish(store, FILES)
+
+
+def test_files_of_a_file_manager_are_no_objects(store: Store) -> None:
+    digest, _files = publish(store, FILES)
+    (store.root / "objects" / ".DS_Store").write_bytes(b"x")
+    assert list(store.objects()) == [digest]
+
+
+def test_a_damaged_result_is_told_from_an_unknown_one(store: Store) -> None:
+    (store.root / "results").mkdir(parents=True)
+    (store.root / "results" / "k.json").write_bytes(b"")
+    assert store.result("k") is None
+    assert store.read_result("k") == []
+    assert store.result("other") == []

@@ -7,11 +7,12 @@ A failed stage publishes nothing, is remembered nowhere, and leaves its log.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from ingot.core import disk
-from ingot.core.executor import Outcome
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.key import key_of
 from ingot.core.plan import Planned
-from ingot.core.statement import build_statement, decision_statement
-from ingot.core.store import Staging
+from ingot.core.staging import Staging
+from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.errors import IngotError, RefusedInput, StageFailed
 from ingot.version import __version__
 
@@ -55,15 +55,15 @@ class Builder:
 
     def ensure(self, planned: Planned, *, force: bool = False) -> Built:
         """Bring one target up to date whose inputs are. With ``force`` it is built although it is fresh."""
-        if planned.state == "fresh" and not force:
+        if planned.state == "fresh" and not planned.restored and not force:
             return self._select(planned)
         assert planned.key is not None
         with self._key_lock(planned):
-            # Another process may have built it while this one waited.
+            # Another process may have built or selected it while this one waited.
             again = self._project.check(planned.node)
             if again.state == "fresh" and not force:
                 return self._select(again)
-            return self._build(again, force=force)
+            return self._build(again)
 
     @contextmanager
     def _key_lock(self, planned: Planned) -> Iterator[None]:
@@ -94,23 +94,43 @@ class Builder:
         self._publish_view(planned.node, str(receipt["digest"]))
         return Built("restored" if planned.restored else "fresh", receipt)
 
-    def _build(self, planned: Planned, *, force: bool) -> Built:
+    def _build(self, planned: Planned) -> Built:
         node, project = planned.node, self._project
-        if planned.presence == "damaged" and planned.digest is not None:
-            project.store.quarantine(planned.digest)
+        if planned.presence == "damaged" and planned.receipt is not None:
+            project.store.quarantine(str(planned.receipt["digest"]), planned.receipt["files"])
         log = project.log_path(node)
         disk.make_dirs_durable(log.parent)
         log.unlink(missing_ok=True)
         with project.store.staging() as staging:
             job = self._job(planned, staging)
-            started = _now()
-            clock = time.monotonic()
-            outcome = self._run(node, job, log, staging)
-            wall = time.monotonic() - clock
-            digest, records = project.store.publish(staging)
-        receipt = self._receipt(planned, outcome) | {
-            "digest": digest,
-            "files": [record.to_dict() for record in records],
+            receipt = self._receipt(planned, job)
+            _refuse_too_large(receipt)
+            with self._log_named(log):
+                receipt |= self._run(node, job, log, staging)
+                # Before anything is published: an object that no entry can name would be rubbish.
+                _refuse_too_large(receipt)
+                digest, records = project.store.publish(staging)
+        receipt |= {"digest": digest, "files": [record.to_dict() for record in records]}
+        if planned.receipt is not None and planned.presence == "present":
+            receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
+        recorded = project.record(build_statement(receipt, project.registry.store_evidence))
+        project.store.remember(node.id)
+        self._publish_view(node, digest)
+        with suppress(OSError):
+            # The build is recorded; a log too many harms nobody.
+            log.unlink(missing_ok=True)
+        return Built("built", receipt | recorded)
+
+    def _run(self, node: Node, job: dict[str, Any], log: Path, staging: Staging) -> dict[str, Any]:
+        """Run the stage; what was measured, as fields of the receipt."""
+        started, clock = _now(), time.monotonic()
+        outcome = self._project.executor.run(
+            job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
+        )
+        wall = time.monotonic() - clock
+        return {
+            "metrics": outcome.metrics,
+            "environment": _environment(job, outcome.network),
             "timings": {
                 "started": started,
                 "finished": _now(),
@@ -120,23 +140,15 @@ class Builder:
                 "peak_rss_bytes": outcome.peak_rss,
             },
         }
-        if force and planned.receipt is not None:
-            receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
-        recorded = project.record(build_statement(receipt, project.registry.store_evidence))
-        project.store.remember(node.id)
-        self._publish_view(node, digest)
-        log.unlink(missing_ok=True)
-        return Built("built", receipt | recorded)
 
-    def _run(self, node: Node, job: dict[str, Any], log: Path, staging: Staging) -> Outcome:
+    @contextmanager
+    def _log_named(self, log: Path) -> Iterator[None]:
+        """Add where the stage's output lies to what fails, when there is any or the stage itself failed."""
         try:
-            return self._project.executor.run(
-                job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
-            )
+            yield
         except IngotError as error:
-            if isinstance(error, StageFailed) or log.stat().st_size:
-                shown = os.path.relpath(log, self._project.root)
-                error.facts = (*error.facts, f"log: {shown}")
+            if isinstance(error, StageFailed) or _size(log):
+                error.facts = (*error.facts, f"log: {os.path.relpath(log, self._project.root)}")
             raise
 
     def _job(self, planned: Planned, staging: Staging) -> dict[str, Any]:
@@ -172,8 +184,7 @@ class Builder:
             path, digest = self._project.sources.snapshot({**source, "base": base}, staging.sources / str(index))
             paths.append(path)
             digests.append(digest)
-        known = {name: str(receipt["digest"]) for name, receipt in self._project.current.items()}
-        parts = self._project.planner.parts(node, known, tuple(digests))
+        parts = self._project.planner.parts(node, self._project.digests_of_inputs(node), tuple(digests))
         if key_of(parts) != planned.key:
             raise RefusedInput(
                 "E-CHANGED",
@@ -182,7 +193,8 @@ class Builder:
             )
         return paths
 
-    def _receipt(self, planned: Planned, outcome: Outcome) -> dict[str, Any]:
+    def _receipt(self, planned: Planned, job: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known before the stage runs; what it measures comes later."""
         node, project = planned.node, self._project
         inputs: dict[str, Any] = {}
         for role, names in node.inputs.items():
@@ -203,21 +215,46 @@ class Builder:
             "key": planned.key,
             "key_parts": planned.parts,
             "inputs": inputs,
-            "metrics": outcome.metrics,
-            "environment": {
-                "ingot": __version__,
-                "python": platform.python_version(),
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "cpus": os.cpu_count(),
-                "threads": project.threads,
-                "network": outcome.network,
-            },
+            "metrics": {},
+            "environment": _environment(job, "not isolated"),
+            "timings": {"started": "", "finished": ""},
             "git": git_state(project.root),
         }
 
     def _publish_view(self, node: Node, digest: str) -> None:
         self._project.store.link_latest(node.spec, node.name, digest)
+
+
+def _environment(job: Mapping[str, Any], network: str) -> dict[str, Any]:
+    return {
+        "ingot": __version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": job["threads"],
+        "network": network,
+    }
+
+
+def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
+    """RefusedInput (E-LEAF-SIZE) when the entry of a build would not fit in a line of the log, whatever its files."""
+    if len(json.dumps(receipt)) < MAX_LINE // 4:
+        # A statement repeats little of a receipt: it is nowhere near the limit.
+        return
+    nothing = "0" * 64
+    try:
+        build_statement({**receipt, "digest": nothing, "files_evidence": nothing})
+    except RefusedInput as error:
+        error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
+        raise
+
+
+def _size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
 
 
 def _now() -> str:

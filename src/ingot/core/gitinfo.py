@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 #: What ingot itself writes is no change of the project.
-_OURS = (":(exclude,top)registry", ":(exclude,top)cache", ":(exclude,top)ingot.lock")
+_OURS = (":(exclude)registry", ":(exclude)cache", ":(exclude)ingot.lock")
 
 
 @cache
@@ -22,7 +22,9 @@ def git_state(root: Path) -> dict[str, str | bool | None]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(("git", *arguments), cwd=root, capture_output=True, timeout=30, check=False)
+        # Without optional locks: ``git status`` must not make the user's own ``git commit`` fail.
+        command = ("git", "--no-optional-locks", *arguments)
+        done = subprocess.run(command, cwd=root, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

@@ -2,34 +2,54 @@
 
 Everything here is derived: ``cache/index.json`` and ``cache/results/`` may lag behind the log or be deleted, and
 are brought up to date from it. ``heads`` says up to where each log has been read.
+
+"Newest" goes by a log's own order first and by its writer's clock second, as ``Registry.entries`` does: an entry's
+time is the latest that its log has seen up to it, so a clock that was set back changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from ingot.core import disk
 from ingot.core.digest import canonical_json, sha256_bytes
-from ingot.core.registry import Entry, Registry
+from ingot.core.registry import Entry, Head, Registry
 from ingot.core.statement import decision_of, receipt_of
 from ingot.core.store import Store
 
-#: Entries that say which result a target has.
-_POINTING = ("build", "selected")
+
+class Seen(NamedTuple):
+    """How far a log has been read: its head, the latest time up to there, the last entry read or its SHA-256."""
+
+    size: int
+    root: str
+    time: str
+    last: Entry | str
+
+
+_NOTHING = Seen(0, "", "", "")
 
 
 class Index:
-    """The derived view of a registry; ``sync`` brings it up to date, ``save`` keeps it for the next process."""
+    """The derived view of a registry; ``sync`` brings it up to date, ``save`` keeps it for the next process.
+
+    Used from several threads and processes: whatever changes it or ``cache/results/`` holds one lock.
+    """
 
     def __init__(self, registry: Registry, store: Store) -> None:
         self._registry = registry
         self._store = store
         self._path = store.root / "index.json"
-        self._heads: dict[str, tuple[int, str]] = {}
+        self._lock = threading.RLock()
+        self._heads: dict[str, Seen] = {}
         self._changed = False
+        #: Heads that were loaded say what another process read: the log may have been replaced since.
+        self._loaded = False
+        self._repaired = False
         #: spec:target → {"digest", "key", "origin", "index", "time"} of its newest entry.
         self.latest: dict[str, dict[str, Any]] = {}
         self._gates: set[str] = set()
@@ -38,83 +58,137 @@ class Index:
     def _load(self) -> None:
         try:
             data = json.loads(self._path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return
-        if isinstance(data, dict) and data.get("format") == 1:
-            self._heads = {origin: (int(size), str(root)) for origin, (size, root) in data["heads"].items()}
-            self.latest, self._gates = data["latest"], set(data["gates"])
+            if data["format"] == 2:
+                self._heads = {origin: Seen(*seen) for origin, seen in data["heads"].items()}
+                self.latest, self._gates = dict(data["latest"]), set(data["gates"])
+                self._loaded = True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # Lost or damaged: everything is read from the logs again.
+            self._heads, self.latest, self._gates = {}, {}, set()
 
     def sync(self) -> None:
         """Read what the logs gained since; start over when a log is not a continuation of what was read."""
-        heads = {origin: (head.size, head.root) for origin, head in self._registry.heads().items()}
-        filed = (self._store.root / "results").is_dir()
-        if heads == self._heads and (filed or not heads):
-            return
-        grown = all(
-            origin in heads and (heads[origin] == seen or heads[origin][0] > seen[0])
-            for origin, seen in self._heads.items()
-        )
-        if not grown or not filed:
-            self._heads, self.latest, self._gates = {}, {}, set()
-            shutil.rmtree(self._store.root / "results", ignore_errors=True)
-        entries = [
-            entry for origin in sorted(heads) for entry in self._registry.entries(origin, since=self._size(origin))
-        ]
-        for entry in sorted(entries, key=lambda each: (each.time, each.origin, each.index)):
-            self._add(entry)
-        self._heads, self._changed = dict(heads), True
+        if not self._is_current(self._registry.heads()):
+            with self._exclusive():
+                self._catch_up(self._registry.heads())
 
     def add(self, entry: Entry) -> None:
         """Take in an entry that this process has just appended, and whatever others appended before it."""
-        head = self._registry.heads()[entry.origin]
-        known = self._size(entry.origin)
-        if entry.index == known and head.size == known + 1:
-            self._add(entry)
-            self._heads[entry.origin] = (head.size, head.root)
-            self._changed = True
-        else:
-            self.sync()
+        with self._exclusive():
+            heads = self._registry.heads()
+            seen, head = self._seen(entry.origin), heads[entry.origin]
+            if entry.index == seen.size and head.size == seen.size + 1:
+                time = max(seen.time, entry.time)
+                self._add(entry, time)
+                self._heads = self._heads | {entry.origin: Seen(head.size, head.root, time, entry)}
+                self._changed = True
+            else:
+                self._catch_up(heads)
 
-    def _add(self, entry: Entry) -> None:
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._lock, self._store.exclusive("index"):
+            yield
+
+    def _is_current(self, heads: Mapping[str, Head]) -> bool:
+        read = {origin: (seen.size, seen.root) for origin, seen in self._heads.items()}
+        now = {origin: (head.size, head.root) for origin, head in heads.items()}
+        return read == now and (self._filed() or not heads)
+
+    def _filed(self) -> bool:
+        return (self._store.root / "results").is_dir()
+
+    def _catch_up(self, heads: Mapping[str, Head]) -> None:
+        if not self._heads or not self._filed() or not all(self._continues(origin, heads) for origin in self._heads):
+            self._heads, self.latest, self._gates = {}, {}, set()
+            self._store.drop_results()
+        news: list[tuple[str, Entry]] = []
+        seen = dict(self._heads)
+        for origin in sorted(heads):
+            time, last = self._seen(origin).time, None
+            for entry in self._registry.entries(origin, since=self._seen(origin).size):
+                # An entry that was committed after the heads were read is left to the next call.
+                if entry.index < heads[origin].size:
+                    time, last = max(time, entry.time), entry
+                    news.append((time, entry))
+            if last is not None:
+                seen[origin] = Seen(heads[origin].size, heads[origin].root, time, last)
+        for time, entry in sorted(news, key=lambda item: (item[0], item[1].origin, item[1].index)):
+            self._add(entry, time)
+        self._heads, self._changed, self._loaded = seen, True, False
+
+    def _continues(self, origin: str, heads: Mapping[str, Head]) -> bool:
+        """Whether a log goes on from where it was read; a log of another branch may be as long and be another."""
+        seen, head = self._heads[origin], heads.get(origin)
+        if head is None or head.size < seen.size:
+            return False
+        if head.size == seen.size:
+            return head.root == seen.root
+        # The registry itself compares roots of what this process has read.
+        first = self._registry.entries(origin, since=seen.size - 1) if self._loaded else iter(())
+        return not self._loaded or _hash(next(first)) == _hash(seen.last)
+
+    def _add(self, entry: Entry, time: str) -> None:
         place = {"origin": entry.origin, "index": entry.index}
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)
             self._store.add_result(str(receipt["key"]), receipt | place)
-            self._point(str(receipt["target"]), receipt, entry)
+            self._point(str(receipt["target"]), receipt, place | {"time": time})
         elif entry.type == "selected":
             decision = decision_of(entry.statement)
-            self._point(str(decision["target"]), decision, entry)
+            self._point(str(decision["target"]), decision, place | {"time": time})
         elif entry.type == "gate-failed":
             self._gates.add(gate_identity(decision_of(entry.statement)))
 
-    def _point(self, target: str, fields: Mapping[str, Any], entry: Entry) -> None:
+    def _point(self, target: str, fields: Mapping[str, Any], place: Mapping[str, Any]) -> None:
         known = self.latest.get(target)
-        if known is None or (known["time"], known["origin"], known["index"]) <= (entry.time, entry.origin, entry.index):
-            self.latest[target] = {
-                "digest": fields["digest"],
-                "key": fields["key"],
-                "origin": entry.origin,
-                "index": entry.index,
-                "time": entry.time,
-            }
+        if known is None or _order(known) <= _order(place):
+            self.latest[target] = {"digest": fields["digest"], "key": fields["key"], **place}
 
     def gate_known(self, fields: Mapping[str, Any]) -> bool:
         """Whether this failure (same digest, gate, limit and reference) is already in a log."""
         return gate_identity(fields) in self._gates
 
-    def _size(self, origin: str) -> int:
-        return self._heads[origin][0] if origin in self._heads else 0
+    def _seen(self, origin: str) -> Seen:
+        return self._heads.get(origin, _NOTHING)
 
-    def builds(self, key: str) -> list[dict[str, Any]]:
-        """The receipts of a key that the logs as checked out hold, oldest first."""
-        return [build for build in self._store.read_result(key) if int(build["index"]) < self._size(build["origin"])]
+    def builds(self, key: str, newest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """The receipts of a key that the logs as checked out hold, oldest first.
+
+        ``newest`` is a value of ``latest``: when it is of this key, its result must be among them.
+        """
+        with self._lock:
+            found = self._store.result(key)
+            lost = newest is not None and newest["key"] == key and not _holds(found or [], str(newest["digest"]))
+            if found is None or (lost and not self._repaired):
+                # A power cut may have kept the index and lost a result. Once is enough: what the logs do not hold,
+                # such as a result that was selected on another branch, does not come back by reading them again.
+                self._repaired = True
+                self._heads = {}
+                self.sync()
+                found = self._store.result(key) or []
+            return [build for build in found if int(build["index"]) < self._seen(build["origin"]).size]
 
     def save(self) -> None:
         """Keep the index for the next process; it may lag."""
-        if self._changed:
-            data = {"format": 1, "heads": self._heads, "latest": self.latest, "gates": sorted(self._gates)}
-            disk.write_file_atomic(self._path, json.dumps(data, separators=(",", ":")).encode(), durable=False)
-            self._changed = False
+        with self._lock:
+            if self._changed:
+                heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
+                data = {"format": 2, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
+                disk.write_file_atomic(self._path, json.dumps(data, separators=(",", ":")).encode(), durable=False)
+                self._changed = False
+
+
+def _holds(builds: list[dict[str, Any]], digest: str) -> bool:
+    return any(build["digest"] == digest for build in builds)
+
+
+def _hash(last: Entry | str) -> str:
+    return last if isinstance(last, str) else sha256_bytes(canonical_json(last.statement))
+
+
+def _order(place: Mapping[str, Any]) -> tuple[str, str, int]:
+    return str(place["time"]), str(place["origin"]), int(place["index"])
 
 
 def gate_identity(fields: Mapping[str, Any]) -> str:

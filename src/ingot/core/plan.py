@@ -61,11 +61,11 @@ class Planner:
         """Every node's fate, in order; ``nodes`` are in topological order, inputs first."""
         planned: dict[str, Planned] = {}
         for node in nodes:
-            waits = [name for name in _input_ids(node) if planned[name].state != "fresh"]
+            waits = [name for name in input_ids(node) if planned[name].state != "fresh"]
             if waits:
                 planned[node.id] = Planned(node, "waiting", (reasons.input_stale(waits),))
             else:
-                planned[node.id] = self.check(node, {name: str(planned[name].digest) for name in _input_ids(node)})
+                planned[node.id] = self.check(node, {name: str(planned[name].digest) for name in input_ids(node)})
         return planned
 
     def check(self, node: Node, digests: Mapping[str, str]) -> Planned:
@@ -73,10 +73,10 @@ class Planner:
         parts = self.parts(node, digests)
         key = key_of(parts)
         latest = self._index.latest.get(node.id)
-        builds = self._index.builds(key)
+        builds = self._index.builds(key, latest)
         receipt = _choose(builds, latest)
         if receipt is None:
-            previous = self._index.builds(latest["key"]) if latest else []
+            previous = self._index.builds(latest["key"], latest) if latest else []
             why = reasons.explain(parts, _choose(previous, latest), node)
             return Planned(node, "stale", why, key, parts)
         presence, damage = self._store.presence(str(receipt["digest"]), receipt["files"])
@@ -113,14 +113,24 @@ class Planner:
         return self._source_digests[node.id]
 
 
-def _input_ids(node: Node) -> list[str]:
+def input_ids(node: Node) -> list[str]:
+    """The ids of a node's immediate inputs, in the order of its roles."""
     return [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
 
 
 def _choose(builds: list[dict[str, Any]], latest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Of several results of one key: the one that the target's newest entry names, else the oldest."""
+    """Of several results of one key: the one that the target's newest entry names, else the oldest.
+
+    The same bytes may have been measured more than once. An entry that is itself a build names its own
+    measurements; one that only selects a digest names the last that were taken of it.
+    """
     named = [build for build in builds if latest is not None and build["digest"] == latest["digest"]]
-    return next(iter(named or builds), None)
+    exact = [build for build in named if latest and (build["origin"], build["index"]) == _place(latest)]
+    return next(iter(exact or reversed(named)), None) or next(iter(builds), None)
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, int]:
+    return str(entry["origin"]), int(entry["index"])
 
 
 @cache

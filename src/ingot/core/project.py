@@ -13,13 +13,15 @@ from ingot.core import gates
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
-from ingot.core.plan import Planned, Planner, missing_tools
+from ingot.core.log import logs_in
+from ingot.core.log_places import read_key
+from ingot.core.plan import Planned, Planner, input_ids, missing_tools
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.sources import SourceReader
 from ingot.core.spec_cache import load_graphs
 from ingot.core.statement import decision_statement
 from ingot.core.store import Store
-from ingot.errors import UsageError
+from ingot.errors import DiskFailed, UsageError
 
 
 class Project:
@@ -92,11 +94,21 @@ class Project:
     def check(self, node: Node) -> Planned:
         """The fate of one target whose inputs are in force; a fresh one is in force afterwards."""
         self.index.sync()
-        known = {name: str(receipt["digest"]) for name, receipt in self.current.items()}
-        planned = self.planner.check(node, known)
+        planned = self.planner.check(node, self.digests_of_inputs(node))
         if planned.state == "fresh" and planned.receipt is not None:
             self.current[node.id] = planned.receipt
         return planned
+
+    def digests_of_inputs(self, node: Node) -> dict[str, str]:
+        """The digests of the results in force that a target is built from, by id.
+
+        UsageError (E-INPUT-STALE) when one is not in force: doit was told to go on without what a target needs.
+        """
+        for name in input_ids(node):
+            if name not in self.current and self.check(self.nodes[name]).state != "fresh":
+                what = f"{node.id} is built from {name}, which is not up to date"
+                raise UsageError("E-INPUT-STALE", what, hint=f"doit {node.id} (without --single) builds it first")
+        return {name: str(self.current[name]["digest"]) for name in input_ids(node)}
 
     def record(self, statement: dict[str, Any]) -> dict[str, Any]:
         """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""
@@ -105,16 +117,36 @@ class Project:
             self.index.add(Entry(ref.origin, ref.index, statement))
         return {"origin": ref.origin, "index": ref.index}
 
-    def missing_tools(self, nodes: Iterable[Node]) -> None:
-        """Raise MissingTool when these targets need what is not installed."""
-        error = missing_tools(nodes)
+    def require_everything(self, names: Iterable[str], *, force: bool = False) -> None:
+        """Before the first stage starts, find what would fail later, after minutes of work.
+
+        ``names`` are the targets of the run, inputs first; what is fresh needs nothing unless ``force``. Raises
+        RefusedInput (E-SOURCE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
+        """
+        self.index.sync()
+        planned = self.planner.plan(self.nodes[name] for name in names)
+        error = missing_tools(item.node for item in planned.values() if force or item.state != "fresh")
         if error is not None:
             raise error
+        for item in planned.values():
+            # A waiting target has not been looked at yet.
+            self.planner.digests_of_sources(item.node)
+        self.require_recordable()
 
-    def check_sources(self, nodes: Iterable[Node]) -> None:
-        """Raise RefusedInput (E-SOURCE) when a source of these targets cannot be read."""
-        for node in nodes:
-            self.planner.digests_of_sources(node)
+    def require_recordable(self) -> None:
+        """Make sure, as far as can be seen without writing, that results can be kept and recorded."""
+        keys, pins = default_keys_dir(), default_pins_dir()
+        own = [log for log in logs_in(self.root / "registry") if read_key(keys, log) is not None]
+        if not own and keys.resolve().is_relative_to(self.root.resolve()):
+            raise UsageError(
+                "E-KEY-PLACE",
+                f"the key folder {keys} lies inside the project",
+                hint="set XDG_CONFIG_HOME to a folder outside it: a signing key must never be committed",
+            )
+        places = [self.store.root / name for name in ("objects", "results", "staging", "locks")]
+        places += [self.root / "registry", pins, *(log.folder for log in own), *([] if own else [keys])]
+        for place in places:
+            _require_writable(place)
 
     def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
         """The gates that are judged at a target: its own and those of the targets that it implies."""
@@ -138,8 +170,13 @@ class Project:
 
     def record_failures(self, node: Node, verdicts: Iterable[gates.Verdict]) -> None:
         """Append ``gate-failed`` once for each failure that no log knows yet."""
-        for verdict in verdicts:
-            if verdict.passed is False:
+        failed = [verdict for verdict in verdicts if verdict.passed is False]
+        if not failed:
+            return
+        # Another process may be judging the same measurements.
+        with self.store.exclusive("gates"):
+            self.index.sync()
+            for verdict in failed:
                 receipt = self.current[f"{node.spec}:{verdict.target}"]
                 reference = receipt["inputs"].get("reference")
                 fields = {
@@ -159,10 +196,20 @@ class Project:
         return self.store.root / "logs" / node.spec / f"{node.name}.log"
 
     def save(self) -> None:
-        """Keep what is derived for the next process."""
+        """Keep what is derived for the next process. DiskFailed: then that one reads the logs and files again."""
         if self.store.root.is_dir():
             self.index.save()
             self.store.stats.save()
+
+
+def _require_writable(place: Path) -> None:
+    """DiskFailed (E-ACCESS) when nothing could be made in a folder, or in the one in which it would be made."""
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "permission denied" if place.is_dir() else "not a folder"
+        hint = "what is built could not be recorded: check the owner and the mode of the path"
+        raise DiskFailed("E-ACCESS", f"{what}: {place}", hint=hint)
 
 
 def find_root(start: Path) -> Path:

@@ -7,13 +7,15 @@ live view listens to the messages of running stages and reads the outcomes at th
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 from ingot.core.build import Builder, Built, Listener
 from ingot.core.gates import Verdict
+from ingot.core.gitinfo import git_state
 from ingot.core.plan import Planned
 from ingot.core.project import Project
-from ingot.errors import GateFailed
+from ingot.errors import DiskFailed, GateFailed
 
 
 class Session:
@@ -30,6 +32,8 @@ class Session:
         self._builder = Builder(project, self._tell)
         self._checked = False
         self._said_fresh: set[str] = set()
+        #: doit does not say whether it runs with ``-a``; executing what is up to date shows it.
+        self._always = False
         self._lock = threading.Lock()
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
@@ -57,27 +61,26 @@ class Session:
 
     def execute(self, name: str) -> None:
         """Build a target (or take a result that is at hand), then judge its gates. Raises IngotError."""
-        # Executed although it was said to be fresh: ``doit -a`` wants it built again.
-        force = name in self._said_fresh
+        # Executed although it was said to be fresh: ``doit -a`` wants this target built again, and all after it.
+        self._always |= name in self._said_fresh
         planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
-        if planned.state != "fresh" or force:
+        if planned.state != "fresh" or self._always:
             self._require_everything()
-        built = self._builder.ensure(planned, force=force)
+        built = self._builder.ensure(planned, force=self._always)
         self.project.current[name] = built.receipt
         self.outcomes[name] = built
         self._judge(name)
 
     def _require_everything(self) -> None:
-        """Before the first stage starts, name the packages, programs or source file that a target of this run lacks."""
+        """Before the first stage starts, name what a target of this run lacks, and whether results can be recorded."""
         with self._lock:
-            if self._checked:
-                return
-            names = self.selected if self.selected is not None else tuple(self.project.nodes)
-            nodes = [self.project.nodes[name] for name in names if name in self.project.nodes]
-            todo = [node for node in nodes if node.id not in self.outcomes]
-            self.project.missing_tools(todo)
-            self.project.check_sources(todo)
-            self._checked = True
+            if not self._checked:
+                names = self.selected if self.selected is not None else tuple(self.project.nodes)
+                known = [name for name in names if name in self.project.nodes]
+                self.project.require_everything(known, force=self._always)
+                # The state of the project is that from which is built, not that after an hour.
+                git_state(self.project.root)
+                self._checked = True
 
     def _judge(self, name: str) -> None:
         node = self.project.nodes[name]
@@ -97,5 +100,9 @@ class Session:
 
     def close(self) -> None:
         """Keep what is derived and end the helpers."""
-        self.project.save()
-        self.project.executor.close()
+        try:
+            # At the end of a process nobody can be told, and nothing is lost that cannot be derived again.
+            with suppress(DiskFailed):
+                self.project.save()
+        finally:
+            self.project.executor.close()

@@ -8,20 +8,23 @@ then, but it *exists* only once the registry has an entry that names it: readers
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ingot.core import disk
+from ingot.core import disk, staging
 from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
-from ingot.errors import Busy, DiskFailed, StageFailed, StoreDamaged
+from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
 
 Presence = Literal["present", "missing", "damaged"]
 
@@ -32,29 +35,6 @@ class Damage:
 
     path: str
     detail: str
-
-
-@dataclass(frozen=True)
-class Staging:
-    """A build's private folder: ``out`` becomes the artifact; every process of the build inherits ``lock_fd``."""
-
-    root: Path
-    lock_fd: int
-
-    @property
-    def out(self) -> Path:
-        """Where the stage writes."""
-        return self.root / "out"
-
-    @property
-    def scratch(self) -> Path:
-        """Room for temporary files, dropped afterwards."""
-        return self.root / "scratch"
-
-    @property
-    def sources(self) -> Path:
-        """Where snapshots of the sources lie."""
-        return self.root / "sources"
 
 
 class Store:
@@ -73,35 +53,48 @@ class Store:
     def presence(self, digest: str, files: Iterable[Mapping[str, Any]]) -> tuple[Presence, tuple[Damage, ...]]:
         """Whether an object is there and whole, by the registry's file list.
 
-        A file whose stat is known is taken as read; any other is read again (xxh3-128). Extra files are damage.
+        A file whose stat is known is taken as read; any other is read again (xxh3-128). Damage is also whatever is
+        not listed, is no regular file or cannot be read from the device. DiskFailed when one may not look.
         """
+        damage = []
         path = self.object_path(digest)
+        listed = {str(record["path"]): record for record in files}
         try:
-            names = set(walk_files(path))
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                return "damaged", (Damage("the object", "is not a folder"),)
+            extra = set(walk_files(path)) - set(listed)
+            damage += [Damage(name, "is not in the registry's list") for name in sorted(extra)]
         except FileNotFoundError:
             return "missing", ()
-        damage = [self._compare(digest, record) for record in files]
-        listed = {str(record["path"]) for record in files}
-        damage += [Damage(name, "is not in the registry's list") for name in sorted(names - listed)]
-        found = tuple(item for item in damage if item is not None)
-        return ("damaged" if found else "present"), found
+        except RefusedInput as error:
+            damage.append(Damage("the object", f"holds what no artifact can hold ({error.what})"))
+        except OSError as error:
+            # Not being able to look is no reason to say that nothing is there.
+            raise disk.failure(error, path) from error
+        found = [item for item in (self._compare(digest, record) for record in listed.values()) if item is not None]
+        found += damage
+        return ("damaged" if found else "present"), tuple(found)
 
     def _compare(self, digest: str, record: Mapping[str, Any]) -> Damage | None:
         name = str(record["path"])
         path = self.object_path(digest) / name
         try:
             status = os.lstat(path)
-        except FileNotFoundError:
+            if not stat.S_ISREG(status.st_mode) or status.st_size != record["size"]:
+                regular = stat.S_ISREG(status.st_mode)
+                return Damage(name, f"has {status.st_size} bytes, not {record['size']}" if regular else "is no file")
+            if self.stats.get(self._label(digest, name), status) == record["xxh3_128"]:
+                return None
+            same = fast_hash_file(path) == record["xxh3_128"]
+        except (FileNotFoundError, NotADirectoryError):
             return Damage(name, "is missing")
-        if status.st_size != record["size"]:
-            return Damage(name, f"has {status.st_size} bytes, not {record['size']}")
-        label = self._label(digest, name)
-        if self.stats.get(label, status) == record["xxh3_128"]:
-            return None
-        if fast_hash_file(path) != record["xxh3_128"]:
-            return Damage(name, "has other content")
-        self.stats.put(label, status, str(record["xxh3_128"]), settled=True)
-        return None
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return Damage(name, "cannot be read: the device reports an error")
+            raise disk.failure(error, path) from error
+        if same:
+            self.stats.put(self._label(digest, name), status, str(record["xxh3_128"]), settled=True)
+        return None if same else Damage(name, "has other content")
 
     def reread(self, digest: str) -> str:
         """The digest of the bytes that really lie in an object's folder: reads and SHA-256s everything."""
@@ -115,104 +108,125 @@ class Store:
         base = self.root / "objects"
         if base.is_dir():
             for prefix in sorted(os.listdir(base)):
-                yield from sorted(os.listdir(base / prefix))
+                # File managers leave files of their own.
+                if (base / prefix).is_dir():
+                    yield from sorted(os.listdir(base / prefix))
 
     # --- publishing ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def staging(self) -> Iterator[Staging]:
+    def staging(self) -> AbstractContextManager[Staging]:
         """A fresh staging folder, locked as long as any process of the build lives; dropped at the end."""
-        base = self.root / "staging"
-        disk.make_dirs_durable(base)
-        self.sweep_staging()
-        name = secrets.token_hex(8)
-        lock = os.open(base / f"{name}.lock", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(lock)
-            staging = Staging(base / name, lock)
-            for folder in (staging.root, staging.out, staging.scratch):
-                folder.mkdir()
-            yield staging
-        finally:
-            _remove_tree(base / name)
-            os.close(lock)
-            (base / f"{name}.lock").unlink(missing_ok=True)
+        return staging.opened(self.root / "staging")
 
     def sweep_staging(self) -> int:
         """Drop the staging folders of dead builds (their lock is free); returns how many."""
-        base, swept = self.root / "staging", 0
-        for lock_path in sorted(base.glob("*.lock")):
-            try:
-                lock = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                _lock(lock)
-            except Busy:
-                continue
-            else:
-                _remove_tree(lock_path.with_suffix(""))
-                lock_path.unlink(missing_ok=True)
-                swept += 1
-            finally:
-                os.close(lock)
-        return swept
+        return staging.sweep(self.root / "staging")
 
-    def publish(self, staging: Staging) -> tuple[str, tuple[FileRecord, ...]]:
-        """Make what lies in ``staging.out`` a durable object; returns its digest and its files.
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Keep other threads and processes away from what ``name`` stands for, for a moment; not re-entrant."""
+        folder = self.root / "locks"
+        disk.make_dirs_durable(folder)
+        path = folder / f"{name}.lock"
+        with disk.explained(path):
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            with disk.explained(path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def publish(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
+        """Make what lies in ``built.out`` a durable object; returns its digest and its files.
 
         An object of that digest that is already there is verified and kept; a damaged one goes to quarantine
-        and makes room. Raises StageFailed (E-OUTPUT-EMPTY), RefusedInput (names, links), DiskFailed.
+        and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed.
         """
-        _refuse_empty_folders(staging.out)
-        _seal(staging.out)
-        records = record_files(staging.out)
+        with disk.explained(built.out):
+            statuses = _seal(built.out)
+            records = record_files(built.out)
         if not records:
             raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
-        _sync_tree(staging.out, records)
+        _sync_tree(built.out, records)
         digest = tree_digest(records)
         target = self.object_path(digest)
         disk.make_dirs_durable(target.parent)
         listing = [record.to_dict() for record in records]
         presence, _damage = self.presence(digest, listing)
         if presence == "damaged":
-            self.quarantine(digest)
-        if presence != "present":
-            self._move_in(staging.out, target)
-        for record in records:
-            path = target / record.path
-            self.stats.put(self._label(digest, record.path), os.lstat(path), record.xxh3_128, settled=True)
+            self.quarantine(digest, listing)
+        moved = presence != "present" and self._move_in(built.out, target)
+        self._settle(target, moved=moved)
+        if moved:
+            for record in records:
+                # The stat is from before the file was read: what was written to it later is seen as a change.
+                self.stats.put(self._label(digest, record.path), statuses[record.path], record.xxh3_128, settled=True)
         return digest, records
 
-    def _move_in(self, source: Path, target: Path) -> None:
+    def _move_in(self, source: Path, target: Path) -> bool:
+        """Rename an object to its place; False when another process has published the same digest meanwhile."""
         try:
             disk.rename_durable(source, target)
         except DiskFailed as error:
             cause = error.__cause__
-            # Another process published the same digest in between: theirs is as good as ours.
-            if not (isinstance(cause, OSError) and cause.errno in (errno.ENOTEMPTY, errno.EEXIST)):
-                raise
-        os.chmod(target, 0o555)
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
 
-    def quarantine(self, digest: str) -> Path:
-        """Move a damaged object aside, keeping its bytes; returns where it lies now."""
+    def _settle(self, target: Path, *, moved: bool) -> None:
+        """Make an object's own folder read-only: only now, because a folder that is renamed must be writable."""
+        with disk.explained(target):
+            os.chmod(target, 0o555)
+        disk.fsync_dir(target)
+        if not moved:
+            # Whoever moved it in may have been killed before its name was durable.
+            disk.fsync_dir(target.parent)
+
+    def quarantine(self, digest: str, files: Collection[Mapping[str, Any]]) -> Path | None:
+        """Move a damaged object aside, keeping its bytes; returns where it lies now.
+
+        None when it is no longer there or whole again: another process has dealt with it.
+        """
         folder = self.root / "quarantine"
         disk.make_dirs_durable(folder)
         target = folder / f"{digest}-{secrets.token_hex(4)}"
         path = self.object_path(digest)
-        os.chmod(path, 0o755)  # renaming a folder needs write permission on it: its '..' changes
-        disk.rename_durable(path, target)
+        with self.exclusive("quarantine"):
+            if self.presence(digest, files)[0] != "damaged":
+                return None
+            with disk.explained(path):
+                if not path.is_symlink():
+                    os.chmod(path, 0o755)  # renaming a folder needs write permission on it: its '..' changes
+            disk.rename_durable(path, target)
         return target
 
     # --- results: what is known of each key (derived from the registry) --------------------------------------
 
     def read_result(self, key: str) -> list[dict[str, Any]]:
         """The receipts seen for a key, oldest first; empty when none is known."""
+        return self.result(key) or []
+
+    def result(self, key: str) -> list[dict[str, Any]] | None:
+        """As ``read_result``; None when there is a file and it is damaged (they are not synced: a power cut can)."""
+        path = self.root / "results" / f"{key}.json"
         try:
-            data = json.loads((self.root / "results" / f"{key}.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
             return []
-        return list(data["builds"]) if isinstance(data, dict) and data.get("format") == 1 else []
+        except ValueError:
+            return None
+        except OSError as error:
+            raise disk.failure(error, path) from error
+        builds = data.get("builds") if isinstance(data, dict) and data.get("format") == 1 else None
+        return builds if isinstance(builds, list) else None
+
+    def drop_results(self) -> None:
+        """Forget all results, to file them anew from the registry."""
+        folder = self.root / "results"
+        with disk.explained(folder), suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def add_result(self, key: str, receipt: Mapping[str, Any]) -> None:
         """File one receipt under its key; the same entry (origin, index) is filed once."""
@@ -268,29 +282,22 @@ class Store:
         """Whether a new build was asked for."""
         return os.path.lexists(self.root / "forgotten" / target)
 
-    def require(self, digest: str, files: Iterable[Mapping[str, Any]]) -> Path:
+    def require(self, digest: str, files: Collection[Mapping[str, Any]]) -> Path:
         """The folder of an object that is present and whole; a damaged one is quarantined (StoreDamaged)."""
         presence, damage = self.presence(digest, files)
         if presence == "present":
             return self.object_path(digest)
         if presence == "missing":
-            raise StoreDamaged("E-OBJECT-MISSING", f"the object {digest[:12]} is not in the store")
-        kept = self.quarantine(digest)
+            what = f"the object {digest[:12]} is not in the store"
+            raise StoreDamaged("E-OBJECT-MISSING", what, hint="run doit again to build it anew")
+        kept = self.quarantine(digest, files)
+        where = f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; " if kept else ""
         raise StoreDamaged(
             "E-OBJECT-DAMAGED",
             f"the object {digest[:12]} is damaged",
             facts=[f"{item.path} {item.detail}" for item in damage],
-            hint=f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; run doit again to build it anew",
+            hint=f"{where}run doit again to build it anew",
         )
-
-
-def _lock(descriptor: int) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise Busy("E-BUSY", "the staging folder is in use") from error
 
 
 def _refuse_empty_folders(root: Path) -> None:
@@ -300,16 +307,30 @@ def _refuse_empty_folders(root: Path) -> None:
             raise StageFailed("E-OUTPUT-FILE", f"the stage left an empty folder: {path.relative_to(root)}")
 
 
-def _seal(root: Path) -> None:
-    """Make all files and folders below ``root`` read-only; the root itself stays writable until it is renamed."""
-    for name in walk_files(root):
-        path = root / name
-        if os.lstat(path).st_nlink != 1:
+def _seal(root: Path) -> dict[str, os.stat_result]:
+    """Make all files and folders below ``root`` read-only and give the files' stats by name.
+
+    The root itself stays writable until it is renamed. What cannot be an artifact is refused before anything changes.
+    """
+    try:
+        folder = stat.S_ISDIR(os.lstat(root).st_mode)
+    except FileNotFoundError:
+        raise StageFailed("E-OUTPUT-EMPTY", "the stage removed its output folder") from None
+    if not folder:
+        # A link would lead the changes of modes below to files that are not ours.
+        raise StageFailed("E-OUTPUT-FILE", "the stage put something else in the place of its output folder")
+    os.chmod(root, 0o755)
+    _refuse_empty_folders(root)
+    names = list(walk_files(root))
+    for name in names:
+        if os.lstat(root / name).st_nlink != 1:
             raise StageFailed("E-OUTPUT-FILE", f"the stage left a hard link: {name}")
-        os.chmod(path, 0o444)
+    for name in names:
+        os.chmod(root / name, 0o444)
     for path in root.rglob("*"):
         if path.is_dir():
             os.chmod(path, 0o555)
+    return {name: os.lstat(root / name) for name in names}
 
 
 def _sync_tree(root: Path, records: Iterable[FileRecord]) -> None:
@@ -321,12 +342,3 @@ def _sync_tree(root: Path, records: Iterable[FileRecord]) -> None:
         folders.update(parent for parent in path.parents if root in (parent, *parent.parents))
     for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         disk.fsync_dir(folder)
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a staging folder, read-only parts included; errors are raised."""
-    if not path.is_dir():
-        return
-    for folder, _names, _files in os.walk(path):
-        os.chmod(folder, 0o755)
-    shutil.rmtree(path)

@@ -1,0 +1,129 @@
+"""Staging: the private folder of each build, locked as long as any process of the build lives.
+
+``<name>/`` holds what a build writes, ``<name>.lock`` beside it says that its build lives. Whoever gets the lock of
+another's folder knows that its build is dead and may drop it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingot.core import disk
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A build's private folder: ``out`` becomes the artifact; every process of the build inherits ``lock_fd``."""
+
+    root: Path
+    lock_fd: int
+
+    @property
+    def out(self) -> Path:
+        """Where the stage writes."""
+        return self.root / "out"
+
+    @property
+    def scratch(self) -> Path:
+        """Room for temporary files, dropped afterwards."""
+        return self.root / "scratch"
+
+    @property
+    def sources(self) -> Path:
+        """Where snapshots of the sources lie."""
+        return self.root / "sources"
+
+
+@contextmanager
+def opened(base: Path) -> Iterator[Staging]:
+    """A fresh folder below ``base``, dropped at the end; the folders of dead builds are dropped first."""
+    disk.make_dirs_durable(base)
+    sweep(base)
+    name, lock = _claim(base)
+    staging = Staging(base / name, lock)
+    try:
+        with disk.explained(staging.root):
+            for folder in (staging.root, staging.out, staging.scratch):
+                folder.mkdir()
+        yield staging
+    finally:
+        # What cannot be removed keeps its lock file, so a later sweep tries again; a build that is done must not
+        # fail, and one that failed must not lose its reason, because of rubbish.
+        if remove_tree(staging.root):
+            (base / f"{name}.lock").unlink(missing_ok=True)
+        os.close(lock)
+
+
+def sweep(base: Path) -> int:
+    """Drop the folders of dead builds (their lock is free); returns how many."""
+    swept = 0
+    for path in sorted(base.glob("*.lock")):
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise disk.failure(error, path) from error
+        try:
+            if _lock(lock, path) and remove_tree(path.with_suffix("")):
+                path.unlink(missing_ok=True)
+                swept += 1
+        finally:
+            os.close(lock)
+    return swept
+
+
+def _claim(base: Path) -> tuple[str, int]:
+    """A new name and the descriptor that holds its lock."""
+    while True:
+        name = secrets.token_hex(8)
+        path = base / f"{name}.lock"
+        with disk.explained(path):
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # Before it is locked, another process may have taken the file for a dead build's: then it is held by that
+        # one, or has lost its name, and another file is taken.
+        if _lock(descriptor, path) and _has_name(descriptor, path):
+            return name, descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Take the lock without waiting; False when another holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise disk.failure(error, path) from error
+    return True
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def remove_tree(path: Path) -> bool:
+    """Remove a folder, read-only and unreadable parts included; whether it is gone."""
+    todo = [path]
+    try:
+        while todo:
+            folder = todo.pop()
+            os.chmod(folder, 0o700)
+            with os.scandir(folder) as entries:
+                todo += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return not os.path.lexists(path)
+    except OSError:
+        return False
+    return True
