@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,80 @@ def test_the_documented_vectors_are_the_golden_ones() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     for vector in GOLDEN:
         assert f"{vector['preimage'].partition(chr(10))[2]}\n{vector['key']}" in text
+
+
+def test_a_file_that_two_patterns_mean_is_there_once(reader: SourceReader, tmp_path: Path) -> None:
+    source = {"paths": ["p/a.txt", "p/*.txt", "p"], "base": ""}
+    _path, digest = reader.snapshot(source, tmp_path / "snap")
+    assert digest == reader.digest(source) == reader.digest({"paths": ["p"], "base": ""})
+
+
+@pytest.mark.parametrize("source", [{"path": "p/a.txt"}, {"path": "p"}, {"path": "p/*"}], ids=str)
+@pytest.mark.parametrize("step", ["hash_file", "snapshot"])
+def test_a_file_that_vanishes_is_a_source_that_cannot_be_read(
+    reader: SourceReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: dict[str, Any], step: str
+) -> None:
+    gone = tmp_path / "p" / "a.txt"
+    real = os.open
+
+    def vanishing(path: Any, *arguments: Any) -> int:
+        if Path(path) == gone:
+            gone.unlink()
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", vanishing)
+    with pytest.raises(RefusedInput) as caught:
+        reader.digest(source) if step == "hash_file" else reader.snapshot(source, tmp_path / "snap")
+    assert caught.value.code == "E-SOURCE"
+
+
+@pytest.mark.parametrize("path", ["p/*.txt", "p/link.txt", "p"])
+@pytest.mark.parametrize("goal", ["a.txt", "nowhere", "."])
+def test_links_are_refused_wherever_they_are_met(reader: SourceReader, tmp_path: Path, path: str, goal: str) -> None:
+    (tmp_path / "p" / "link.txt").symlink_to(goal)
+    with pytest.raises(RefusedInput) as caught:
+        reader.digest({"path": path})
+    assert caught.value.code in {"E-SOURCE", "E-OUTPUT-FILE"}
+
+
+@pytest.mark.parametrize(("pattern", "refused"), [("p/**/*.txt", True), ("p/*/x.txt", True), ("p/q*/*.txt", False)])
+def test_a_glob_that_cannot_look_into_a_folder_is_refused(
+    reader: SourceReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, *, refused: bool
+) -> None:
+    closed = tmp_path / "p" / "closed"
+    closed.mkdir()
+    (tmp_path / "p" / "q").mkdir()
+    (tmp_path / "p" / "q" / "x.txt").write_text("x")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if isinstance(path, Path | str) and Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    if refused:
+        with pytest.raises(RefusedInput, match="permission denied"):
+            reader.digest({"path": pattern})
+    else:
+        assert reader.digest({"path": pattern}).startswith("tree:")
+
+
+def test_a_file_changed_in_the_tick_in_which_it_was_read_is_read_again(tmp_path: Path) -> None:
+    """Reading a large file takes longer than a tick: what counts is when the reading began."""
+    cache, path = StatCache(tmp_path / "stat.json"), tmp_path / "x"
+    path.write_bytes(b"x")
+    status = os.lstat(path)
+    began = max(status.st_mtime_ns, status.st_ctime_ns)
+    time.sleep(0.15)
+    cache.put("x", status, "hash", taken_ns=began + 1_000_000)
+    assert cache.get("x", status) is None
+    cache.put("x", status, "hash", taken_ns=began + 150_000_000)
+    assert cache.get("x", status) == "hash"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1, "files": 3}', None])
+def test_a_stat_cache_that_cannot_be_read_costs_time_only(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "stat.json"
+    path.mkdir() if content is None else path.write_text(content)
+    assert StatCache(path).get("x", os.lstat(tmp_path)) is None

@@ -7,10 +7,14 @@ project), ``python_stdlib:<sha256>`` of the extracted text.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingot.core import stdlib_text
@@ -45,9 +49,9 @@ class SourceReader:
             (into / "text.jsonl").write_bytes(text)
             return into / "text.jsonl", f"python_stdlib:{sha256_bytes(text)}"
         if self._is_single(source):
-            target = into / "content"
-            return target, f"file:{_copy(next(iter(self._files(source)))[1], target)}"
-        hashes = [(name, _copy(path, into / name)) for name, path in self._files(source)]
+            ((_name, path),) = self._files(source)
+            return into / "content", f"file:{self._copy(path, into / 'content')}"
+        hashes = [(name, self._copy(path, into / name)) for name, path in self._files(source)]
         folder = into / str(source.get("base") or "") if "paths" in source else into
         folder.mkdir(parents=True, exist_ok=True)
         return folder, "tree:" + sha256_bytes(tree_preimage(hashes))
@@ -69,46 +73,84 @@ class SourceReader:
         if "paths" in source:
             paths = source["paths"]
             assert isinstance(paths, list | tuple)
-            for item in paths:
-                yield from self._expand(str(item), keep_name=True)
+            # One file may be meant by several patterns and is there once.
+            yield from dict(found for item in paths for found in self._expand(str(item), keep_name=True)).items()
         else:
             yield from self._expand(str(source["path"]), keep_name=False)
 
     def _expand(self, pattern: str, *, keep_name: bool) -> Iterator[tuple[str, Path]]:
-        if _GLOB & set(pattern):
-            fixed = pattern[: min(pattern.index(char) for char in _GLOB if char in pattern)].rpartition("/")[0]
-            found = sorted(glob.glob(pattern, root_dir=self._root, recursive=True), key=os.fsencode)
-            names = [name for name in found if (self._root / name).is_file()]
-            if not names:
-                raise _missing(pattern, "no file matches")
-            for name in names:
-                yield (name if keep_name else name.removeprefix(f"{fixed}/") if fixed else name), self._root / name
-            return
-        path = self._root / pattern
-        try:
+        with self._explained(pattern):
+            if _GLOB & set(pattern):
+                yield from self._matches(pattern, keep_name=keep_name)
+                return
+            path = self._root / pattern
             mode = os.lstat(path).st_mode
-        except OSError as error:
-            raise _missing(pattern, (error.strerror or str(error)).lower()) from error
-        if stat.S_ISDIR(mode):
-            for name in walk_files(path):
-                yield (f"{pattern}/{name}" if keep_name else name), path / name
-        elif stat.S_ISREG(mode):
-            check_name(pattern)
-            yield pattern, path
-        else:
-            raise _missing(pattern, "neither a file nor a folder (symbolic links are not followed)")
+            if stat.S_ISDIR(mode):
+                for name in walk_files(path):
+                    yield (f"{pattern}/{name}" if keep_name else name), path / name
+            elif stat.S_ISREG(mode):
+                check_name(pattern)
+                yield pattern, path
+            else:
+                raise _missing(pattern, "neither a file nor a folder (symbolic links are not followed)")
+
+    def _matches(self, pattern: str, *, keep_name: bool) -> Iterator[tuple[str, Path]]:
+        fixed = pattern[: min(pattern.index(char) for char in _GLOB if char in pattern)].rpartition("/")[0]
+        self._refuse_unreadable(pattern, fixed)
+        found = sorted(glob.glob(pattern, root_dir=self._root, recursive=True), key=os.fsencode)
+        names = [name for name in found if not stat.S_ISDIR(os.lstat(self._root / name).st_mode)]
+        if not names:
+            raise _missing(pattern, "no file matches")
+        for name in names:
+            if not stat.S_ISREG(os.lstat(self._root / name).st_mode):
+                raise _missing(name, "not a regular file (symbolic links are not followed)")
+            yield (name if keep_name else name.removeprefix(f"{fixed}/") if fixed else name), self._root / name
+
+    def _refuse_unreadable(self, pattern: str, fixed: str) -> None:
+        """``glob`` passes over folders that it cannot read, which would make two different trees look the same."""
+        steps = pattern.removeprefix(fixed).strip("/").split("/")
+        todo = [(self._root / fixed, 0)]
+        while todo:
+            folder, level = todo.pop()
+            # Which folders the next step leads into; none after the last step.
+            name = "*" if "**" in steps[: level + 1] else steps[level] if level < len(steps) - 1 else ""
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    # As glob does: folders whose name begins with a dot are left out.
+                    inside = fnmatch.fnmatchcase(entry.name, name) and not entry.name.startswith(".")
+                    if inside and entry.is_dir(follow_symlinks=False):
+                        todo.append((Path(entry.path), level + 1))
 
     def _hash(self, path: Path) -> str:
         name = os.path.relpath(path, self._root)
-        status = os.lstat(path)
-        known = self._cache.get(name, status)
-        if known is None:
-            try:
+        with self._explained(name):
+            taken = time.time_ns()
+            status = os.lstat(path)
+            known = self._cache.get(name, status)
+            if known is None:
                 known = hash_file(path)[1]
-            except OSError as error:
-                raise _missing(name, (error.strerror or str(error)).lower()) from error
-            self._cache.put(name, status, known)
+                self._cache.put(name, status, known, taken_ns=taken)
         return known
+
+    def _copy(self, source: Path, target: Path) -> str:
+        """Copy one file and return the SHA-256 of the bytes that were copied."""
+        digest = hashlib.sha256()
+        with self._explained(os.path.relpath(source, self._root)):
+            reader = os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with reader, target.open("xb") as writer:
+            while block := reader.read(1 << 20):
+                digest.update(block)
+                writer.write(block)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        """A source that cannot be read, or has gone since it was found, is RefusedInput (E-SOURCE)."""
+        try:
+            yield
+        except OSError as error:
+            raise _missing(path, (error.strerror or str(error)).lower()) from error
 
 
 #: Stands for the stat of content whose fingerprint is already in its name.
@@ -121,19 +163,3 @@ def _missing(path: str, why: str) -> RefusedInput:
         f"the source {path!r} cannot be read: {why}",
         hint="paths in a spec are relative to the spec file",
     )
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy one file and return the SHA-256 of the bytes that were copied."""
-    import hashlib
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with (
-        os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as reader,
-        target.open("xb") as writer,
-    ):
-        while block := reader.read(1 << 20):
-            digest.update(block)
-            writer.write(block)
-    return digest.hexdigest()

@@ -26,7 +26,8 @@ class StatCache:
         self._entries: dict[str, list[object]] = {}
         try:
             loaded = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
+            # Not there, or not to be read: then files are read again, which costs time only.
             return
         if isinstance(loaded, dict) and loaded.get("format") == 1 and isinstance(loaded.get("files"), dict):
             self._entries = loaded["files"]
@@ -36,9 +37,16 @@ class StatCache:
         entry = self._entries.get(name)
         return str(entry[4]) if entry is not None and entry[:4] == _signature(status) else None
 
-    def put(self, name: str, status: os.stat_result, value: str, *, settled: bool = False) -> None:
-        """Remember a hash. ``settled`` says that nobody writes to the file any more (a published object)."""
-        if not settled and time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _RACY_NS:
+    def put(
+        self, name: str, status: os.stat_result, value: str, *, settled: bool = False, taken_ns: int | None = None
+    ) -> None:
+        """Remember a hash. ``settled`` says that nobody writes to the file any more (a published object).
+
+        ``taken_ns`` is the time at which ``status`` was taken, by default now: reading a large file takes longer
+        than a tick, and what counts is how old the last change was before the reading began.
+        """
+        now = time.time_ns() if taken_ns is None else taken_ns
+        if not settled and now - max(status.st_mtime_ns, status.st_ctime_ns) < _RACY_NS:
             return
         self._entries[name] = [*_signature(status), value]
         self._changed = True
