@@ -120,11 +120,17 @@ class Project:
     def require_everything(self, names: Iterable[str], *, force: bool = False) -> None:
         """Before the first stage starts, find what would fail later, after minutes of work.
 
-        ``names`` are the targets of the run, inputs first; what is fresh needs nothing unless ``force``. Raises
-        RefusedInput (E-SOURCE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
+        ``names`` are the targets of the run; what is fresh needs nothing unless ``force``. Raises RefusedInput
+        (E-SOURCE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
         """
         self.index.sync()
-        planned = self.planner.plan(self.nodes[name] for name in names)
+        wanted = set(names)
+        # ``doit --single`` leaves out the inputs, which a plan needs all the same.
+        known = set(wanted)
+        for node in reversed(self.nodes.values()):
+            known.update(input_ids(node) if node.id in known else ())
+        plan = self.planner.plan(node for node in self.nodes.values() if node.id in known)
+        planned = {name: item for name, item in plan.items() if name in wanted}
         error = missing_tools(item.node for item in planned.values() if force or item.state != "fresh")
         if error is not None:
             raise error
