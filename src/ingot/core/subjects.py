@@ -1,0 +1,144 @@
+"""What the two sides of ``doit diff`` may be called: a target, an entry, an artifact's digest, a file of an export."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingot.core.compare import Subject
+from ingot.core.digest import read_json
+from ingot.core.log import ORIGIN_PREFIX
+from ingot.core.lookup import Lookup, Receipt, place_text
+from ingot.core.statement import STATEMENT, receipt_of
+from ingot.errors import RefusedInput, RegistryDamaged, UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.project import Project
+
+_ENTRY = re.compile(rf"(?:{re.escape(ORIGIN_PREFIX)})?([0-9a-f]{{1,12}})[:/]([0-9]{{1,9}})")
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+#: No export of ours is larger: an entry has at most 64 KiB, its list of files a few MB.
+_MAX_FILE = 64 << 20
+_PARTS = ("kind", "revision", "params", "inputs", "tools")
+_RECEIPT = ("target", "kind", "key", "digest", "inputs", "files", "metrics", "environment", "timings", "git")
+
+_FORMS = (
+    "a target (spec:target), an entry (ORIGIN/INDEX), a digest (8 or more hex digits),"
+    " or a file that `doit show T --json` wrote"
+)
+
+
+class Subjects:
+    """Finds sides in one project's specs and logs, and in files; without a project, in files only."""
+
+    def __init__(self, project: Project | None) -> None:
+        self._project = project
+        self.lookup = None if project is None else Lookup(project)
+
+    def find(self, digest: str) -> Receipt | None:
+        """The receipt of a result by its digest, from the logs."""
+        return None if self.lookup is None else next(iter(self.lookup.builds_of(digest)), None)
+
+    def resolve(self, name: str) -> Subject:
+        """What ``name`` means. UsageError: E-TARGET, E-NOT-BUILT, E-ENTRY, E-DIGEST; RefusedInput: E-EXPORT."""
+        found = self._target(name) or self._entry(name) or self._digest(name)
+        if found is None and Path(name).is_file():
+            found = _file(name)
+        if found is None:
+            raise self._unknown(name)
+        return found
+
+    def _target(self, name: str) -> Subject | None:
+        project = self._project
+        if project is None or self.lookup is None:
+            return None
+        node, receipt = project.nodes.get(name), self.lookup.newest(name)
+        if receipt is not None:
+            return Subject(name, _title(receipt), receipt["key_parts"], receipt, node)
+        return None if node is None else Subject(name, "never built: only its spec is known", node=node)
+
+    def _entry(self, name: str) -> Subject | None:
+        match = _ENTRY.fullmatch(name)
+        if match is None or self.lookup is None:
+            return None
+        origins, index = self.lookup.origins(match[1]), int(match[2])
+        if len(origins) > 1:
+            facts = [f"{origin.removeprefix(ORIGIN_PREFIX)}/{index}" for origin in origins]
+            raise UsageError("E-ENTRY", f"{len(origins)} logs start with {match[1]}", facts=facts)
+        entry = self.lookup.entry(origins[0], index) if origins else None
+        if entry is None:
+            return None
+        receipt = self.lookup.result_of(entry)
+        if receipt is None:
+            what = f"the entry {name} ({entry.type}) gives no target a result"
+            raise UsageError("E-ENTRY", what, hint="doit history shows which entries are builds")
+        return Subject(name, _title(receipt), receipt["key_parts"], receipt)
+
+    def _digest(self, name: str) -> Subject | None:
+        if self.lookup is None or not _DIGEST.fullmatch(name):
+            return None
+        builds = self.lookup.builds_of(name)
+        digests = sorted({str(build["digest"]) for build in builds})
+        if len(digests) > 1:
+            raise UsageError("E-DIGEST", f"{len(digests)} artifacts' digests start with {name}", facts=digests)
+        return Subject(name, _title(builds[-1]), builds[-1]["key_parts"], builds[-1]) if builds else None
+
+    def _unknown(self, name: str) -> UsageError:
+        if self._project is None:
+            hint = "outside a project only files can be compared"
+            return UsageError("E-PROJECT", f"this folder is in no ingot project, and {name} is no file", hint=hint)
+        import difflib
+
+        known = self._project.nodes.keys() | self._project.index.latest.keys()
+        variants = sorted(each for each in known if each.startswith((f"{name}@", f"{name}:")))
+        if variants:
+            return UsageError("E-TARGET", f"{name!r} names several targets", facts=variants, hint="name one of them")
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"give {_FORMS}"
+        return UsageError("E-TARGET", f"nothing is known of {name!r}", hint=hint)
+
+
+def _title(receipt: Mapping[str, Any]) -> str:
+    built = f"{str(receipt['timings']['finished'])[:16].replace('T', ' ')} UTC"
+    place = f", entry {place_text(receipt)}" if "origin" in receipt else ""
+    return f"{receipt['target']}, {receipt['kind']}, {str(receipt['digest'])[:12]}, built {built}{place}"
+
+
+def _file(name: str) -> Subject:
+    """An export: a receipt, an in-toto statement of a build, or bare key parts."""
+    data = _read(Path(name))
+    if data.get("_type") == STATEMENT:
+        try:
+            data = receipt_of(data)
+        except RegistryDamaged as error:
+            raise _refused(name, error.what) from error
+    if all(field in data for field in _RECEIPT) and isinstance(data.get("key_parts"), dict):
+        try:
+            return Subject(name, f"file: {_title(data)}", data["key_parts"], data)
+        except (KeyError, TypeError) as error:
+            raise _refused(name, "a field of the receipt has another form") from error
+    parts = data.get("key_parts", data)
+    if not isinstance(parts, dict) or not all(field in parts for field in _PARTS):
+        raise _refused(name, "it holds neither a receipt nor key parts")
+    return Subject(name, f"file: key parts of kind {parts['kind']}", parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise _refused(str(path), f"it has more than {_MAX_FILE:,} bytes")
+    try:
+        value = read_json(data)
+    except (ValueError, RecursionError) as error:
+        raise _refused(str(path), f"it is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _refused(str(path), "it is not a JSON object")
+    return value
+
+
+def _refused(name: str, why: str) -> RefusedInput:
+    hint = "doit show SPEC:TARGET --json > FILE writes one that can be compared"
+    return RefusedInput("E-EXPORT", f"{name} is no export of ingot: {why}", hint=hint)
