@@ -7,6 +7,7 @@ child inherited from the server, and resident memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,6 +40,10 @@ _NETWORK_VARIABLES = (
     "CURL_CA_BUNDLE",
 )
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT")
+
+
+#: How long the server may take to end by itself.
+_PATIENCE_S = 5.0
 
 
 @dataclass
@@ -102,28 +107,34 @@ class Executor:
         run = _Run()
         with ours, log.open("ab") as log_file:
             with theirs:
-                plain = self._start(dict(job), theirs, log_file.fileno(), lock_fd)
-            sampler = threading.Thread(target=_sample, args=(run,), daemon=True)
+                plain = self._start(job, theirs, log_file.fileno(), lock_fd)
+            sampler, heard = threading.Thread(target=_sample, args=(run,), daemon=True), False
             try:
                 if plain is not None:
                     self._begin(run, plain.pid, sampler)
+                # A child that died at once cannot take its job; its end is told below.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     ours.sendall(json.dumps(dict(job)).encode() + b"\n")
                 self._listen(ours, run, listener, sampler)
+                heard = True
             finally:
                 run.done.set()
-                self._running.discard(run.pid)
+                if run.pid and run.exit is None and (plain is None or not heard):
+                    # Nobody listens to it any more, or the server, which would end what it has started, is gone.
+                    _kill_group(run.pid)
                 if plain is not None:
                     run.exit = _wait(plain)
+                self._running.discard(run.pid)
         if sampler.ident is not None:
             sampler.join()
         return _conclude(run, log)
 
     def _start(
-        self, job: dict[str, Any], theirs: socket.socket, log: int, lock_fd: int
+        self, job: Mapping[str, Any], theirs: socket.socket, log: int, lock_fd: int
     ) -> subprocess.Popen[bytes] | None:
-        preload = job.pop("preload")
         if sys.platform == "linux" and not job["network"]:
-            self._request({"job": job, "preload": preload}, [theirs.fileno(), log, lock_fd])
+            # The job itself goes over its own socket: one message to the server holds no more than some 200 kB.
+            self._request({"preload": job["preload"]}, [theirs.fileno(), log, lock_fd])
             return None
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "ingot.core.worker", str(theirs.fileno()), str(os.getpid())],
@@ -150,19 +161,25 @@ class Executor:
             socket.send_fds(self._server[1], data, descriptors)
 
     def _listen(self, ours: socket.socket, run: _Run, listener: Listener, sampler: threading.Thread) -> None:
+        plain = run.pid != 0
         with ours.makefile("rb") as reader:
             for line in reader:
-                message = json.loads(line)
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    # The child was killed in the middle of a message; what comes next says so.
+                    continue
                 kind = message.pop("t")
                 if kind == "pid":
                     run.inherited = message["inherited_anon"]
                     self._begin(run, message["pid"], sampler)
                 elif kind == "started":
                     run.network = message["network"]
-                elif kind == "result":
-                    run.result = message["metrics"]
-                elif kind == "error":
-                    run.error = message
+                elif kind in ("result", "error"):
+                    run.result, run.error = message.get("metrics"), message if kind == "error" else None
+                    if plain:
+                        # It says no more, and what it left running may hold the socket open for ever.
+                        return
                 elif kind == "exit":
                     run.exit = message
                     return
@@ -177,10 +194,7 @@ class Executor:
     def kill_all(self) -> None:
         """Kill every running stage with everything it started, at once; safe in a signal handler."""
         for pid in list(self._running):
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except OSError:
-                continue
+            _kill_group(pid)
 
     def close(self) -> None:
         """End the fork server."""
@@ -191,7 +205,12 @@ class Executor:
         if self._server is not None:
             process, control = self._server
             control.close()
-            process.wait()
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                # In the middle of an import, say; its children are told by the kernel.
+                process.kill()
+                process.wait()
             self._server = None
 
 
@@ -209,9 +228,16 @@ def _start_server() -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, ours
 
 
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def _wait(child: subprocess.Popen[bytes]) -> dict[str, Any]:
     _pid, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
+    # Programs that the stage left running must not write after its end.
+    _kill_group(child.pid)
     return {"status": child.returncode, "cpu": usage.ru_utime + usage.ru_stime, "maxrss": usage.ru_maxrss}
 
 

@@ -1,9 +1,9 @@
 """A warm process that imports the stages' heavy packages once and forks a child for each job.
 
 It only imports: no tensor operation and no CUDA happens here, because a child forked after one would hang. It is
-started by ``executor`` with one control socket; each request carries a job and three descriptors (the job's
-socket, the log, the staging lock). When the control socket closes, the builder is gone: children are killed and
-the server ends.
+started by ``executor`` with one control socket; each request names modules to import and carries three descriptors
+(the job's socket, on which the child then reads the job, the log, the staging lock). When the control socket
+closes, the builder is gone: children are killed and the server ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ingot.core import procfs
-from ingot.core.worker import die_with_parent, run_job
+from ingot.core.worker import die_with_parent, read_job, run_job
+from ingot.errors import StageFailed
 
 _DESCRIPTORS = 3
 _MESSAGE = 1 << 20
@@ -65,7 +66,7 @@ class Server:
         request = json.loads(data)
         connection, log, lock = socket.socket(fileno=descriptors[0]), descriptors[1], descriptors[2]
         self._import(request["preload"], log)
-        self._start(request["job"], connection, (log, lock))
+        self._start(connection, (log, lock))
         os.close(log)
         os.close(lock)
         return True
@@ -85,20 +86,30 @@ class Server:
             os.dup2(saved, 2)
             os.close(saved)
 
-    def _start(self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int]) -> None:
+    def _start(self, connection: socket.socket, descriptors: tuple[int, int]) -> None:
         assert threading.active_count() == 1, "a thread in the fork server would be lost in its children"
         gc.collect()
         gc.freeze()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._refuse(connection, error)
+            return
         if pid == 0:
-            self._child(job, connection, descriptors, parent)
+            self._child(connection, descriptors, parent)
         self._jobs[pid] = connection
         self._tell(pid, t="pid", pid=pid, inherited_anon=procfs.memory(parent).anon)
 
-    def _child(
-        self, job: dict[str, Any], connection: socket.socket, descriptors: tuple[int, int], parent: int
-    ) -> NoReturn:
+    def _refuse(self, connection: socket.socket, error: OSError) -> None:
+        """No child could be made: that job fails and the server goes on."""
+        reason = (error.strerror or str(error)).lower()
+        failed = StageFailed("E-STAGE-START", f"no process can be started: {reason}")
+        with connection, contextlib.suppress(OSError):
+            for message in ({"t": "error", **failed.to_dict()}, {"t": "exit", "status": 1, "cpu": 0.0, "maxrss": 0}):
+                connection.sendall(f"{json.dumps(message)}\n".encode())
+
+    def _child(self, connection: socket.socket, descriptors: tuple[int, int], parent: int) -> NoReturn:
         log, _lock = descriptors
         status = 1
         try:
@@ -112,7 +123,7 @@ class Server:
                 other.close()
             os.dup2(log, 1)
             os.dup2(log, 2)
-            run_job(job, connection)
+            run_job(read_job(connection), connection)
             status = 0
         finally:
             os._exit(status)
@@ -122,11 +133,12 @@ class Server:
             while self._wake_read.recv(4096):
                 pass
         for pid in list(self._jobs):
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
-                # Programs that the stage left running must not write after its end was reported.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                # Programs that the stage left running must not write after its end was reported. While the child
+                # is not waited for, its number is not given to another process.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
+                _pid, status, usage = os.wait4(pid, 0)
                 cpu = usage.ru_utime + usage.ru_stime
                 self._tell(pid, t="exit", status=os.waitstatus_to_exitcode(status), cpu=cpu, maxrss=usage.ru_maxrss)
                 self._jobs.pop(pid).close()
@@ -134,7 +146,8 @@ class Server:
 
     def _tell(self, child: int, /, **message: object) -> None:
         with contextlib.suppress(OSError):
-            self._jobs[child].sendall((json.dumps(message) + "\n").encode())
+            # The line feed before it ends what a killed child may have begun to say.
+            self._jobs[child].sendall(f"\n{json.dumps(message)}\n".encode())
 
 
 def main() -> None:

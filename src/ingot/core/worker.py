@@ -6,8 +6,11 @@ Everything the stage or its libraries print goes to the log that the builder gav
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -23,6 +26,10 @@ from ingot.errors import IngotError, StageFailed
 
 #: Between two progress messages, so that a fast loop does not drown its reader.
 _INTERVAL_S = 0.05
+#: What the disk or the system's limits are to blame for; other errors of the system are the stage's own.
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+)
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
@@ -71,23 +78,62 @@ def run_job(job: dict[str, Any], connection: socket.socket) -> None:
             seed=job["seed"],
             threads=job["threads"],
         )
-        metrics = params.run(given, Path(job["out"]), channel)
-        channel.send("result", metrics={name: metric.to_dict() for name, metric in metrics.items()})
+        channel.send("result", metrics=plain_metrics(params.run(given, Path(job["out"]), channel)))
     except IngotError as error:
         channel.send("error", **error.to_dict())
     except MemoryError as error:
         traceback.print_exc()
         channel.send("error", **StageFailed("E-MEMORY", f"the stage ran out of memory: {error}").to_dict())
-    except OSError as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a library raises becomes one clear message; the traceback is in the log
         traceback.print_exc()
-        channel.send("error", **disk.failure(error, Path(job["out"])).to_dict())
-    except Exception as error:  # noqa: BLE001 - whatever a library raises becomes one clear message; the traceback is in the log
-        traceback.print_exc()
-        text = str(error).strip().splitlines() or [""]
-        channel.send("error", **StageFailed("E-STAGE", f"{type(error).__name__}: {text[0][:500]}").to_dict())
+        channel.send("error", **_explained(error, Path(job["out"])).to_dict())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # The log's disk may be full; what the stage did has been reported.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _explained(error: BaseException, out: Path) -> IngotError:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return disk.failure(error, out)
+    # Libraries raise OSError for much else (a model that is not found, a connection): their words say more.
+    text = str(error).strip().splitlines() or [""]
+    return StageFailed("E-STAGE", f"{type(error).__name__}: {text[0][:500]}")
+
+
+def plain_metrics(metrics: stage.Metrics) -> dict[str, dict[str, object]]:
+    """Metrics as plain data; StageFailed (E-METRIC) names one that no log can hold, before anything is published.
+
+    NaN and infinities have no canonical JSON form; a number of numpy's that is neither int nor float would become text.
+    """
+    plain = {}
+    for name, metric in metrics.items():
+        numbers = {"value": metric.value, "n": 0 if metric.n is None else metric.n}
+        low, high = metric.interval or (0, 0)
+        numbers |= {"lower end": low, "upper end": high}
+        for part, number in numbers.items():
+            if not _is_number(number):
+                what = f"the {part} of metric {name!r} is no number to record"
+                raise StageFailed("E-METRIC", f"{what}: {number!r} ({type(number).__name__})")
+        if not name or "." in name or not all(isinstance(text, str) for text in (name, metric.unit, metric.method)):
+            raise StageFailed("E-METRIC", f"the metric {name!r} has no usable name, unit or method")
+        plain[name] = metric.to_dict()
+    return plain
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    # Larger integers have no exact form in canonical JSON.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def read_job(connection: socket.socket) -> dict[str, Any]:
+    """The job: the first line that the builder sends."""
+    with connection.makefile("rb") as reader:
+        job: dict[str, Any] = json.loads(reader.readline())
+    return job
 
 
 def _prepare(job: dict[str, Any]) -> str:
@@ -134,9 +180,9 @@ def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
     connection = socket.socket(fileno=descriptor)
-    with connection.makefile("rb") as reader:
-        job = json.loads(reader.readline())
-    run_job(job, connection)
+    run_job(read_job(connection), connection)
+    # Threads that a library left running would keep the process alive.
+    os._exit(0)
 
 
 if __name__ == "__main__":
