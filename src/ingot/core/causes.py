@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.core.changes import ABSENT, Change, change_text, digest_text, part_changes
+from ingot.core.changes import ABSENT, Change, change_text, part_changes
 from ingot.core.graph import Node
 from ingot.core.input_changes import Find, Given, InputChange, given_in, input_changes
 from ingot.core.spec_places import SpecPlaces, Spot
@@ -134,7 +134,8 @@ def _source_words(change: Change, old: Receipt, node: Node) -> tuple[str, str | 
         kinds = {"file": "one file", "tree": "several files or a folder", "python_stdlib": "Python's documentation"}
         return words, f"it was {kinds[tags[0]]} and is {kinds[tags[1]]}"
     if tags[0] == "file":
-        note = f"the file has other bytes: {digest_text(before)} → {digest_text(after)}"
+        old_bytes, new_bytes = (tagged.partition(":")[2][:12] for tagged in (before, after))
+        note = f"the file has other bytes: {old_bytes} → {new_bytes}"
     else:
         note = "a file of it was added, removed, renamed or changed; which one, the one digest of all does not tell"
     return words, "; ".join([note, *_git_hint(old, source)])

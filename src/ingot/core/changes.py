@@ -16,7 +16,7 @@ from ingot.core.scalars import shorten
 Path = tuple[str | int, ...]
 
 _SOURCE = re.compile(r"(file|tree|python_stdlib):[0-9a-f]{64}")
-#: A list that is no longer than this is shown whole; of a longer one only the items that differ.
+#: A list of numbers that is no longer than this is shown whole; of other ones only the items that differ.
 _SHORT = 40
 _SHOWN = 60
 
@@ -87,8 +87,9 @@ def param_changes(old: object, new: object, path: Path = ()) -> Iterator[Change]
 
 
 def _shown_whole(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    scalar = not any(isinstance(item, Mapping | list | tuple) for item in (*old, *new))
-    return scalar and max(len(_json(old)), len(_json(new))) <= _SHORT
+    plain = (bool, int, float) if len(old) == len(new) else (bool, int, float, str)
+    short = max(len(_json(old)), len(_json(new))) <= _SHORT
+    return short and all(item is None or isinstance(item, plain) for item in (*old, *new))
 
 
 def _items(old: Sequence[Any], new: Sequence[Any], path: Path) -> Iterator[Change]:

@@ -216,7 +216,7 @@ class Explainer:
         """What a result's build was for: what differed from the result that its target had before."""
         before = self._before(receipt)
         if before is None:
-            return "the first build"
+            return "it had never been built"
         if before["key"] == receipt["key"]:
             same = "the same bytes" if before["digest"] == receipt["digest"] else "other bytes"
             return f"built again on request, or because its bytes were gone or damaged; it gave {same}"

@@ -95,15 +95,19 @@ class Lookup:
         fields = decision_of(entry.statement)
         return self.result(str(fields["key"]), str(fields["digest"]))
 
-    def result(self, key: str, digest: str) -> Receipt | None:
-        """The newest receipt of a key with this digest; None when no log holds it."""
+    def result(self, key: str, digest: str, place: Mapping[str, Any] | None = None) -> Receipt | None:
+        """The receipt of a key with this digest: that of the build at ``place``, else the newest; None for none.
+
+        The same bytes may have been built and measured more than once.
+        """
         found = [build for build in self._project.index.builds(key) if build["digest"] == digest]
-        return found[-1] if found else None
+        exact = [build for build in found if place is not None and place_text(build) == place_text(place)]
+        return next(reversed(exact or found), None)
 
     def newest(self, target: str) -> Receipt | None:
         """The receipt of a target's newest result; None when it was never built."""
         place = self._project.index.latest.get(target)
-        return None if place is None else self.result(str(place["key"]), str(place["digest"]))
+        return None if place is None else self.result(str(place["key"]), str(place["digest"]), place)
 
 
 def _entry(origin: str, index: int, line: bytes) -> Entry:

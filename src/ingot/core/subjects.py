@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.compare import Subject
-from ingot.core.digest import read_json
+from ingot.core.exports import read_export
 from ingot.core.log import ORIGIN_PREFIX
 from ingot.core.lookup import Lookup, Receipt, place_text
-from ingot.core.statement import STATEMENT, receipt_of
-from ingot.errors import RefusedInput, RegistryDamaged, UsageError
+from ingot.errors import UsageError
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
 
 _ENTRY = re.compile(rf"(?:{re.escape(ORIGIN_PREFIX)})?([0-9a-f]{{1,12}})[:/]([0-9]{{1,9}})")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
-#: No export of ours is larger: an entry has at most 64 KiB, its list of files a few MB.
-_MAX_FILE = 64 << 20
-_PARTS = ("kind", "revision", "params", "inputs", "tools")
-_RECEIPT = ("target", "kind", "key", "digest", "inputs", "files", "metrics", "environment", "timings", "git")
-
 _FORMS = (
     "a target (spec:target), an entry (ORIGIN/INDEX), a digest (8 or more hex digits),"
     " or a file that `doit show T --json` wrote"
@@ -56,7 +50,7 @@ class Subjects:
             return None
         node, receipt = project.nodes.get(name), self.lookup.newest(name)
         if receipt is not None:
-            return Subject(name, _title(receipt), receipt["key_parts"], receipt, node)
+            return Subject(name, _title(receipt, name), receipt["key_parts"], receipt, node)
         return None if node is None else Subject(name, "never built: only its spec is known", node=node)
 
     def _entry(self, name: str) -> Subject | None:
@@ -100,45 +94,15 @@ class Subjects:
         return UsageError("E-TARGET", f"nothing is known of {name!r}", hint=hint)
 
 
-def _title(receipt: Mapping[str, Any]) -> str:
+def _title(receipt: Mapping[str, Any], name: str = "") -> str:
+    """What a receipt is of; a target is not named twice."""
     built = f"{str(receipt['timings']['finished'])[:16].replace('T', ' ')} UTC"
     place = f", entry {place_text(receipt)}" if "origin" in receipt else ""
-    return f"{receipt['target']}, {receipt['kind']}, {str(receipt['digest'])[:12]}, built {built}{place}"
+    target = "" if receipt["target"] == name else f"{receipt['target']}, "
+    return f"{target}{receipt['kind']}, {str(receipt['digest'])[:12]}, built {built}{place}"
 
 
 def _file(name: str) -> Subject:
-    """An export: a receipt, an in-toto statement of a build, or bare key parts."""
-    data = _read(Path(name))
-    if data.get("_type") == STATEMENT:
-        try:
-            data = receipt_of(data)
-        except RegistryDamaged as error:
-            raise _refused(name, error.what) from error
-    if all(field in data for field in _RECEIPT) and isinstance(data.get("key_parts"), dict):
-        try:
-            return Subject(name, f"file: {_title(data)}", data["key_parts"], data)
-        except (KeyError, TypeError) as error:
-            raise _refused(name, "a field of the receipt has another form") from error
-    parts = data.get("key_parts", data)
-    if not isinstance(parts, dict) or not all(field in parts for field in _PARTS):
-        raise _refused(name, "it holds neither a receipt nor key parts")
-    return Subject(name, f"file: key parts of kind {parts['kind']}", parts)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise _refused(str(path), f"it has more than {_MAX_FILE:,} bytes")
-    try:
-        value = read_json(data)
-    except (ValueError, RecursionError) as error:
-        raise _refused(str(path), f"it is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise _refused(str(path), "it is not a JSON object")
-    return value
-
-
-def _refused(name: str, why: str) -> RefusedInput:
-    hint = "doit show SPEC:TARGET --json > FILE writes one that can be compared"
-    return RefusedInput("E-EXPORT", f"{name} is no export of ingot: {why}", hint=hint)
+    parts, receipt = read_export(Path(name))
+    title = f"key parts of kind {parts['kind']}" if receipt is None else _title(receipt)
+    return Subject(name, f"file: {title}", parts, receipt)
