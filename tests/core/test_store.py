@@ -15,6 +15,7 @@ import pytest
 
 from ingot.core import disk
 from ingot.core.digest import record_files
+from ingot.core.locks import is_held
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
 
@@ -210,7 +211,7 @@ def test_a_lock_file_that_a_sweeper_holds_is_left_to_it(store: Store, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with store.staging() as alive:
-        assert alive.out.is_dir()
+        assert is_held(alive.root.with_suffix(".lock"))
     os.close(held[0])
 
 
