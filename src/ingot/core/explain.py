@@ -224,12 +224,14 @@ class Explainer:
         return "; ".join(cause.words for cause in causes(before, wanted, self._find))
 
     def _before(self, receipt: Receipt) -> Receipt | None:
-        found = None
+        """The result that the target had when this one was built; the log of its build holds that entry."""
+        earlier = []
         for entry in self._lookup.about(str(receipt["target"])):
             if (entry.origin, entry.index) == (receipt["origin"], receipt["index"]):
-                return found
-            found = self._lookup.result_of(entry) or found
-        return found
+                break
+            earlier.append(entry)
+        results = (self._lookup.result_of(entry) for entry in reversed(earlier))
+        return next((result for result in results if result is not None), None)
 
 
 def _when(receipt: Mapping[str, Any]) -> str:

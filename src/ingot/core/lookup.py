@@ -6,11 +6,12 @@ only lines that hold the text are decoded. Ten thousand entries cost about a ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.digest import canonical_json
 from ingot.core.log import ORIGIN_PREFIX, START, decode_line, logs_in
 from ingot.core.registry import Entry
 from ingot.core.statement import TREE, decision_of, receipt_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ingot.core.project import Project
 
 Receipt = dict[str, Any]
+
+_SUBJECT = re.compile(rb'"subject":\[\{"digest":\{[^}]*\},"name":("(?:[^"\\]|\\.)*")')
 
 
 def place_text(place: Mapping[str, Any]) -> str:
@@ -55,20 +58,32 @@ class Lookup:
     def holding(self, text: str) -> list[Entry]:
         """The entries whose line holds ``text``, oldest first: by the log's order, then by time."""
         wanted = text.encode()
-        keyed = []
-        for origin, lines in self._lines.items():
-            latest = ""
-            for index, line in enumerate(lines):
-                if wanted in line:
-                    entry = _entry(origin, index, line)
-                    latest = max(latest, entry.time)
-                    keyed.append(((latest, origin, index), entry))
-        return [entry for _key, entry in sorted(keyed, key=lambda pair: pair[0])]
+        return self._decoded(
+            (log, at) for log, lines in self._lines.items() for at, line in enumerate(lines) if wanted in line
+        )
 
     def about(self, target: str) -> list[Entry]:
-        """The entries whose subject is a target, oldest first."""
-        named = f'"name":{canonical_json(target).decode()}'
-        return [entry for entry in self.holding(named) if entry.statement["subject"][0].get("name") == target]
+        """The entries whose first subject is a target, oldest first."""
+        return self._decoded(self._subjects.get(target, ()))
+
+    @cached_property
+    def _subjects(self) -> dict[str, list[tuple[str, int]]]:
+        """The places of the entries about each target: the subjects are the last field of a canonical statement."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for origin, lines in self._lines.items():
+            for index, line in enumerate(lines):
+                match = _SUBJECT.match(line, max(0, line.rfind(b'"subject":[')))
+                if match:
+                    found.setdefault(str(json.loads(match[1])), []).append((origin, index))
+        return found
+
+    def _decoded(self, places: Iterable[tuple[str, int]]) -> list[Entry]:
+        keyed, latest = [], dict.fromkeys(self._lines, "")
+        for origin, index in places:
+            entry = _entry(origin, index, self._lines[origin][index])
+            latest[origin] = max(latest[origin], entry.time)
+            keyed.append(((latest[origin], origin, index), entry))
+        return [entry for _key, entry in sorted(keyed, key=lambda pair: pair[0])]
 
     def builds_of(self, digest: str) -> list[Receipt]:
         """The receipts of builds whose artifact's digest starts with ``digest``, oldest first."""
