@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     done = chat(str(tmp_path / "none.gguf"), "hello")
     assert done.returncode == 2
     assert done.stderr.startswith("E-FILE: ")
+
+
+@needs_llama
+def test_a_reader_that_goes_away_is_no_traceback(stories_gguf: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ingot.chat", str(stories_gguf), "Once upon a time", "--tokens", "5"],
+        stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -17,6 +18,8 @@ from typing import Any
 from ingot.errors import IngotError, MissingTool, RefusedInput, UsageError
 
 _MAGIC = b"GGUF"
+#: The exit code when the reader went away (``| head``): 128 + SIGPIPE, as a shell reports it.
+_PIPE_CLOSED = 141
 #: The likeliest token each time, repetitions made a little less likely: small models go round in circles otherwise.
 _SAMPLING = {"temperature": 0.0, "repeat_penalty": 1.1}
 
@@ -42,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _write("\n")
         return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,20 @@ def test_a_damaged_report_is_exit_4_and_not_shown(reported: Sandbox) -> None:
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("E-OBJECT-DAMAGED")
     assert Path(path).is_file(), "a reading command moves nothing"
+
+
+def test_a_report_that_is_gone_hides_no_other(reported: Sandbox) -> None:
+    report = (object_of(reported, "s:report") / "report.json").read_bytes()
+    digest, files = publish(reported, {"report.json": report + b"\n"})
+    listed = [record.to_dict() for record in files]
+    append(reported, "s:report", target="old:report", digest=digest, files=listed)
+    shutil.rmtree(writable(object_of(reported, "old:report")))
+    done = reported.doit("report")
+    assert done.returncode == 0
+    assert "a (reference)" in done.stdout
+    assert done.stderr == "note: old:report is not in the store: its spec is gone\n"
+    assert [found["target"] for found in reported.json("report")["reports"]] == ["s:report"]
+    named = reported.doit("report", "old")
+    assert named.returncode == 4
+    assert "doit old:report" not in named.stderr
+    assert "(its spec is gone)" in reported.ok("show", "old:report")

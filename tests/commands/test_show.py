@@ -52,7 +52,7 @@ def test_a_person_reads_the_place_and_the_figures(chain: Sandbox) -> None:
 def test_an_artifact_that_is_gone_is_said_to_be(chain: Sandbox) -> None:
     shutil.rmtree(writable(object_of(chain, "s:b")))
     assert chain.json("show", "s:b")["present"] is False
-    assert "not present in the store or damaged (doit s:b builds it again)" in chain.ok("show", "s:b")
+    assert "not present in the store or damaged (build it again: doit s:b)" in chain.ok("show", "s:b")
 
 
 def test_never_built_is_not_unknown(chain: Sandbox) -> None:
@@ -73,6 +73,8 @@ def test_a_name_of_several_targets_lists_them(chain: Sandbox) -> None:
 def test_a_target_that_left_the_spec_is_still_shown(chain: Sandbox) -> None:
     chain.spec("targets:\n" + simple("a"))
     assert chain.json("show", "s:b")["target"] == "s:b"
+    shutil.rmtree(writable(object_of(chain, "s:b")))
+    assert "(its spec declares it no longer)" in chain.ok("show", "s:b")
 
 
 def test_what_another_target_built_says_so(chain: Sandbox) -> None:

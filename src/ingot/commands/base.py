@@ -131,6 +131,20 @@ def open_project() -> Project:
     return Project.open(Path.cwd())
 
 
+def remedy(project: Project, target: str) -> str:
+    """What helps when a target's artifact is not whole: the command that builds it, where a spec still declares it."""
+    spec = target.partition(":")[0]
+    nodes = registry.declared(project)
+    if target in nodes:
+        return f"build it again: doit {target}"
+    if any(node.spec == spec for node in nodes.values()):
+        return "its spec declares it no longer"
+    # A bad spec, and one in a folder below, declare nothing here and may well declare this target.
+    if any((project.root / "specs").rglob(f"{spec}.yaml")):
+        return f"build it again: doit {target}"
+    return "its spec is gone"
+
+
 def keep_derived(project: Project) -> None:
     """Save the caches for the next process; a read-only folder must not fail a command that only reads."""
     with suppress(DiskFailed):

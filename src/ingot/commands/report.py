@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
 from ingot.commands.screen import Screen
 from ingot.errors import StoreDamaged, UsageError
 
@@ -27,13 +28,19 @@ class Report(IngotCommand):
     cmd_options = (JSON_OPTION, flag("markdown", "print Markdown, with how each number was measured"))
 
     def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
-        """0; 2 when no report of that name was built, 4 when its artifact is missing or damaged."""
+        """0; 2 when no report of that name was built, 4 when its artifact is missing or damaged.
+
+        Without a name the reports at hand are shown, and those that are not in the store are named on standard error.
+        """
         project = registry.open_log()
         receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
         if not receipts:
             what = f"no report was built for {arguments[0]!r}" if arguments else "no report was built yet"
             raise UsageError("E-NOT-BUILT", what, hint="doit plan shows what would be built")
-        found = [(receipt, names_of(receipt), read_report(project, receipt)) for receipt in receipts]
+        absent = [] if arguments else [item for item in receipts if _is_absent(project, item)]
+        found = [
+            (receipt, names_of(receipt), read_report(project, receipt)) for receipt in receipts if receipt not in absent
+        ]
         if options["json"]:
             listed = [
                 {"target": receipt["target"], "digest": receipt["digest"], "names": names, "report": report}
@@ -43,6 +50,9 @@ class Report(IngotCommand):
         else:
             for receipt, names, report in found:
                 _show(screen, str(receipt["target"]), names, report, markdown=options["markdown"])
+        for receipt in absent:
+            # Beside the reports and not among them: standard output may be JSON or Markdown for a program.
+            sys.stderr.write(f"note: {receipt['target']} is not in the store: {remedy(project, receipt['target'])}\n")
         keep_derived(project)
         return 0
 
@@ -73,6 +83,10 @@ def names_of(receipt: Json) -> dict[str, list[str]]:
     return names
 
 
+def _is_absent(project: Project, receipt: Json) -> bool:
+    return project.store.presence(str(receipt["digest"]), receipt["files"])[0] == "missing"
+
+
 def read_report(project: Project, receipt: Json) -> dict[str, Any]:
     """The content of ``report.json``; StoreDamaged (E-OBJECT-MISSING, E-OBJECT-DAMAGED) when it is not whole."""
     from ingot.core.digest import read_json
@@ -85,7 +99,7 @@ def read_report(project: Project, receipt: Json) -> dict[str, Any]:
         )
         what = f"the artifact of {receipt['target']} is {word}"
         facts = [f"{item.path} {item.detail}" for item in damage]
-        raise StoreDamaged(code, what, facts=facts, hint=f"build it again: doit {receipt['target']}")
+        raise StoreDamaged(code, what, facts=facts, hint=remedy(project, str(receipt["target"])))
     value = read_json((project.store.object_path(digest) / "report.json").read_bytes())
     assert isinstance(value, dict)
     return value

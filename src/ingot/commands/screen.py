@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _GAP = "  "
+#: Columns in which wrapped text can still be read.
+_LAST_MIN = 24
 #: The colour of a word that says a target's fate.
 _COLOURS = {
     "fresh": "green", "ok": "green", "pass": "green", "stale": "yellow", "waiting": "cyan", "building": "blue",
@@ -37,15 +42,20 @@ class Screen:
         self._stream.write(json_text(value, self._stream.encoding))
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-        """Rows under titles; columns listed in ``right`` are aligned right. The last column wraps on a terminal."""
-        if self.is_terminal:
-            self._rich_table(titles, rows, right)
+        """Rows under titles; columns listed in ``right`` are aligned right. The last column wraps on a terminal.
+
+        Where a terminal leaves it no room, it goes below its row. No other cell is ever cut.
+        """
+        if self.width is not None:
+            longest = max((len(row[-1]) for row in rows), default=0)
+            room = self.width - sum(width + len(_GAP) for width in _widths([titles, *rows])[:-1])
+            draw = self._rich_table if room >= min(longest, _LAST_MIN) else self._stacked
+            draw(titles, rows, right)
             return
         for text in aligned([tuple(titles), *rows] if any(titles) else rows, right):
             self.line(text)
 
     def _rich_table(self, titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -57,14 +67,37 @@ class Screen:
             table.add_column(title, overflow="fold", **options)
         for row in rows:
             table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-        Console(file=self._stream, highlight=False, no_color="NO_COLOR" in os.environ or None).print(table)
+        self._console().print(table)
+
+    def _stacked(self, titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+        """Each row's last cell below the others of the row."""
+        import textwrap
+
+        from rich.text import Text
+
+        console = self._console()
+        widths = _widths([titles, *rows])[:-1]
+        for style, row in [("bold", titles)] * any(titles) + [("", row) for row in rows]:
+            line = Text()
+            for index, (cell, width) in enumerate(zip(row[:-1], widths, strict=True)):
+                padded = cell.rjust(width) if index in right else cell.ljust(width)
+                line.append((_GAP if index else "") + padded, style=style or _COLOURS.get(cell, ""))
+            line.rstrip()
+            console.print(line, soft_wrap=True)
+            for text in textwrap.wrap(row[-1] if row is not titles else "", max((self.width or 80) - 4, 20)):
+                console.print(Text(f"    {text}"), soft_wrap=True)
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(file=self._stream, highlight=False, no_color="NO_COLOR" in os.environ or None)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Rows of cells as lines with aligned columns; the last column is never padded."""
     if not rows:
         return []
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    widths = _widths(rows)
     return [
         _GAP.join(
             cell.rjust(width) if index in right else cell.ljust(width)
@@ -72,6 +105,10 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         ).rstrip()
         for row in rows
     ]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
 
 
 def size_text(count: float) -> str:

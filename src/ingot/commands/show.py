@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import IngotCommand, keep_derived
+from ingot.commands.base import IngotCommand, keep_derived, remedy
 from ingot.commands.screen import Screen, duration_text, number_text, size_text, when_text
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
 
 Json = Mapping[str, Any]
+
+#: In fewer columns intervals have no column of their own.
+_WIDE = 100
 
 
 class Show(IngotCommand):
@@ -40,7 +43,7 @@ class Show(IngotCommand):
 def _show(screen: Screen, project: Project, receipt: Json) -> None:
     screen.table(("", ""), list(_head(project, receipt)))
     for title, titles, rows, right in (
-        ("metrics", ("name", "value", "unit", "95 % interval", "n", "how it was measured"), _metrics(receipt), (1, 4)),
+        ("metrics", *_metric_table(screen, receipt)),
         ("inputs", ("role", "target", "digest"), _inputs(receipt), ()),
         ("files", ("path", "size", "sha256"), _files(receipt), (1,)),
         ("what the result depends on", ("", ""), _key_parts(receipt), ()),
@@ -75,7 +78,7 @@ def _place(project: Project, receipt: Json) -> str:
     """A path that can be pasted, or that there is none."""
     spec, _, name = str(receipt["target"]).partition(":")
     if not receipt["present"]:
-        return f"not present in the store or damaged (doit {receipt['target']} builds it again)"
+        return f"not present in the store or damaged ({remedy(project, str(receipt['target']))})"
     path = project.store.object_path(str(receipt["digest"]))
     if project.store.has_latest(spec, name, str(receipt["digest"])):
         path = project.store.root / "latest" / spec / name
@@ -102,6 +105,18 @@ def _git(git: Json) -> str:
         return "no commit"
     state = {True: "clean", False: "with uncommitted changes", None: "state not known"}[git.get("clean")]
     return f"{str(git['commit'])[:12]} ({state})"
+
+
+def _metric_table(screen: Screen, receipt: Json) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[int]]:
+    """Titles, rows and columns to align right. In a narrow terminal the interval goes with the method."""
+    rows = list(_metrics(receipt))
+    if screen.width is None or screen.width >= _WIDE:
+        return ("name", "value", "unit", "95 % interval", "n", "how it was measured"), rows, (1, 4)
+    short = [
+        (name, value, unit, count, f"95 % interval {interval}; {method}" if interval else method)
+        for name, value, unit, interval, count, method in rows
+    ]
+    return ("name", "value", "unit", "n", "how it was measured"), short, (1, 3)
 
 
 def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
