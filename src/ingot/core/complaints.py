@@ -35,6 +35,11 @@ _WANTED = {
     "dataclass_type": "a mapping",
     "none_required": "null",
 }
+#: Patterns of parameters → (what a value of that form is, hint).
+_FORMS = {
+    r"^[0-9a-f]{40}$": ("40 lower-case hex digits", "branches and tags move: give the commit's 40 hex digits"),
+    r"^[0-9a-f]{64}$": ("64 lower-case hex digits", None),
+}
 _SIGNS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -53,6 +58,8 @@ def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate:
     for finding in error.errors(include_url=False):
         path, value, rest = _follow(raw, finding["loc"])
         kind_of = str(finding["type"])
+        if kind_of == "default_factory_not_called":
+            continue  # it only follows from another finding: a default that is made of a value that is not valid
         if kind_of == "extra_forbidden":
             _unknown(kind, path, locate, problems)
         elif kind_of == "missing":
@@ -60,6 +67,9 @@ def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate:
             problems.add(locate((*path, *map(str, rest[-1:]))), "E-SPEC-MISSING", what)
         elif kind_of == "too_short" and isinstance(value, list) and len(value) >= finding["ctx"]["min_length"]:
             continue  # it only counts the items that are valid, and those that are not are reported themselves
+        elif kind_of == "string_pattern_mismatch":
+            what, hint = _form(kind, path, str(finding["ctx"]["pattern"]), value)
+            problems.add(locate(path), "E-SPEC-VALUE", what, hint)
         elif kind_of in _WANTED:
             wanted.setdefault(path, {})[_WANTED[kind_of]] = None
             values[path] = value
@@ -96,13 +106,27 @@ def _unknown(kind: type[BaseModel], path: Path, locate: Locate, problems: Proble
 
 def fields_at(kind: type[BaseModel], path: Path) -> Iterator[str]:
     """The names of the fields of the model, or of the models, that a path into ``kind`` leads to."""
+    for model in _models_at(kind, path):
+        yield from (name for name, _ in fields_of(model))
+
+
+def _models_at(kind: type[BaseModel], path: Path) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
     for part in path:
         if isinstance(part, str):
             found = [field.annotation for model in models for name, field in fields_of(model) if name == part]
             models = [model for annotation in found for model in _models(annotation)]
-    for model in models:
-        yield from (name for name, _ in fields_of(model))
+    return models
+
+
+def _form(kind: type[BaseModel], path: Path, pattern: str, value: object) -> tuple[str, str | None]:
+    """(what, hint) of a text that does not match its pattern: the field's description says more than the pattern."""
+    if pattern in _FORMS:
+        wanted, hint = _FORMS[pattern]
+        return f"must be {wanted}, not {describe(value)}", hint
+    fields = [field for model in _models_at(kind, path[:-1]) for name, field in fields_of(model) if name == path[-1]]
+    described = fields[0].description if fields else None
+    return f"{describe(value)} is not of the form wanted: {described or pattern}", None
 
 
 def fields_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:

@@ -14,6 +14,7 @@ class Problems:
     def __init__(self, document: Document, found: list[Problem]) -> None:
         self._document = document
         self._found = dict.fromkeys(found)
+        self._muted: set[Path] = set()
 
     def place(self, path: Path, *, key: bool = False) -> Place:
         """Where the value (or the key) at ``path`` is written; where it is absent, its nearest parent."""
@@ -37,8 +38,14 @@ class Problems:
         return self._document.raw.get(path)
 
     def is_muted(self, path: Path) -> bool:
-        """Whether the reader refused the value at ``path`` or one around it."""
-        return any(path[:length] in self._document.muted for length in range(len(path) + 1))
+        """Whether the reader refused the value at ``path`` or one around it, or it was muted here."""
+        return any(
+            path[:length] in self._document.muted or path[:length] in self._muted for length in range(len(path) + 1)
+        )
+
+    def mute(self, path: Path) -> None:
+        """Add nothing more at ``path`` and below: what is wrong there follows from what was reported already."""
+        self._muted.add(path)
 
     def add(self, path: Path, code: str, what: str, hint: str | None = None, *, key: bool = False) -> None:
         """One problem with the value (or the key) at ``path``."""

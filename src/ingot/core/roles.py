@@ -128,10 +128,11 @@ def _check_missing(draft: Draft, problems: Problems) -> None:
         problems.add(path, "E-SPEC-ROLE", f"the role {role!r} is filled by ingot; remove it", key=True)
     if "from" in draft.written and not isinstance(written, dict):
         return  # reported already
+    misspelt = {nearest(name, draft.stage.inputs) for name in given - set(draft.stage.inputs)}
     for role, what in draft.stage.inputs.items():
         # Without variants it is not known which list roles are implied.
         unknown = what.many and not draft.variants
-        if not (role == ANY_ROLE or what.optional or role in given or role in implied or unknown):
+        if not (role == ANY_ROLE or what.optional or role in given | misspelt or role in implied or unknown):
             example = f"[{what.accepts[0].upper()}, …]" if what.many else "TARGET"
             hint = f"from: {{{role}: {example}}}"
             problems.add((*draft.path, "from", role), "E-SPEC-ROLE", f"the role {role!r} is not filled", hint)

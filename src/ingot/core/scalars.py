@@ -47,7 +47,11 @@ def plain(text: str) -> object:
         return text in _TRUE
     if text[0] in "+-.0123456789":
         return _number(text)
-    return _ambiguous(text, "a boolean in YAML 1.1, text in YAML 1.2") if text.lower() in _WORDS else text
+    if text.lower() not in _WORDS:
+        return text
+    meant = "true" if text.lower() in ("yes", "on") else "false"
+    why = f"{shorten(text)} is a boolean in YAML 1.1, text in YAML 1.2"
+    return Refusal("E-SPEC-AMBIGUOUS", why, f'write `{meant}`, or quote it if text is meant: "{shorten(text)}"')
 
 
 def _number(text: str) -> object:

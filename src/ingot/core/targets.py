@@ -17,7 +17,7 @@ from ingot.core.extends import clean_path
 from ingot.core.graph import Facts, Implied
 from ingot.core.instances import Wire
 from ingot.core.matrix import Axis, read_matrix
-from ingot.core.names import suggestion
+from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
 from ingot.core.yaml_reader import Path
@@ -75,8 +75,19 @@ def read_target(name: str, value: object, problems: Problems) -> Draft:
         fields = tuple(name for name, _ in fields_of(draft.stage))
         axes = read_matrix(value["matrix"], (*draft.path, "matrix"), fields, set(params), problems)
         draft.axes, draft.sure = axes or [], axes is not None
+        if axes is None:
+            _mute_axes(draft, fields, problems)
     _resolve(draft, params, problems)
     return draft
+
+
+def _mute_axes(draft: Draft, fields: tuple[str, ...], problems: Problems) -> None:
+    """A matrix that cannot be read leaves its parameters without values: that they are missing is not said again."""
+    matrix = draft.written["matrix"]
+    axes = {nearest(name, fields) or name for name in matrix} if isinstance(matrix, dict) and matrix else set(fields)
+    for name in axes - set(draft.written):
+        problems.mute((*draft.path, name))
+    problems.mute((*draft.path, "matrix"))
 
 
 def _virtual(draft: Draft, problems: Problems) -> bool:
@@ -108,16 +119,19 @@ def _resolve(draft: Draft, params: Mapping[str, Any], problems: Problems) -> Non
     for own in itertools.product(*(range(len(axis.labels)) for axis in draft.axes)):
         chosen = {axis.param: axis.values[index] for axis, index in zip(draft.axes, own, strict=True)}
         places = {axis.param: axis.paths[index] for axis, index in zip(draft.axes, own, strict=True)}
-        variant = _variant(draft, {**params, **chosen}, _locator(draft.path, places), problems)
+        variant = _variant(draft, {**params, **chosen}, _locator(draft.path, places, problems), problems)
         if variant is not None:
             labels = tuple(axis.labels[index] for axis, index in zip(draft.axes, own, strict=True))
             draft.variants[labels] = variant
 
 
-def _locator(target: Path, axes: Mapping[str, Path]) -> Locate:
+def _locator(target: Path, axes: Mapping[str, Path], problems: Problems) -> Locate:
     def locate(path: Path) -> Path:
         if path and path[0] in axes:
             return (*axes[str(path[0])], *path[1:])
+        # What is wrong with the parameters together may be the matrix's fault, so it lies there if that is muted.
+        if not path and problems.is_muted((*target, "matrix")):
+            return (*target, "matrix")
         return (*target, *path)
 
     return locate
