@@ -12,7 +12,7 @@ import pytest
 
 from ingot.core.lookup import place_text
 from projectkit import DOIT, Sandbox
-from recordkit import append, copied, receipts, simple
+from recordkit import append, copied, receipts, simple, writable
 
 VARIANTS = (
     "targets:\n" + simple("a") + "  v: {kind: command, from: {data: a}, "
@@ -323,3 +323,14 @@ def test_an_ambiguous_digest_and_an_ambiguous_log_are_listed(chain: Sandbox, tmp
     done = chain.doit("diff", "s:a", f"{twice}/1")
     assert done.returncode == 2
     assert "logs start with" in done.stderr
+
+
+def test_a_log_that_was_altered_explains_nothing(chain: Sandbox) -> None:
+    (log,) = chain.root.glob("registry/*/log.jsonl")
+    text = log.read_bytes()
+    assert b"echo x" in text
+    writable(log).write_bytes(text.replace(b"echo x", b"echo z"))
+    for arguments in (("diff", "s:a", chain.json("plan")["targets"][1]["digest"]), ("why", "s:a")):
+        done = chain.doit(*arguments)
+        assert (done.returncode, done.stdout) == (5, "")
+        assert done.stderr.startswith("E-REG-ROOT")

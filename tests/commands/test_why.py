@@ -422,3 +422,19 @@ def test_a_matrix_is_explained_instance_by_instance(data: Sandbox) -> None:
     found = data.json("why", "s:small")["targets"]
     assert [item["target"] for item in found] == ["s:small@one", "s:small@two"]
     assert data.ok("why", "s:small").count(" is fresh since ") == 2
+
+
+def test_the_steps_of_a_report_are_explained_by_their_own_names(sandbox: Sandbox) -> None:
+    sandbox.spec(
+        "targets:\n" + simple("data") + simple("one") + simple("two", content="two") + "  report:\n"
+        "    kind: report\n    from: {data: data, candidates: [one, two]}\n"
+    )
+    (item,) = sandbox.json("why", "s:report")["targets"]
+    assert item["target"] == "s:report"
+    assert {root["target"] for root in item["waits_for"]} == {"s:data", "s:one", "s:two"}
+    (item,) = sandbox.json("why", "s:report.one")["targets"]
+    assert item["target"] == "s:report.one"
+    done = sandbox.doit("diff", "s:report.one", "s:report.two")
+    assert done.returncode == 1
+    line = next(line for line in done.stdout.splitlines() if line.startswith("from.candidate"))
+    assert line.split() == ["from.candidate", "one", "two", f"specs/s.yaml:{line_of(sandbox, '  report:')}"]

@@ -349,6 +349,8 @@ def test_entries_are_found_by_what_they_hold(chain: Sandbox, project: Project) -
     assert found_in.about("s:zz") == []
     assert [item["target"] for item in found_in.builds_with_file(built["files"][0]["sha256"])] == ["s:a"]
     assert found_in.newest("s:zz") is None
+    (log_key,) = [entry.statement["subject"][0]["digest"]["sha256"] for entry in found_in.holding(":origin:1")]
+    assert list(found_in.builds_with_file(log_key)) == [], "the key of a log is no file of a build"
     assert found_in.result("0" * 64, "0" * 64) is None
     (origin,) = found_in.origins("")
     assert found_in.entry(origin, 99) is None

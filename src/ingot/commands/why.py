@@ -57,7 +57,9 @@ def _explained(project: Project, names: Sequence[str]) -> list[Explanation]:
         raise UsageError("E-TARGET", what, hint=f"its results are kept: doit show {gone[0]}") from error
     planned = project.plan(select(project, names, inputs=True))
     explainer = Explainer(project, planned)
-    return [_building(project, planned[node.id].key, explainer.explain(node.id)) for node in chosen]
+    # What a target implies (the steps of a report) is explained when it is asked for by its own name.
+    shown = [node for node in chosen if not node.hidden or node.id in names]
+    return [_building(project, planned[node.id].key, explainer.explain(node.id)) for node in shown]
 
 
 def _building(project: Project, key: str | None, item: Explanation) -> Explanation:

@@ -85,7 +85,7 @@ def _cause(change: Change, old: Receipt, node: Node, places: SpecPlaces | None) 
 def _spot(change: Change, node: Node, places: SpecPlaces) -> Spot | None:
     if change.code in ("params_changed", "source_changed"):
         return places.param(node, change.path)
-    if change.code == "kind_changed" and change.name == "kind" and not node.hidden:
+    if change.code == "kind_changed" and change.name == "kind":
         return places.param(node, ("kind",))
     if change.code == "seed_changed":
         return places.seed(node)
@@ -96,7 +96,7 @@ def _spot(change: Change, node: Node, places: SpecPlaces) -> Spot | None:
 
 def _input_cause(change: InputChange, node: Node, places: SpecPlaces | None) -> Cause:
     rewired = change.before is None or change.after is None or change.before.name != change.after.name
-    spot = places.role(node, change.role) if places is not None and rewired and not node.hidden else None
+    spot = places.role(node, change.role) if places is not None and rewired else None
     return Cause("input_changed", change.words, spot, None, change.to_dict())
 
 

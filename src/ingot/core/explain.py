@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.causes import Cause, Wanted, causes, own_causes
@@ -225,12 +226,10 @@ class Explainer:
 
     def _before(self, receipt: Receipt) -> Receipt | None:
         """The result that the target had when this one was built; the log of its build holds that entry."""
-        earlier = []
-        for entry in self._lookup.about(str(receipt["target"])):
-            if (entry.origin, entry.index) == (receipt["origin"], receipt["index"]):
-                break
-            earlier.append(entry)
-        results = (self._lookup.result_of(entry) for entry in reversed(earlier))
+        place = (receipt["origin"], receipt["index"])
+        entries = self._lookup.about(str(receipt["target"]))
+        earlier = takewhile(lambda entry: (entry.origin, entry.index) != place, entries)
+        results = (self._lookup.result_of(entry) for entry in reversed(list(earlier)))
         return next((result for result in results if result is not None), None)
 
 

@@ -7,7 +7,7 @@ the reader that keeps places; that loads ruamel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -41,11 +41,16 @@ class SpecPlaces:
         self._documents: dict[str, Document | None] = {}
 
     def param(self, node: Node, path: Path) -> Spot | None:
-        """Where a parameter of a target is written; by a matrix, the line of the value that this instance took."""
+        """Where a parameter of a target is written; by a matrix, the line of the value that this instance took.
+
+        Of a hidden target it is the line of the target that implies it: it has none of its own.
+        """
         document = self._document(node.spec)
         if document is None or not path:
             return None
-        axis = None if node.hidden else _axis(document, node, str(path[0]))
+        if node.hidden:
+            return replace(self._spot(document, ("targets", node.target)), written=True)
+        axis = _axis(document, node, str(path[0]))
         return self._spot(document, ("targets", node.target, *(path if axis is None else (*axis, *path[1:]))))
 
     def role(self, node: Node, role: str) -> Spot | None:
