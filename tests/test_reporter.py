@@ -84,7 +84,7 @@ def test_what_is_put_back_is_called_restored(two: Sandbox) -> None:
     assert "because" not in output, "the start line has said why"
     assert output.count("echo 333") == 1
     two.spec(text)
-    assert "restored  s:b               3 B  found again: built " in two.ok()
+    assert "restored  s:b               3 B  found again, built " in two.ok()
 
 
 def test_a_failure_is_said_once_with_code_and_log(sandbox: Sandbox) -> None:
@@ -94,6 +94,7 @@ def test_a_failure_is_said_once_with_code_and_log(sandbox: Sandbox) -> None:
     assert steady(done.stdout) == [
         "start     s:a  command  never built",
         "failed    s:a  E-COMMAND: sh ended with status 3",
+        "          | noise",
         "          log: cache/logs/s/a.log",
         "",
         "what is left, and why  doit plan",

@@ -63,6 +63,13 @@ def test_what_is_built_is_present_with_key_and_digest(built: Sandbox) -> None:
     assert "all 3 targets are fresh" in built.ok("plan")
 
 
+def test_what_would_be_built_is_counted_in_words(fresh: Sandbox) -> None:
+    assert "2 targets would be built; 1 waits for them and is built only if inputs change\n" in fresh.ok("plan")
+    assert "1 target would be built\n" in fresh.ok("plan", "s:c")
+    fresh.ok("s:c")
+    assert "the target is fresh; doit would build nothing\n" in fresh.ok("plan", "s:c")
+
+
 def test_planning_builds_nothing_and_begins_no_log(fresh: Sandbox) -> None:
     fresh.ok("plan")
     assert not (fresh.root / "cache" / "objects").exists()
@@ -91,7 +98,7 @@ def test_what_differs_is_named(built: Sandbox) -> None:
     text = built.ok("plan")
     assert "command.2" in text
     assert "waits for a" in text
-    assert "2 of 3 targets would be built (1 fresh, 1 stale, 1 waiting)" in text
+    assert "1 target would be built; 1 waits for it and is built only if inputs change (1 fresh)\n" in text
 
 
 def test_gates_are_judged_from_what_is_recorded(built: Sandbox) -> None:
@@ -120,7 +127,7 @@ def test_a_target_that_another_process_builds_is_building(fresh: Sandbox) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         (item, *_rest) = fresh.json("plan")["targets"]
         assert item["state"] == "building"
-        assert "1 building" in fresh.ok("plan")
+        assert "1 is being built by another process" in fresh.ok("plan")
     (item, *_rest) = fresh.json("plan")["targets"]
     assert item["state"] == "stale"
 

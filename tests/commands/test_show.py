@@ -7,9 +7,10 @@ import shutil
 import pytest
 
 from ingot import registry
+from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
 from projectkit import Sandbox
-from recordkit import object_of, simple, writable
+from recordkit import object_of, registry_of, simple, writable
 
 FIELDS = [
     "target",
@@ -112,7 +113,47 @@ def test_history_says_what_changed(chain: Sandbox) -> None:
     assert "first build" in text
     assert "command.2" in text
     assert "input data changed" in text
-    assert "this result was at hand" in text
+    assert "found again, built 20" in text
+
+
+def test_history_compares_with_all_builds_of_the_key(chain: Sandbox) -> None:
+    first, changed = "targets:\n" + simple("a"), "targets:\n" + simple("a", content="y")
+    chain.spec(changed)
+    chain.ok()
+    chain.spec(first)
+    chain.ok("forget", "s:a")
+    chain.ok()
+    row = chain.ok("history", "s:a").splitlines()[-1]
+    assert ": the same bytes as on 20" in row
+    assert "other bytes" not in row
+
+
+def test_history_knows_what_was_restored_last(chain: Sandbox) -> None:
+    for content in ("y", "x", "z"):
+        chain.spec("targets:\n" + simple("a", content=content))
+        chain.ok()
+    *_, restored, last = chain.ok("history", "s:a").splitlines()
+    assert "  restored  " in restored
+    assert "echo x" in last
+    assert "echo y" not in last
+
+
+def test_history_names_the_target_under_which_a_result_was_built(chain: Sandbox) -> None:
+    chain.spec("format: 1\nname: twin\nseed: 1\ntargets:\n" + simple("a"), name="twin")
+    assert "restored: found again, built 20" in chain.ok("plan", "twin")
+    assert chain.ok("plan", "twin").splitlines()[1].endswith(" as s:a")
+    chain.ok("twin")
+    assert chain.ok("history", "twin").splitlines()[-1].endswith(" as s:a")
+
+
+@pytest.mark.parametrize(("bound", "end"), [("value", ""), ("upper", " (upper end of the interval)")])
+def test_history_names_the_end_of_the_interval_that_a_gate_judged(chain: Sandbox, bound: str, end: str) -> None:
+    fields = {
+        "target": "s:a", "digest": "ab" * 32, "gate": "a.x", "metric": "x", "value": 0.0063,
+        "limit": {"max": 0, "bound": bound}, "reference": None,
+    }  # fmt: skip
+    registry_of(chain).append([decision_statement("gate-failed", fields)])
+    assert f"a.x is 0.0063{end}, gate: max 0\n" in chain.ok("history")
 
 
 def test_forgotten_targets_are_built_again(chain: Sandbox) -> None:
@@ -120,7 +161,7 @@ def test_forgotten_targets_are_built_again(chain: Sandbox) -> None:
     assert chain.states() == {"s:a": "fresh", "s:b": "stale"}
     chain.ok()
     assert [entry["target"] for entry in chain.json("history", "s")] == ["s:a", "s:b", "s:b"]
-    assert "built again: the same bytes" in chain.ok("history", "s:b")
+    assert "built again: the same bytes as on 20" in chain.ok("history", "s:b")
     assert set(chain.states().values()) == {"fresh"}
 
 

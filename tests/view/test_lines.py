@@ -32,11 +32,11 @@ def test_what_goes_without_saying_is_not_said() -> None:
 
 def test_a_restored_target_has_no_time_and_no_memory() -> None:
     shown = render(
-        result_line("restored", "p:a", RECEIPT, (3, 140), "found again: built 2026-01-02 10:00"), color=False
+        result_line("restored", "p:a", RECEIPT, (3, 140), "found again, built 2026-01-02 10:00"), color=False
     )
     assert "2m 13s" not in shown
     assert "peak" not in shown
-    assert shown.endswith("found again: built 2026-01-02 10:00")
+    assert shown.endswith("found again, built 2026-01-02 10:00")
 
 
 @pytest.mark.parametrize("width", range(30, 140, 5))

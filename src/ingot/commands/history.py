@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ingot import registry
 from ingot.commands.base import IngotCommand, keep_derived
-from ingot.commands.screen import Screen, duration_text
+from ingot.commands.screen import Screen, duration_text, when_text
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
@@ -36,13 +36,14 @@ class History(IngotCommand):
         if options["json"]:
             screen.json([registry.described(entry) for entry in entries])
         else:
-            _show(screen, entries)
+            everything = entries if not arguments else registry.entries_about(project, None)
+            _show(screen, entries, everything)
         keep_derived(project)
         return 0
 
 
-def _show(screen: Screen, entries: Sequence[Entry]) -> None:
-    rows = list(_rows(entries))
+def _show(screen: Screen, entries: Sequence[Entry], everything: Sequence[Entry]) -> None:
+    rows = list(_rows(entries, everything))
     if not rows:
         screen.line("no entries yet: nothing was built")
         return
@@ -53,53 +54,91 @@ def _show(screen: Screen, entries: Sequence[Entry]) -> None:
         screen.table((*titles[:3], titles[5]), [(*row[:3], row[5]) for row in rows])
 
 
-def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
-    previous: dict[str, Json] = {}
-    for entry in entries:
-        data = registry.described(entry)
-        target = "" if data["target"] is None else str(data["target"])
-        took = duration_text(data["wall_s"]) if "wall_s" in data else ""
-        yield (
-            entry.time[:16].replace("T", " "),
-            entry.type,
-            target,
-            str(data["digest"])[:12],
-            took,
-            _why(entry, data, previous),
-        )
+def _rows(entries: Sequence[Entry], everything: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+    """One row an entry; what it is compared with may be an entry about another target."""
+    known, listed = _Known(), {(entry.origin, entry.index) for entry in entries}
+    for entry in everything:
+        if (entry.origin, entry.index) in listed:
+            data = registry.described(entry)
+            target = "" if data["target"] is None else str(data["target"])
+            took = duration_text(data["wall_s"]) if "wall_s" in data else ""
+            what = "restored" if entry.type == "selected" else entry.type
+            yield _when(entry.time), what, target, str(data["digest"])[:12], took, _why(entry, data, known)
+        known.take(entry)
 
 
-def _why(entry: Entry, data: Json, previous: dict[str, Json]) -> str:
+def _when(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+class _Known:
+    """What the entries up to now say: the result that each target had last, and all builds of each key."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, Json] = {}
+        self.builds: dict[str, list[Json]] = {}
+
+    def take(self, entry: Entry) -> None:
+        """One entry more."""
+        if entry.type == "build":
+            from ingot.core.statement import receipt_of
+
+            receipt = receipt_of(entry.statement)
+            self.last[str(receipt["target"])] = receipt
+            self.builds.setdefault(receipt["key"], []).append(receipt)
+        elif entry.type == "selected":
+            data = registry.described(entry)
+            again = self.build(data)
+            if again is not None:
+                self.last[str(data["target"])] = again
+
+    def build(self, data: Json) -> Json | None:
+        """The newest build of the result that an entry names."""
+        found = [item for item in self.builds.get(str(data.get("key")), []) if item["digest"] == data["digest"]]
+        return found[-1] if found else None
+
+
+def _why(entry: Entry, data: Json, known: _Known) -> str:
     """What changed since the target's last entry; a decision's own words."""
     if entry.type == "build":
-        return _why_built(entry, previous)
+        return _why_built(entry, known)
     if entry.type == "selected":
-        return "this result was at hand"
+        from ingot.core.reasons import found_again
+
+        receipt = known.build(data)
+        return "found again" if receipt is None else found_again(receipt, str(data["target"])).detail
     if entry.type == "gate-failed":
         limit = data.get("limit", {})
         sides = ", ".join(f"{side} {limit[side]:g}" for side in ("min", "max") if side in limit)
-        return f"{data.get('gate')} is {data.get('value'):.6g}, gate: {sides}"
+        bound = limit.get("bound", "value")
+        end = "" if bound == "value" else f" ({bound} end of the interval)"
+        return f"{data.get('gate')} is {data.get('value'):.6g}{end}, gate: {sides}"
     if entry.type == "origin":
         seen = len(data.get("seen", ()))
         return f"log {data['origin']} starts" + (f", having seen {seen} other{'s' * (seen != 1)}" if seen else "")
-    known = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
-    return ", ".join(f"{name} {value}" for name, value in data.items() if name not in known)
+    shown = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
+    return ", ".join(f"{name} {value}" for name, value in data.items() if name not in shown)
 
 
-def _why_built(entry: Entry, previous: dict[str, Json]) -> str:
+def _why_built(entry: Entry, known: _Known) -> str:
     from ingot.core.reasons import explain
     from ingot.core.statement import receipt_of
 
     receipt = receipt_of(entry.statement)
-    before = previous.get(receipt["target"])
-    previous[receipt["target"]] = receipt
+    before, earlier = known.last.get(receipt["target"]), known.builds.get(receipt["key"], [])
+    same = [item for item in earlier if item["digest"] == receipt["digest"]]
     if before is None:
-        return "first build"
-    if before["key"] == receipt["key"]:
+        why = "first build"
+    elif before["key"] == receipt["key"]:
         why = "built again"
     else:
         # Sources are named by the spec of today, which may differ: the log keeps their digests only.
         node = cast("Node", SimpleNamespace(sources=()))
         why = "; ".join(reason.detail for reason in explain(receipt["key_parts"], before, node))
-    same = before["digest"] == receipt["digest"]
-    return f"{why}: {'the same bytes' if same else 'other bytes'}"
+    if same:
+        return f"{why}: the same bytes as on {when_text(str(same[-1]['timings']['finished']))}"
+    if earlier:
+        return f"{why}: other bytes than on {when_text(str(earlier[-1]['timings']['finished']))}"
+    if before is None:
+        return why
+    return f"{why}: {'the same bytes' if before['digest'] == receipt['digest'] else 'other bytes'}"

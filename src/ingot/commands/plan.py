@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project, select
-from ingot.commands.screen import Screen
+from ingot.commands.screen import Screen, plural
 
 if TYPE_CHECKING:
     from ingot.core.plan import Planned
@@ -95,17 +95,31 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], *, everyth
 
 
 def _reasons(item: Planned) -> str:
+    if item.restored and item.receipt is not None:
+        from ingot.core.reasons import found_again
+
+        # The word that the run will say.
+        return f"restored: {found_again(item.receipt, item.node.id).detail}"
     return "; ".join(reason.detail for reason in item.reasons)
 
 
 def _summary(items: Sequence[Planned]) -> str:
-    """One line that counts the fates."""
-    counts = {state: sum(item.state == state for item in items) for state in ("fresh", "stale", "waiting", "building")}
-    todo = counts["stale"] + counts["waiting"]
-    if counts["fresh"] == len(items):
-        return f"all {len(items)} targets are fresh; doit would build nothing"
-    parts = [f"{count} {state}" for state, count in counts.items() if count]
-    return f"{todo} of {len(items)} targets would be built ({', '.join(parts)})"
+    """One line that counts the fates. What waits is not known to be built: its inputs may come out as they were."""
+    stale, waiting, building, fresh = (
+        sum(item.state == state for item in items) for state in ("stale", "waiting", "building", "fresh")
+    )
+    if fresh == len(items):
+        return f"{'the target is' if fresh == 1 else f'all {fresh} targets are'} fresh; doit would build nothing"
+    parts = []
+    if stale:
+        parts.append(f"{plural(stale, 'target')} would be built")
+    if building:
+        parts.append(f"{building} {'is' if building == 1 else 'are'} being built by another process")
+    if waiting:
+        wait, are = ("waits", "is") if waiting == 1 else ("wait", "are")
+        them = "it" if stale + building == 1 else "them"
+        parts.append(f"{waiting} {wait} for {them} and {are} built only if inputs change")
+    return f"{'; '.join(parts)} ({fresh} fresh)" if fresh else "; ".join(parts)
 
 
 def _failing(project: Project, items: Iterable[Planned]) -> list[str]:

@@ -16,7 +16,7 @@ _LAST_MIN = 24
 #: The colour of a word that says a target's fate.
 _COLOURS = {
     "fresh": "green", "ok": "green", "pass": "green", "stale": "yellow", "waiting": "cyan", "building": "blue",
-    "note": "cyan", "missing": "red", "fail": "red", "damaged": "red", "gate-failed": "red",
+    "restored": "cyan", "note": "cyan", "missing": "red", "fail": "red", "damaged": "red", "gate-failed": "red",
 }  # fmt: skip
 
 
@@ -132,6 +132,11 @@ def duration_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 target``, ``14 targets``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def when_text(time: str) -> str:

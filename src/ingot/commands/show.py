@@ -59,7 +59,7 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     """The facts of one line each."""
     yield "target", str(receipt["target"])
     if "built_as" in receipt:
-        yield "built as", f"{receipt['built_as']} (the same content, built once)"
+        yield "restored", f"found again, built as {receipt['built_as']} (the same content, built once)"
     yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
     yield "artifact", _place(project, receipt)
     size = sum(int(file["size"]) for file in receipt["files"])

@@ -50,9 +50,10 @@ def forgotten() -> Reason:
     return Reason("forgotten", "forgotten by request")
 
 
-def found_again(receipt: Mapping[str, Any]) -> Reason:
-    """A result built before, perhaps by another target, is at hand."""
-    return Reason("found_again", f"found again: built {receipt['timings']['finished'][:16].replace('T', ' ')}")
+def found_again(receipt: Mapping[str, Any], target: str | None = None) -> Reason:
+    """A result built before is at hand; where ``target`` is given and another target built it, that one is named."""
+    name = f" as {receipt['target']}" if target is not None and receipt["target"] != target else ""
+    return Reason("found_again", f"found again, built {receipt['timings']['finished'][:16].replace('T', ' ')}{name}")
 
 
 def explain(parts: Mapping[str, Any], previous: Mapping[str, Any] | None, node: Node) -> tuple[Reason, ...]:
