@@ -102,3 +102,36 @@ def test_parameters_that_hang_on_a_wrong_matrix_are_not_judged_together(folder: 
 def test_what_a_yes_means_is_offered(folder: Folder) -> None:
     assert "write `true`" in lines(folder, HF[:-1] + ", virtual: yes}")[0]
     assert "write `false`" in lines(folder, HF[:-1] + ", virtual: off}")[0]
+
+
+def test_wanda_without_calibration_is_found_when_the_spec_is_read(folder: Folder) -> None:
+    base = "b: {kind: convert, from: {model: w}}"
+    prune = "p: {kind: prune, method: wanda, sparsity: 0.5, from: {model: b}}"
+    line = (
+        "E-SPEC-ROLE targets.p.from.calibration: the role 'calibration' is not filled, and 'method: wanda' needs "
+        "its documents [from: {calibration: TARGET}]"
+    )
+    assert lines(folder, HF, base, prune) == [line]
+    axis = "p: {kind: prune, sparsity: 0.5, from: {model: b}, matrix: {method: [magnitude, wanda]}}"
+    assert lines(folder, HF, base, axis) == [line]
+    misspelt = prune.replace("{model: b}", "{model: b, calibraton: d}")
+    assert [item.split(":")[0] for item in lines(folder, HF, DATA, base, misspelt)] == [
+        "E-SPEC-ROLE targets.p.from.calibraton"
+    ]
+    folder.load(head(HF, DATA, base, prune.replace("{model: b}", "{model: b, calibration: d}")))
+    folder.load(head(HF, base, prune.replace("wanda", "magnitude")))
+
+
+def test_a_placeholder_of_nothing_is_found_when_the_spec_is_read(folder: Folder) -> None:
+    good = "c: {kind: command, command: [cp, '{d}/train.jsonl', '{out}'], env: {T: '{scratch}'}, from: {d: d}}"
+    folder.load(head(DATA, good))
+    known = "names no input of this target; known: {d}, {out}, {scratch}, {threads}"
+    assert lines(folder, DATA, good.replace("{out}", "{outt}")) == [
+        f"E-SPEC-VALUE targets.c.command: the placeholder {{outt}} {known}"
+    ]
+    assert lines(folder, DATA, good.replace("{scratch}", "{scrach}/x")) == [
+        f"E-SPEC-VALUE targets.c.env: the placeholder {{scrach}} {known}"
+    ]
+    assert lines(folder, DATA, good.replace("from: {d: d}", "from: {d: d, out: d}")) == [
+        "E-SPEC-ROLE targets.c.from.out: a role cannot be called 'out': {out} stands for something else in commands"
+    ]

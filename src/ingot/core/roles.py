@@ -137,6 +137,19 @@ def _check_missing(draft: Draft, problems: Problems) -> None:
             hint = f"from: {{{role}: {example}}}"
             problems.add((*draft.path, "from", role), "E-SPEC-ROLE", f"the role {role!r} is not filled", hint)
             draft.sure = False
+    _check_misfits(draft, given, misspelt, problems)
+
+
+def _check_misfits(draft: Draft, given: set[str], misspelt: set[str | None], problems: Problems) -> None:
+    """What the kind says of its parameters together with its roles; a role that was misspelt is reported already."""
+    for model, locate in draft.models:
+        for name, what in model.misfits(frozenset(given)):
+            if name in given or name in model.inputs:
+                if name not in misspelt:
+                    hint = None if name in given else f"from: {{{name}: TARGET}}"
+                    problems.add((*draft.path, "from", name), "E-SPEC-ROLE", what, hint, key=True)
+            else:
+                problems.add(locate((name,)), "E-SPEC-VALUE", what)
 
 
 def instances(drafts: Mapping[str, Draft], problems: Problems) -> dict[str, tuple[Instance, ...]]:

@@ -189,6 +189,14 @@ class Stage(Frozen):
         """The targets that this one implies, if any."""
         return None
 
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """What does not go together with the roles that are filled: (name of the role or parameter, one sentence).
+
+        Asked when the spec is read, so that nobody builds inputs for a target that cannot be built.
+        """
+        del roles  # a kind that looks at them says it by overriding this
+        return iter(())
+
     def found_sources(self) -> Iterator[tuple[str, Source | Files]]:
         """Every source among the parameters with its JSON pointer (RFC 6901), in the order of the fields."""
         for name in type(self).model_fields:

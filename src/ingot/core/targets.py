@@ -20,6 +20,7 @@ from ingot.core.matrix import Axis, read_matrix
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
+from ingot.core.stage import Stage
 from ingot.core.yaml_reader import Path
 
 #: Fields of every target; all others are parameters of its kind.
@@ -44,6 +45,8 @@ class Draft:
     written: dict[str, Any] = field(default_factory=dict)
     axes: list[Axis] = field(default_factory=list)
     variants: dict[tuple[str, ...], Variant] = field(default_factory=dict)
+    #: The parameters of each variant, and where they are written.
+    models: list[tuple[Stage, Locate]] = field(default_factory=list)
     wires: tuple[Wire, ...] = ()
     virtual: bool = False
     sure: bool = True
@@ -142,6 +145,7 @@ def _variant(draft: Draft, params: dict[str, Any], locate: Locate, problems: Pro
     model = _validate(draft.stage, params, locate, problems)
     if model is None:
         return None
+    draft.models.append((model, locate))
     facts = _facts(draft.kind, model, locate, problems)
     hidden = model.hidden()
     if hidden is None:

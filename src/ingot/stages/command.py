@@ -18,6 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from ingot.core.stage import Files, Given, Metric, Metrics, Progress, Reproducibility, Role, Source, Stage
 from ingot.errors import RefusedInput, StageFailed
 
+#: Placeholders of every command, beside those of its roles, and the variables of the same meaning.
+_ALWAYS = {"out": "INGOT_OUT", "scratch": "INGOT_SCRATCH", "threads": "INGOT_THREADS"}
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
 
@@ -35,6 +37,7 @@ class Command(Stage):
     model_config = ConfigDict(serialize_by_alias=True)
 
     kind: ClassVar[str] = "command"
+    revision: ClassVar[int] = 2  # 2: placeholders in env
     # Nothing is known of the program: only building again shows whether its bytes repeat.
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {"*": Role()}
@@ -52,7 +55,9 @@ class Command(Stage):
         alias="tools",
         description="Programs on PATH that change the result, each with the command line that prints its version.",
     )
-    env: dict[str, str] = Field(default={}, description="Further environment variables of the program.")
+    env: dict[str, str] = Field(
+        default={}, description="Further environment variables of the program; placeholders as in command."
+    )
 
     @field_validator("command")
     @classmethod
@@ -69,6 +74,16 @@ class Command(Stage):
     def programs(self) -> Mapping[str, tuple[str, ...]]:
         """The declared programs: what their command lines print is a key part."""
         return self.programs_on_path
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Placeholders that stand for nothing, and roles that would hide a placeholder."""
+        known = ", ".join(f"{{{name}}}" for name in sorted({*roles, *_ALWAYS}))
+        for name, texts in (("command", self.command), ("env", tuple(self.env.values()))):
+            for found in (match[1] for text in texts for match in _PLACEHOLDER.finditer(text)):
+                if found not in roles and found not in _ALWAYS:
+                    yield name, f"the placeholder {{{found}}} names no input of this target; known: {known}"
+        for role in sorted(roles & set(_ALWAYS)):
+            yield role, f"a role cannot be called {role!r}: {{{role}}} stands for something else in commands"
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Run the program; it fails when the exit status is not 0 (E-COMMAND), naming the status."""
@@ -96,9 +111,8 @@ class Command(Stage):
         return {"bytes": Metric(sum(sizes), "B", "sum of the sizes of the files written", n=len(sizes))}
 
     def _environment(self, places: Mapping[str, list[str]]) -> dict[str, str]:
-        named = {"out": "INGOT_OUT", "scratch": "INGOT_SCRATCH", "threads": "INGOT_THREADS"}
-        ours = {named.get(role, f"INGOT_IN_{role.upper()}"): os.pathsep.join(paths) for role, paths in places.items()}
-        return {**os.environ, **self.env, **ours}
+        ours = {_ALWAYS.get(role, f"INGOT_IN_{role.upper()}"): os.pathsep.join(paths) for role, paths in places.items()}
+        return {**os.environ, **{name: _joined(text, places) for name, text in self.env.items()}, **ours}
 
 
 def _fill(word: str, places: Mapping[str, list[str]]) -> Iterator[str]:
@@ -106,12 +120,13 @@ def _fill(word: str, places: Mapping[str, list[str]]) -> Iterator[str]:
     whole = _PLACEHOLDER.fullmatch(word)
     if whole:
         yield from _look_up(whole[1], places)
-        return
+    else:
+        yield _joined(word, places)
 
-    def replace(match: re.Match[str]) -> str:
-        return os.pathsep.join(_look_up(match[1], places))
 
-    yield _PLACEHOLDER.sub(replace, word)
+def _joined(text: str, places: Mapping[str, list[str]]) -> str:
+    """A text with its placeholders filled; several paths are joined as PATH is."""
+    return _PLACEHOLDER.sub(lambda match: os.pathsep.join(_look_up(match[1], places)), text)
 
 
 def _look_up(name: str, places: Mapping[str, Any]) -> list[str]:

@@ -69,6 +69,11 @@ class Prune(Stage):
         """Magnitude takes only the model's structure from transformers."""
         return self.needs if self.method == "wanda" else ("safetensors", "numpy", "transformers")
 
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """wanda looks at what flows through the model."""
+        if self.method == "wanda" and "calibration" not in roles:
+            yield "calibration", "the role 'calibration' is not filled, and 'method: wanda' needs its documents"
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED."""
         import torch
