@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from doit.action import PythonAction
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 from doit.task import Task
 
@@ -90,7 +91,7 @@ def _task(session: Session, node: Node, group: str | None) -> Task:
         [(_run, [session, node.id])],
         task_dep=[f"{node.spec}:{name}" for names in node.inputs.values() for name in names],
         uptodate=[up_to_date],
-        clean=[(_clean, [session, node])],
+        clean=[_Unlink(session, node)],
         doc=node.kind,
         io={"capture": False},
         subtask_of=group,
@@ -109,5 +110,12 @@ def _run(session: Session, name: str) -> TaskFailed | TaskError | None:
     return None
 
 
-def _clean(session: Session, node: Node) -> None:
-    session.project.store.unlink_latest(node.spec, node.name)
+class _Unlink(PythonAction):  # type: ignore[misc]
+    """``doit clean``: remove the link of a target. Its object stays for ``gc``, its entries for ever."""
+
+    def __init__(self, session: Session, node: Node) -> None:
+        super().__init__(session.project.store.unlink_latest, [node.spec, node.name])
+        self._link = f"cache/latest/{node.spec}/{node.name}"
+
+    def __str__(self) -> str:
+        return f"remove the link {self._link}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,10 +59,14 @@ def test_every_problem_of_every_spec_is_told_at_once(sandbox: Sandbox) -> None:
 
 def test_a_missing_source_stops_before_anything_is_built(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n" + counted(sandbox.root, "a") + "  b: {kind: fetch, path: none.txt}\n")
-    done = sandbox.doit("plan")
-    assert done.returncode == 3
-    assert "E-SOURCE" in done.stderr
-    assert "none.txt" in done.stderr
+    (bad,) = [item for item in sandbox.json("plan")["targets"] if item["target"] == "s:b"]
+    assert (bad["state"], [reason["code"] for reason in bad["reasons"]]) == ("stale", ["source_missing"])
+    assert "none.txt" in bad["reasons"][0]["detail"]
+    done = sandbox.doit()
+    output = done.stdout + done.stderr
+    assert output.count("E-SOURCE") == 1
+    assert "s:b needs it (specs/s.yaml:6)" in output
+    assert sandbox.ran() == []
     done = sandbox.doit("s:b")
     assert done.returncode in {1, 2}
     assert "E-SOURCE" in done.stdout + done.stderr
@@ -146,3 +152,48 @@ def test_outside_a_project(tmp_path: Path) -> None:
     done = sandbox.doit("plan")
     assert done.returncode == 2
     assert "E-PROJECT" in done.stderr
+
+
+def test_an_edited_log_is_found_before_the_first_stage(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    sandbox.ok()
+    sandbox.ran()
+    (log,) = (sandbox.root / "registry").glob("*/log.jsonl")
+    log.write_bytes(log.read_bytes().replace(b'"value":2', b'"value":3'))
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a", content="other"))
+    done = sandbox.doit()
+    assert done.returncode == 2
+    assert "E-REG" in done.stdout + done.stderr
+    assert sandbox.ran() == [], "no stage ran for a result that could not be recorded"
+
+
+def test_a_pinned_log_that_is_gone_is_told(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    sandbox.ok()
+    shutil.rmtree(sandbox.root / "registry")
+    assert "is gone: restore it from git or a backup" in sandbox.ok()
+    assert {problem["code"] for problem in json.loads(sandbox.doit("audit", "--json").stdout)["problems"]}
+
+
+def test_the_end_of_a_failed_programs_output_is_shown(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n  a: {kind: command, command: [sh, -c, 'echo first; echo the reason >&2; exit 7']}\n")
+    output = sandbox.doit().stdout
+    assert "ended with status 7" in output
+    assert "| the reason" in output
+
+
+def test_git_never_takes_the_cache(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    sandbox.ok()
+    sandbox.git("init", "-q")
+    sandbox.git("add", "-A")
+    listed = sandbox.git("ls-files")
+    assert "registry/" in listed
+    assert "cache/" not in listed
+
+
+def test_clean_says_what_it_does(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    sandbox.ok()
+    assert "remove the link cache/latest/s/a" in sandbox.ok("clean", "s:a")
+    assert not (sandbox.root / "cache/latest/s/a").is_symlink()

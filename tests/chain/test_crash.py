@@ -61,7 +61,9 @@ def test_kill_at_random_moments(sandbox: Sandbox, seed: int) -> None:
 
 def test_no_stage_outlives_a_killed_builder(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n  t: {kind: command, command: [sh, -c, 'echo $$ > {scratch}/pid; sleep 61']}\n")
-    process = subprocess.Popen([DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.DEVNULL)
+    noise = sandbox.root / "noise.txt"
+    with noise.open("w") as file:
+        process = subprocess.Popen([DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.DEVNULL, stderr=file)
     deadline = time.monotonic() + 30
     while not (found := list(sandbox.root.glob("cache/staging/*/scratch/pid"))) or not found[0].read_text():
         assert time.monotonic() < deadline
@@ -72,6 +74,8 @@ def test_no_stage_outlives_a_killed_builder(sandbox: Sandbox) -> None:
     while _alive(pid):
         assert time.monotonic() < deadline, "the stage's program lives on"
         time.sleep(0.02)
+    time.sleep(0.3)
+    assert noise.read_text() == "", "the server that ran the stage ends in silence"
 
 
 def _alive(pid: int) -> bool:

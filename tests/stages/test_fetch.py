@@ -43,7 +43,7 @@ def wheel(members: dict[str, bytes]) -> bytes:
 
 
 class Server:
-    """Serves bytes by path; ``short`` paths announce more than they send."""
+    """Serves bytes by path; of ``short`` paths it sends half of what it announces."""
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[bytes, dict[str, str]]] = {}
@@ -66,10 +66,10 @@ class Server:
                 self.send_response(200)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data) + 1000 * (path in server.short)))
+                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 if body:
-                    self.wfile.write(data)
+                    self.wfile.write(data[: len(data) // 2] if path in server.short else data)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the overridden method
                 pass

@@ -38,6 +38,10 @@ Fate = Literal["fresh", "built", "restored"]
 Listener = Callable[[str, dict[str, Any]], None]
 
 
+#: How much of a failed stage's output is shown with its error.
+_TAIL_LINES, _TAIL_BYTES = 5, 4096
+
+
 @dataclass(frozen=True)
 class Built:
     """The end of one target: how it came to be, and its receipt."""
@@ -148,7 +152,8 @@ class Builder:
             yield
         except IngotError as error:
             if isinstance(error, StageFailed) or _size(log):
-                error.facts = (*error.facts, f"log: {os.path.relpath(log, self._project.root)}")
+                shown = f"log: {os.path.relpath(log, self._project.root)}"
+                error.facts = (*error.facts, *_last_lines(log), shown)
             raise
 
     def _job(self, planned: Planned, staging: Staging) -> dict[str, Any]:
@@ -255,6 +260,19 @@ def _size(log: Path) -> int:
         return log.stat().st_size
     except OSError:
         return 0
+
+
+def _last_lines(log: Path) -> list[str]:
+    """The end of a failed stage's output, as a person would look at it first; nothing of a long traceback."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    if "Traceback (most recent call last)" in text:
+        return []
+    return [f"| {line[:200]}" for line in text.splitlines()[-_TAIL_LINES:] if line.strip()]
 
 
 def _now() -> str:

@@ -52,6 +52,8 @@ class Server:
             while serving:
                 for key, _events in selector.select():
                     serving &= key.data()
+        # The children die after the sockets are closed, and Python complains when it cannot tell of a signal.
+        signal.set_wakeup_fd(-1)
         for pid in self._jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

@@ -62,6 +62,25 @@ class LogWriter:
             self._update_lock(origin)
             return origin, first
 
+    def verify(self) -> None:
+        """Open this user's logs as an append would, so that damage is found before hours of work and not after.
+
+        RegistryDamaged; a pinned log whose folder is gone becomes a notice, since a build may go on without it.
+        """
+        there = {log.origin for log in logs_in(self.places.root)}
+        for pin in self._lock_pins():
+            if pin.origin not in there:
+                folder = self.places.root.name + "/" + pin.origin.rpartition("/")[2]
+                self._notice(
+                    f"ingot.lock pins {pin.origin} with {pin.size} entries, and {folder} is gone: "
+                    "restore it from git or a backup; without it nothing of what it recorded is known"
+                )
+        if there:
+            with self._locked():
+                for log, key in self._ours():
+                    with self._origin_locked(log):
+                        self._open(log, key)
+
     def store_evidence(self, data: bytes) -> str:
         """Keep bytes too large for a line beside the log; returns their SHA-256. Durable on return."""
         digest = sha256_bytes(data)

@@ -21,7 +21,7 @@ from ingot.core.key import NOT_INSTALLED, key_of, key_parts
 from ingot.core.reasons import Reason
 from ingot.core.sources import SourceReader
 from ingot.core.store import Presence, Store
-from ingot.errors import MissingTool
+from ingot.errors import MissingTool, RefusedInput
 
 State = Literal["fresh", "stale", "waiting", "virtual", "evicted", "building"]
 
@@ -64,8 +64,14 @@ class Planner:
             waits = [name for name in input_ids(node) if planned[name].state != "fresh"]
             if waits:
                 planned[node.id] = Planned(node, "waiting", (reasons.input_stale(waits),))
-            else:
+                continue
+            try:
                 planned[node.id] = self.check(node, {name: str(planned[name].digest) for name in input_ids(node)})
+            except RefusedInput as error:
+                if error.code != "E-SOURCE":
+                    raise
+                # A plan shows the other targets all the same; a run refuses to start.
+                planned[node.id] = Planned(node, "stale", (Reason("source_missing", error.what),))
         return planned
 
     def check(self, node: Node, digests: Mapping[str, str]) -> Planned:
@@ -107,9 +113,13 @@ class Planner:
     def digests_of_sources(self, node: Node) -> tuple[str, ...]:
         """The tagged digests of a node's sources, read once; RefusedInput (E-SOURCE) names the target that needs it."""
         if node.id not in self._source_digests:
-            self._source_digests[node.id] = tuple(
-                self._sources.digest({**source, "base": base}) for _pointer, source, base in node.sources
-            )
+            try:
+                self._source_digests[node.id] = tuple(
+                    self._sources.digest({**source, "base": base}) for _pointer, source, base in node.sources
+                )
+            except RefusedInput as error:
+                error.facts = (*error.facts, f"{node.id} needs it ({node.file}:{node.line})")
+                raise
         return self._source_digests[node.id]
 
 

@@ -140,7 +140,7 @@ class Project:
         self.require_recordable()
 
     def require_recordable(self) -> None:
-        """Make sure, as far as can be seen without writing, that results can be kept and recorded."""
+        """Make sure, as far as can be seen before there is a result, that results can be kept and recorded."""
         keys, pins = default_keys_dir(), default_pins_dir()
         own = [log for log in logs_in(self.root / "registry") if read_key(keys, log) is not None]
         if not own and keys.resolve().is_relative_to(self.root.resolve()):
@@ -153,6 +153,7 @@ class Project:
         places += [self.root / "registry", pins, *(log.folder for log in own), *([] if own else [keys])]
         for place in places:
             _require_writable(place)
+        self.registry.verify_own()
 
     def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
         """The gates that are judged at a target: its own and those of the targets that it implies."""

@@ -116,7 +116,15 @@ class Store:
 
     def staging(self) -> AbstractContextManager[Staging]:
         """A fresh staging folder, locked as long as any process of the build lives; dropped at the end."""
+        self._keep_from_git()
         return staging.opened(self.root / "staging")
+
+    def _keep_from_git(self) -> None:
+        """``cache/.gitignore``: ``git add -A`` must not take models of many gigabytes."""
+        path = self.root / ".gitignore"
+        if not os.path.lexists(path):
+            disk.make_dirs_durable(self.root)
+            disk.write_file_atomic(path, b"*\n", durable=False)
 
     def sweep_staging(self) -> int:
         """Drop the staging folders of dead builds (their lock is free); returns how many."""

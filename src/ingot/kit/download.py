@@ -31,7 +31,11 @@ _UNREACHABLE = (
     r"NewConnectionError|NameResolutionError|name resolution|ConnectTimeout|ReadTimeout|ProxyError|SSLError"
     r"|Connection refused|Network is unreachable|Max retries"
 )
-_CUT = r"IncompleteRead|Connection broken|incomplete-download|not enough bytes|THESE PACKAGES DO NOT MATCH THE HASHES"
+# Older pips take a short download for whole and then find that "Wheel 'x' located at … is invalid".
+_CUT = (
+    r"IncompleteRead|Connection broken|incomplete-download|not enough bytes|THESE PACKAGES DO NOT MATCH THE HASHES"
+    r"|Wheel .* is invalid"
+)
 
 #: What pip says → code and message, the first that fits.
 _PIP_FAULTS = (
