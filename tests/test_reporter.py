@@ -87,6 +87,40 @@ def test_what_is_put_back_is_called_restored(two: Sandbox) -> None:
     assert "restored  s:b               3 B  found again, built " in two.ok()
 
 
+def test_a_result_of_another_target_is_named_with_it(two: Sandbox) -> None:
+    two.ok("s:a")
+    two.spec((two.root / "specs" / "s.yaml").read_text().replace("name: s\n", "name: twin\n"), name="twin")
+    (line,) = (line for line in two.ok("twin:a").splitlines() if line.startswith("restored"))
+    assert line.endswith(" as s:a")
+
+
+def test_the_start_line_counts_what_else_changed(two: Sandbox) -> None:
+    two.ok()
+    text = (two.root / "specs" / "s.yaml").read_text()
+    two.spec(text.replace("echo 22", "echo 333").replace("echo 1", "echo 1111"))
+    (line,) = (line for line in two.ok().splitlines() if line.startswith("start     s:b"))
+    assert line.endswith("(+1 more)")
+
+
+def test_a_project_without_specs_says_what_to_do(sandbox: Sandbox) -> None:
+    assert sandbox.ok() == sandbox.ok("plan") == "no specs: doit new NAME writes a first one\n"
+
+
+def test_what_another_process_built_meanwhile_is_said(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + target("a", "sleep 3; echo > {out}/a"))
+    first = subprocess.Popen([DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.PIPE, text=True)
+    locks = sandbox.root / "cache" / "locks"
+    until = time.monotonic() + 20
+    while not (locks.is_dir() and list(locks.iterdir())) and time.monotonic() < until:
+        time.sleep(0.05)
+    lines = steady(sandbox.ok())
+    first.communicate(timeout=30)
+    assert lines[-2:] == [
+        "fresh     s:a  built by another process meanwhile",
+        "nothing to do: 1 target fresh (T, 1 of them built by another process meanwhile)",
+    ]
+
+
 def test_a_failure_is_said_once_with_code_and_log(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n" + target("a", "echo noise; exit 3") + target("b", "true", "a"))
     done = sandbox.doit()
@@ -98,8 +132,9 @@ def test_a_failure_is_said_once_with_code_and_log(sandbox: Sandbox) -> None:
         "          log: cache/logs/s/a.log",
         "",
         "what is left, and why  doit plan",
+        "go on with the others  doit -c",
         "",
-        "1 failed, 1 not reached in T",
+        "1 failed, 1 not looked at in T",
     ]
     assert done.stderr == ""
     assert "noise" in (sandbox.root / "cache" / "logs" / "s" / "a.log").read_text()

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
+from ingot.core.reasons import found_again, summary
 from ingot.core.report_view import Table
 from ingot.core.session import Session
 from ingot.errors import IngotError, StageFailed
 from ingot.view import interrupt
 from ingot.view.board import Board
-from ingot.view.closing import Item, closing_page, gate_lines, nothing_to_do
+from ingot.view.closing import NO_SPECS, Item, closing_page, gate_lines, nothing_to_do
 from ingot.view.lines import failure_block, result_line, title
 from ingot.view.live import LiveScreen
 from ingot.view.plain import PlainScreen, Screen, is_terminal
@@ -65,6 +66,8 @@ class LiveReporter:
         self._stopping = False
         self._runtime_errors: list[str] = []
         self._reasons: dict[str, str] = {}
+        #: Targets that another process built while this one waited for them.
+        self._elsewhere: set[str] = set()
 
     # --- called by doit ------------------------------------------------------------------------------------
 
@@ -89,7 +92,10 @@ class LiveReporter:
         node = session.project.nodes.get(task.name) if session else None
         planned = session.planned.get(task.name) if session else None
         # The session forgets the plan of a target as it executes it.
-        reason = planned.reasons[0].detail if planned and planned.reasons else "" if planned else "asked for"
+        if planned and planned.restored and planned.receipt is not None:
+            reason = found_again(planned.receipt, task.name).detail
+        else:
+            reason = summary(planned.reasons) if planned else "asked for"
         self._reasons[task.name] = reason
         if planned is None or planned.state != "fresh":
             self._screen.begin(self._board.begin(task.name, node.kind if node else "task", reason))
@@ -104,9 +110,13 @@ class LiveReporter:
             self._board.end(task.name, "built")
             self._screen.say([title("ran", task.name)])
             return
-        self._board.end(task.name, built.fate)
+        begun = self._board.end(task.name, built.fate)
         if built.fate != "fresh":
             self._say_result(task.name, built.fate, built.receipt)
+        elif begun is not None:
+            # It was to be built, and was built when its lock was had.
+            self._elsewhere.add(task.name)
+            self._screen.say([[*title("fresh", task.name), ("  built by another process meanwhile", "dim")]])
 
     def skip_uptodate(self, task: Task) -> None:
         """A task is up to date: counted, not listed."""
@@ -154,9 +164,12 @@ class LiveReporter:
         board = self._board
         seconds = _since_start()
         done = board.names("built", "restored", "failed", "skipped")
-        if not done and self.session is not None and board.targets and not self._runtime_errors:
+        if not done and self.session is not None and not self._runtime_errors:
             if board.count("fresh"):
-                self._screen.say([nothing_to_do(board.count("fresh"), seconds), *gate_lines(self.session, board)])
+                line = nothing_to_do(board.count("fresh"), seconds, len(self._elsewhere))
+                self._screen.say([line, *gate_lines(self.session, board)])
+            elif not board.targets and not self.session.project.default_specs:
+                self._screen.say([[(NO_SPECS, "")]])
             return
         if done:
             if self.session is not None:

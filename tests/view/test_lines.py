@@ -26,6 +26,12 @@ def test_a_built_target_in_one_line() -> None:
     )
 
 
+def test_the_peak_is_what_a_person_sees_of_the_process() -> None:
+    timings = RECEIPT["timings"] | {"peak_rss_bytes": 4_500_000_000}
+    line = result_line("built", "p:a", RECEIPT | {"timings": timings}, (3, 140))
+    assert render(line, color=False).endswith("peak 4.50 GB")
+
+
 def test_what_goes_without_saying_is_not_said() -> None:
     assert "because" not in render(result_line("built", "p:a", RECEIPT, (3, 140), "never built"), color=False)
 

@@ -133,7 +133,7 @@ def _why_built(entry: Entry, known: _Known) -> str:
         why = "built again"
     else:
         # Sources are named by the spec of today, which may differ: the log keeps their digests only.
-        node = cast("Node", SimpleNamespace(sources=()))
+        node = cast("Node", SimpleNamespace(sources=(), inputs={}))
         why = "; ".join(reason.detail for reason in explain(receipt["key_parts"], before, node))
     if same:
         return f"{why}: the same bytes as on {when_text(str(same[-1]['timings']['finished']))}"

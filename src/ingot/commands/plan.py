@@ -79,7 +79,9 @@ def gate_word(project: Project, item: Planned) -> str | None:
 def _show(screen: Screen, project: Project, items: Sequence[Planned], *, everything: bool) -> None:
     shown = [item for item in items if everything or not item.node.hidden or item.state != "fresh"]
     if not shown:
-        screen.line("nothing to plan: there is no target in specs/*.yaml (doit new NAME writes a first spec)")
+        from ingot.view.closing import NO_SPECS
+
+        screen.line(NO_SPECS if not project.default_specs else "nothing to plan: the specs have no targets")
         return
     gates = [gate_word(project, item) for item in shown]
     rows = [

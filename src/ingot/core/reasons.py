@@ -11,6 +11,8 @@ from ingot.core.store import Damage
 
 #: Longer values, such as whole scripts, are cut in reasons; ``doit show`` has them whole.
 _SHOWN = 60
+#: More paths or names than this are counted.
+_PATHS_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ def found_again(receipt: Mapping[str, Any], target: str | None = None) -> Reason
     return Reason("found_again", f"found again, built {receipt['timings']['finished'][:16].replace('T', ' ')}{name}")
 
 
+def summary(reasons: Sequence[Reason]) -> str:
+    """The first reason, and how many more there are: ``rank 8 → 16 (+2 more)``."""
+    if not reasons:
+        return ""
+    return reasons[0].detail + (f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else "")
+
+
 def explain(parts: Mapping[str, Any], previous: Mapping[str, Any] | None, node: Node) -> tuple[Reason, ...]:
     """What differs between the key parts now and those of the target's newest result."""
     if previous is None:
@@ -64,7 +73,7 @@ def explain(parts: Mapping[str, Any], previous: Mapping[str, Any] | None, node: 
     found = [
         *_kind_changed(parts, old),
         *_params_changed(parts, old, node),
-        *_inputs_changed(parts, old),
+        *_inputs_changed(parts, old, node),
         *_tools_changed(parts, old),
         *_seed_changed(parts, old),
     ]
@@ -83,22 +92,47 @@ def _params_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) 
         return
     before, after = dict(flatten(old["params"])), dict(flatten(new["params"]))
     paths = {pointer: source for pointer, source, _base in node.sources}
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) == after.get(name):
-            continue
+    names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    # A value that replaced another says more than one that was not set before, as the defaults of a new variant.
+    for name in sorted(names, key=lambda each: (before.get(each) is None or after.get(each) is None, each)):
         if name.endswith("source"):
             source = paths.get("/" + name.replace(".", "/").removesuffix("/source"), {})
-            what = source.get("path") or source.get("paths") or source.get("python_stdlib") or name
-            yield Reason("source_changed", f"source {what} changed")
+            yield Reason("source_changed", f"{_source_name(source, name)} changed")
         else:
             yield Reason("params_changed", f"{name} {_show(before, name)} → {_show(after, name)}")
 
 
-def _inputs_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Reason]:
+def _source_name(source: Mapping[str, Any], name: str) -> str:
+    """A source as a person wrote it: ``files scripts/count.py, data/*.jsonl``."""
+    paths = [str(path) for path in source.get("paths") or ()]
+    if paths:
+        more = f" and {len(paths) - _PATHS_MAX} more" if len(paths) > _PATHS_MAX else ""
+        return f"file{'s' * (len(paths) > 1)} {', '.join(paths[:_PATHS_MAX])}{more}"
+    return f"source {source.get('path') or source.get('python_stdlib') or name}"
+
+
+def _inputs_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) -> Iterator[Reason]:
     for role in sorted(new["inputs"].keys() | old["inputs"].keys()):
         before, after = old["inputs"].get(role), new["inputs"].get(role)
-        if before != after:
-            yield Reason("input_changed", f"input {role} changed: {_short(before)} → {_short(after)}")
+        if before == after:
+            continue
+        if isinstance(before, list) and isinstance(after, list):
+            how = _lists_differ(before, after, node.inputs.get(role, ()))
+        else:
+            how = f"{_short(before)} → {_short(after)}"
+        yield Reason("input_changed", f"input {role} changed: {how}")
+
+
+def _lists_differ(before: Sequence[str], after: Sequence[str], names: Sequence[str]) -> str:
+    """``1 of 5 (gguf@Q4_0)``: the changed ones in place; else how many are new and how many are gone."""
+    if len(before) == len(after):
+        places = [at for at, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+        named = [names[at] for at in places if at < len(names)][:_PATHS_MAX]
+        more = f" and {len(places) - len(named)} more" if named and len(places) > len(named) else ""
+        return f"{len(places)} of {len(after)}" + (f" ({', '.join(named)}{more})" if named else "")
+    added, gone = len(set(after) - set(before)), len(set(before) - set(after))
+    counted = [f"{count} {word}" for count, word in ((added, "new"), (gone, "gone")) if count]
+    return f"{len(before)} → {len(after)} artifacts" + (f", {', '.join(counted)}" if counted else "")
 
 
 def _tools_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Reason]:
@@ -127,7 +161,12 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _show(values: Mapping[str, Any], name: str) -> str:
-    text = str(values[name]) if name in values else "–"
+    if name not in values:
+        return "–"
+    value = values[name]
+    if value is None:
+        return "not set"
+    text = str(value).lower() if isinstance(value, bool) else str(value) or "''"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 

@@ -82,8 +82,8 @@ class Board:
         return join([*shown, [(clock(now - self.started), "dim")]], ", ")
 
     def result(self) -> Line:
-        """The end of the run: ``1 failed, 2 built, 3 fresh, 4 not reached``."""
+        """The end of the run: ``1 failed, 2 built, 3 fresh, 4 not looked at``."""
         order: tuple[Fate, ...] = ("failed", "skipped", "built", "restored", "fresh")
         parts = [[(f"{self.count(fate)} {fate}", _STYLES[fate])] for fate in order if self.count(fate)]
         left = self.to_go()
-        return join([*parts, [(f"{left} not reached", "yellow")] if left else []], ", ")
+        return join([*parts, [(f"{left} not looked at", "yellow")] if left else []], ", ")

@@ -24,10 +24,15 @@ _QUESTION = "What is the capital of France?"
 
 Item = Line | Table
 
+#: What a project without a spec is told, by a run and by a plan.
+NO_SPECS = "no specs: doit new NAME writes a first one"
 
-def nothing_to_do(count: int, seconds: float) -> Line:
-    """``nothing to do: 14 targets fresh (0.21 s)``."""
-    return [("nothing to do: ", ""), (f"{plural(count, 'target')} fresh", "green"), (f" ({duration(seconds)})", "dim")]
+
+def nothing_to_do(count: int, seconds: float, elsewhere: int = 0) -> Line:
+    """``nothing to do: 14 targets fresh (0.21 s)``; ``elsewhere`` of them were built by another process meanwhile."""
+    end = f"{duration(seconds)}, {elsewhere} of them built by another process meanwhile" if elsewhere else ""
+    shown = f"{plural(count, 'target')} fresh"
+    return [("nothing to do: ", ""), (shown, "green"), (f" ({end or duration(seconds)})", "dim")]
 
 
 def closing_page(session: Session, board: Board, width: int) -> Iterator[Item]:
@@ -142,6 +147,8 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     at_hand, changed = _at_hand(session, board), _at_hand(session, board, changed=True)
     if any(name not in session.outcomes for name in board.names("failed")):
         yield "what is left, and why", "doit plan"
+        if board.to_go():
+            yield "go on with the others", "doit -c"
     reports = [node for node in at_hand if node.kind == "report"]
     for node in (reports or [node for node in changed if not node.hidden])[-1:]:
         yield "what was measured, and how", f"doit show {shlex.quote(node.id)}"

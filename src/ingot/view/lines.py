@@ -7,7 +7,7 @@ from typing import Any
 
 from ingot.view.text import Line, Piece, cells, cut, duration, headline, join, length, printable, size
 
-_STYLES = {"built": "green", "restored": "cyan", "failed": "red", "skipped": "yellow", "ran": "green"}
+_STYLES = {"built": "green", "restored": "cyan", "failed": "red", "skipped": "yellow", "ran": "green", "fresh": "dim"}
 _FATE_WIDTH = 8
 #: The detail that goes without saying on a first build.
 _EXPECTED = "never built"
@@ -22,7 +22,8 @@ def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[
     """
     name_width, width = layout
     timings = receipt["timings"]
-    peak = timings.get("peak_anon_bytes") if fate == "built" else None
+    # What a person sees in ``top``; anonymous memory alone where nothing else was measured.
+    peak = (timings.get("peak_rss_bytes") or timings.get("peak_anon_bytes")) if fate == "built" else None
     total = sum(int(file["size"]) for file in receipt["files"])
     wall = duration(timings["wall_s"]) if fate == "built" else ""
     head: list[Piece] = [
