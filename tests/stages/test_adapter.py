@@ -56,6 +56,21 @@ def test_it_learns_and_says_how_much(trained: tuple[Path, Any]) -> None:
     assert metrics["tokens"].value == sum(step["tokens"] for step in curves["train"])
 
 
+@pytest.mark.parametrize(("steps", "each"), [(1, 1), (5, 2)])
+def test_the_start_and_the_end_of_a_short_training_share_no_step(
+    inputs: dict[str, Path], tmp_path: Path, steps: int, each: int
+) -> None:
+    params = {**FAST, "steps": steps, "eval_documents": 0, "eval_every": 0}
+    out, metrics = run_stage("adapter", params, inputs, tmp_path, seed=1)
+    curve = json.loads((out / "training.json").read_text())["train"]
+    for name, part in (("first", curve[:each]), ("last", curve[-each:])):
+        tokens = sum(step["scored_tokens"] for step in part)
+        mean = sum(step["loss"] * step["scored_tokens"] for step in part) / tokens
+        assert metrics[f"train_loss_{name}"].value == pytest.approx(mean)
+        assert metrics[f"train_loss_{name}"].n == tokens
+        assert metrics[f"train_loss_{name}"].method == f"mean over the {name} {each} steps"
+
+
 def test_the_measured_loss_is_what_peft_and_transformers_compute(
     trained: tuple[Path, Any], inputs: dict[str, Path]
 ) -> None:

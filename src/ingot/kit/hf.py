@@ -14,12 +14,14 @@ from safetensors import safe_open
 
 from ingot.core.digest import read_json
 from ingot.errors import RefusedInput
+from ingot.kit.architectures import refuse_unknown_architecture
 from ingot.kit.safetensors_check import Entry, check_file
 
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON = 64 << 20
 _CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 
 #: The dtypes that ingot reads and writes, by their name in config.json.
@@ -241,6 +243,7 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
 
     logging.disable_progress_bar()
     config = read_config(folder)
+    refuse_unknown_architecture(config)
     for _ in entries(folder):  # every header is sound before a library parses one
         pass
     more: dict[str, Any] = {}
@@ -259,8 +262,31 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; nothing is downloaded and no code of the folder runs."""
+    """The tokenizer of a folder; nothing is downloaded and no code of the folder runs.
+
+    RefusedInput (E-TOKENIZER) when the folder holds none, or one that cannot be read.
+    """
     from transformers import AutoTokenizer
 
     read_config(folder)
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    here = sorted(path.name for path in folder.iterdir())
+    if not any(path.match(pattern) for path in folder.iterdir() for pattern in _TOKENIZER_FILES):
+        raise RefusedInput(
+            "E-TOKENIZER",
+            "the model's folder holds no tokenizer",
+            facts=["missing: tokenizer.json (or tokenizer.model, vocab.json, vocab.txt)", f"files: {_some(here)}"],
+            hint="take these files from where the model comes from; under 'fetch', 'files' may leave them out",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, LookupError, TypeError, OSError, ImportError) as error:
+        raise RefusedInput(
+            "E-TOKENIZER",
+            "the model's tokenizer cannot be read",
+            facts=[" ".join(f"{type(error).__name__}: {error}".split()), f"files: {_some(here)}"],
+            hint="a tokenizer.json is read by every version of transformers; others may need sentencepiece",
+        ) from error
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,6 +9,7 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from ingot.kit.architectures import refuse_unknown_architecture
 
 #: Written by a stage about its own result; not a property of the model, so never handed on.
 _OWN_FILES = ("prune.json",)
@@ -21,7 +22,7 @@ def skeleton(folder: Path) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    hf.read_config(folder)
+    refuse_unknown_architecture(hf.read_config(folder))
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -29,8 +30,8 @@ def skeleton(folder: Path) -> Any:
     except (ValueError, KeyError) as error:
         raise RefusedInput(
             "E-MODEL-ARCH",
-            "transformers knows no causal language model for this config",
-            facts=[str(error).splitlines()[0][:200]],
+            "transformers can make no model of this config.json",
+            facts=[" ".join(str(error).split())],
         ) from error
 
 
@@ -43,9 +44,26 @@ def linear_modules(model: Any) -> list[str]:
 
 
 def linear_weights(folder: Path) -> list[str]:
-    """As ``linear_modules``, those whose ``.weight`` is a tensor of the folder."""
+    """As ``linear_modules``, those whose ``.weight`` is a tensor of the folder.
+
+    RefusedInput (E-MODEL-ARCH) for a model that has no linear layers at all.
+    """
     names = set(hf.tensor_names(folder))
-    return [module for module in linear_modules(skeleton(folder)) if f"{module}.weight" in names]
+    model = skeleton(folder)
+    linear = linear_modules(model)
+    if not linear:
+        raise no_linear(model)
+    return [module for module in linear if f"{module}.weight" in names]
+
+
+def no_linear(model: Any) -> RefusedInput:
+    """The refusal of a model without linear layers, such as GPT-2, whose matrices are another kind of layer."""
+    return RefusedInput(
+        "E-MODEL-ARCH",
+        f"the architecture {model.config.model_type} is not supported here: it has no linear layers (torch.nn.Linear)",
+        facts=["adapter, prune and quantize work on the linear layers of a model"],
+        hint="use a model that has them: llama, mistral, qwen2, qwen3, gemma and most others do",
+    )
 
 
 def output_module(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PER_TOKEN = "nats/token"  # noqa: S105 - a unit
 _RESAMPLES = 2000
-_TAIL = 8  # steps whose mean loss stands for the start and the end of training
+_TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
 
 
 class Adapter(Stage):
@@ -127,11 +127,13 @@ class _Training:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from ingot.kit.layers import linear_modules
+        from ingot.kit.layers import linear_modules, no_linear
         from ingot.kit.lora import match_modules, shortest
 
         stage = self.stage
         linear = linear_modules(model)
+        if not linear:
+            raise no_linear(model)
         named = linear if stage.target_modules == "all-linear" else stage.target_modules
         modules = match_modules(linear, named, "E-ADAPTER-MODULES")
         torch.manual_seed(self.seed)
@@ -240,7 +242,7 @@ class _Training:
         )
 
     def _metrics(self) -> dict[str, Metric]:
-        tail = min(_TAIL, len(self.history))
+        tail = max(1, min(_TAIL, len(self.history) // 2))  # the start and the end share no step
         tokens = sum(step.tokens for step in self.history)
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         found = {
