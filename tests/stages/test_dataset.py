@@ -151,23 +151,57 @@ def test_docstrings_become_chats_about_their_symbol(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "row 2"),
-        ('{"prompt": "a", "completion": "b"}\n\n{"prompt": "a", "completion": 3}', "row 3"),
-        ('{"prompt": "a", "completion": " "}', "row 1"),
-        ('{"unknown": "a"}', "row 1"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "row 1"),
-        ('{"messages": [{"role": ["user"], "content": "a"}, {"role": "assistant", "content": "b"}]}', "row 1"),
-        ('{"text": "\\ud800"}', "row 1"),
-        ("[1]", "row 1"),
-        ('{"text": "a", "text": "b"}', "row 1"),
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": "a"',
+            "x.jsonl:2: not JSON (expecting ',' delimiter, column 15)",
+        ),
+        ('{"prompt": "a", "completion": "b"}\n\n{"prompt": "a", "completion": 3}', "x.jsonl:3: "),
+        ('{"prompt": "a", "completion": " "}', "x.jsonl:1: "),
+        ('{"unknown": "a"}', "x.jsonl:1: "),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "x.jsonl:1: "),
+        ('{"messages": [{"role": ["user"], "content": "a"}, {"role": "assistant", "content": "b"}]}', "x.jsonl:1: "),
+        ('{"text": "\\ud800"}', "x.jsonl:1: "),
+        ("[1]", "x.jsonl:1: "),
+        ('{"text": "a", "text": "b"}', "x.jsonl:1: "),
     ],
 )
 def test_a_malformed_row_is_refused_with_its_number(tmp_path: Path, text: str, where: str) -> None:
     source = tmp_path / "x.jsonl"
     source.write_text(text)
-    with pytest.raises(RefusedInput, match=where) as error:
+    with pytest.raises(RefusedInput) as error:
         build(tmp_path, source)
     assert error.value.code == "E-DATASET-ROW"
+    assert where in error.value.what
+
+
+def in_source(tmp_path: Path, path: str, snapshot: Path) -> RefusedInput:
+    with pytest.raises(RefusedInput) as error:
+        run_stage("dataset", {"sources": [{"path": path, "format": "json"}]}, {}, tmp_path, sources=[snapshot])
+    return error.value
+
+
+def test_a_file_is_named_as_in_the_project_not_as_in_the_snapshot(tmp_path: Path) -> None:
+    """A build's snapshot of one file is called ``content``; that of a folder or glob keeps what is below."""
+    content = tmp_path / "content"
+    content.write_text('[\n{"text": "a"},\n{"text": }]')
+    wanted = ":3: not JSON (expecting value, column 10)"
+    assert in_source(tmp_path / "1", "data/rows.json", content).what == f"data/rows.json{wanted}"
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    content.rename(folder / "sub" / "b.json")
+    for number, path in enumerate(("data/all", "data/all/*/*.json", "data/all/s*/b.json"), 2):
+        assert in_source(tmp_path / str(number), path, folder).what == f"data/all/sub/b.json{wanted}"
+    assert in_source(tmp_path / "5", "*/b.json", folder).what == f"sub/b.json{wanted}"
+    (folder / "sub" / "b.json").write_text('[{"text": "a"}, {"text": 1}]')
+    assert in_source(tmp_path / "6", "data", folder).what.startswith("data/sub/b.json, row 2: the field 'text'")
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    empty = tmp_path / "content"
+    empty.write_text("\n")
+    error = in_source(tmp_path / "1", "data/rows.json", empty)
+    assert (error.code, error.what) == ("E-DATASET-EMPTY", "data/rows.json is empty")
+    assert error.facts == ("data/rows.json: 1 bytes",)
 
 
 @pytest.mark.parametrize(

@@ -145,47 +145,58 @@ def _split_long(paragraph: str, size: int) -> Iterator[str]:
 def read_file(path: Path, format_: str, fields: Mapping[str, str] | None, where: str, chunk: int) -> Iterator[Document]:
     """The documents of one file; ``where`` names it in messages.
 
-    RefusedInput (E-DATASET-ROW) with the line (or for JSON the element) for what is no row.
+    RefusedInput (E-DATASET-ROW) with the line (or for JSON the element) for what is no row: ``rows.jsonl:3: …``.
     """
     if format_ == "text":
         try:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
-            raise _row(where, None, f"it is not UTF-8: {error.reason}") from error
+            raise _row(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from error
         for piece in chunks(text, chunk):
             yield Document("text", parts=(piece,), group=piece)
         return
-    for number, row in _json_rows(path, format_, where):
+    for at, row in _json_rows(path, format_, where):
         if not isinstance(row, dict):
-            raise _row(where, number, "it is not a JSON object")
+            raise _row(at, "not a JSON object")
         mapping = fields or next((names for names in _USUAL if set(names.values()) <= row.keys()), None)
         if mapping is None:
-            raise _row(where, number, f"no known fields among {', '.join(sorted(row))}; name them by 'fields'")
+            raise _row(at, f"no known fields among {', '.join(sorted(row))}; name them by 'fields'")
         try:
             document = _document(row, mapping)
             json.dumps(document.content(), ensure_ascii=False).encode()
         except ValueError as error:  # also half of a surrogate pair
-            raise _row(where, number, str(error)) from error
+            raise _row(at, str(error)) from error
         yield document
 
 
-def _json_rows(path: Path, format_: str, where: str) -> Iterator[tuple[int, object]]:
+def _json_rows(path: Path, format_: str, where: str) -> Iterator[tuple[str, object]]:
+    """Each row and where it is: FILE:LINE, or for an array the number of the element."""
     if format_ == "json":
+        data = path.read_bytes()
         try:
-            value = read_json(path.read_bytes())
+            value = read_json(data) if data.strip() else []
         except (ValueError, RecursionError) as error:
-            raise _row(where, None, f"it is not JSON: {error}") from error
+            raise _no_json(where, error, getattr(error, "lineno", None)) from error
         if not isinstance(value, list):
-            raise _row(where, None, "it is not a JSON array of rows")
-        yield from enumerate(value, 1)
+            raise _row(where, "not a JSON array of rows")
+        yield from ((f"{where}, row {number}", row) for number, row in enumerate(value, 1))
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield number, read_json(line)
+                    yield f"{where}:{number}", read_json(line.rstrip(b"\r\n"))
                 except (ValueError, RecursionError) as error:
-                    raise _row(where, number, f"it is not JSON: {error}") from error
+                    raise _no_json(where, error, number) from error
+
+
+def _no_json(where: str, error: Exception, line: int | None) -> RefusedInput:
+    at = where if line is None else f"{where}:{line}"
+    if isinstance(error, json.JSONDecodeError):
+        return _row(at, f"not JSON ({error.msg.lower()}, column {error.colno})")
+    if isinstance(error, UnicodeDecodeError):
+        return _row(at, f"not UTF-8 text ({error.reason})")
+    return _row(at, f"not JSON ({error})")
 
 
 def _document(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Document:
@@ -228,6 +239,5 @@ def _conversation(value: object) -> Document:
     return Document("chat", messages=tuple(messages), group=json.dumps(messages[:-1]))
 
 
-def _row(where: str, number: int | None, what: str) -> RefusedInput:
-    at = f"{where}, row {number}" if number is not None else where
+def _row(at: str, what: str) -> RefusedInput:
     return RefusedInput("E-DATASET-ROW", f"{at}: {what}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -189,6 +190,8 @@ class Dataset(Stage):
             read.append(document)
             if len(read) % 1000 == 0:
                 progress(len(read), None, "documents")
+        if not read:
+            raise self._nothing(given)
         counts = dict.fromkeys(_FUNNEL, 0) | {"read": len(read)}
         form = _form(self.form, {document.form for document in read})
         threshold = self.dedup.threshold if self.dedup is not None else None
@@ -205,6 +208,14 @@ class Dataset(Stage):
         (out / "dataset.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return _metrics(counts, characters)
 
+    def _nothing(self, given: Given) -> RefusedInput:
+        """The refusal of sources without a row, by the names of their files."""
+        pairs = zip(self.sources, given.sources, strict=True)
+        files = [found for entry, snapshot in pairs if entry.path for found in _named(entry, snapshot)]
+        facts = [f"{name}: {path.stat().st_size} bytes" for path, name in files[:8]]
+        what = f"{files[0][1]} is empty" if len(files) == 1 else "the sources are empty"
+        return RefusedInput("E-DATASET-EMPTY", what, facts=facts, hint="a data set needs rows, or text")
+
     def _read(self, given: Given, progress: Progress) -> Iterator[Document]:
         from ingot.kit.documents import read_file, read_stdlib
 
@@ -217,10 +228,23 @@ class Dataset(Stage):
                 continue
             assert entry.format is not None
             fields = entry.fields.model_dump(exclude_none=True) if entry.fields is not None else None
-            files = sorted(snapshot.rglob("*")) if snapshot.is_dir() else [snapshot]
-            for path in (path for path in files if path.is_file()):
-                within = f" ({path.relative_to(snapshot).as_posix()})" if snapshot.is_dir() else ""
-                yield from read_file(path, entry.format, fields, f"source {number}{within}", entry.chunk_chars)
+            for path, name in _named(entry, snapshot):
+                yield from read_file(path, entry.format, fields, name, entry.chunk_chars)
+
+
+def _named(entry: Entry, snapshot: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a source in order, each with its name in the project."""
+    assert entry.path is not None
+    written = entry.path.path or ""
+    if not snapshot.is_dir():
+        yield snapshot, written
+        return
+    # names in a snapshot are relative to the folder, or to what stands before the first wildcard
+    fixed = re.split(r"[*?\[]", written)[0]
+    folder = written if fixed == written else fixed.rpartition("/")[0]
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file():
+            yield path, (PurePosixPath(folder) / path.relative_to(snapshot).as_posix()).as_posix()
 
 
 def _form(wanted: str, found: set[Form]) -> Form:
