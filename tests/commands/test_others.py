@@ -129,7 +129,9 @@ def test_a_missing_program_is_exit_1_with_a_fix(sandbox: Sandbox) -> None:
     done = sandbox.doit("doctor")
     assert done.returncode == 1
     assert "not on PATH, for s:a" in done.stdout
-    assert "install no-such-program-x" in done.stdout
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    at = lines.index("program no-such-program-x missing not on PATH, for s:a")
+    assert lines[at + 1].startswith("fix: install no-such-program-x")
     data = json.loads(sandbox.doit("doctor", "--json").stdout)
     assert data["ok"] is False
 
@@ -143,6 +145,8 @@ def test_git_is_looked_at(chain: Sandbox) -> None:
     chain.git("init", "-q")
     assert "conflict on ingot.lock" in git()["detail"]
     chain.file(".gitattributes", "ingot.lock merge=union\n")
+    assert "no commit yet" in git()["detail"]
+    chain.git("commit", "-q", "--allow-empty", "-m", "x")
     assert git()["state"] == "ok"
     chain.file(".gitignore", "registry/\n")
     assert "ignored" in git()["detail"]

@@ -40,6 +40,23 @@ def test_missing_packages_are_named_with_their_extra() -> None:
     assert (second.word, second.detail) == ("ok", "torch 2.13.0 for merge")
 
 
+def test_a_package_that_is_there_is_named_once() -> None:
+    nodes = [
+        node(tools=("torch", "numpy"), extra="a"),
+        node(tools=("gguf", "torch"), extra="b"),
+        node(tools=("torch",), extra="c"),
+    ]
+    details = [check.detail for check in doctor.packages(nodes, lambda _name: "1")]
+    assert details == ["numpy 1, torch 1 for gguf", "gguf 1 for gguf", "as above for gguf"]
+
+
+def test_no_need_of_nothing_is_told(tmp_path: Path) -> None:
+    assert "needed" not in doctor.disk(tmp_path, todo("a"), lambda _name: receipt(size=10)).detail
+    assert "0.1 MB needed" in doctor.disk(tmp_path, todo("a"), lambda _name: receipt(size=100_000)).detail
+    described = doctor.memory(todo("a"), lambda _name: receipt(peak=10), lambda: (4_000_000_000, 8_000_000_000))
+    assert described.detail == "4.0 GB of 8.0 GB available"
+
+
 def test_a_program_is_looked_for_on_path() -> None:
     nodes = [node(programs={"sox": ("sox", "--version")})]
     (absent,) = doctor.programs(nodes, lambda _name: None)
@@ -132,4 +149,8 @@ def test_git_without_the_union_merge_of_the_lock_is_noted_with_its_fix(tmp_path:
     assert check.word == "note"
     assert "conflict on ingot.lock" in check.detail
     subprocess.run(["sh", "-c", check.fix], cwd=tmp_path, check=True)
+    check = doctor.git(tmp_path)
+    assert (check.word, check.detail) == ("note", "no commit yet: receipts name none, and nothing pins the log")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
     assert doctor.git(tmp_path).word == "ok"

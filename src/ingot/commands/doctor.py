@@ -99,15 +99,15 @@ def _reach(name: str, url: str) -> Check:
 
 
 def _show(screen: Screen, checks: Sequence[Check]) -> None:
-    screen.table(("", "", ""), [(check.name, check.word, check.detail) for check in checks])
-    missing = [check for check in checks if check.word == "missing"]
-    fixes = list(
-        dict.fromkeys(check.fix for check in [*missing, *(c for c in checks if c.word == "note")] if check.fix)
-    )
+    rows: list[tuple[str, str, str]] = []
+    said: set[str] = set()
+    for check in checks:
+        rows.append((check.name, check.word, check.detail))
+        if check.word != "ok" and check.fix and check.fix not in said:
+            said.add(check.fix)
+            rows.append(("", "", f"fix: {check.fix}"))
+    screen.table(("", "", ""), rows)
+    missing = sum(check.word == "missing" for check in checks)
     if missing:
         screen.line()
-        screen.line(f"{len(missing)} missing")
-    if fixes:
-        screen.line()
-        for fix in fixes:
-            screen.line(fix)
+        screen.line(f"{missing} missing")

@@ -25,6 +25,8 @@ Earlier = Callable[[str], Mapping[str, Any] | None]
 
 #: Kept free beside what the targets need: the log must never meet a full disk.
 RESERVE_BYTES = 1 << 30
+#: What would be shown as 0.0 MB is not shown.
+_WORTH_SAYING = 50_000
 _OLDEST_PYTHON = (3, 11)
 _PROBE_SECONDS = 120
 
@@ -52,7 +54,7 @@ def python(version: Sequence[int] = tuple(sys.version_info[:3])) -> Check:
 
 
 def packages(nodes: Iterable[Node], version: Callable[[str], str] = tool_version) -> Iterator[Check]:
-    """One check a pip extra: the packages that these targets need of it."""
+    """One check a pip extra: the packages that these targets need of it. A package that is there is named once."""
     kinds: dict[str, set[str]] = {}
     wanted: dict[str, set[str]] = {}
     for node in nodes:
@@ -60,6 +62,7 @@ def packages(nodes: Iterable[Node], version: Callable[[str], str] = tool_version
         if extra:
             kinds.setdefault(extra, set()).add(node.kind)
             wanted.setdefault(extra, set()).update((*node.tools, *node.needs))
+    named: set[str] = set()
     for extra in sorted(wanted):
         found = {name: version(name) for name in sorted(wanted[extra])}
         absent = [name for name, installed in found.items() if installed == NOT_INSTALLED]
@@ -69,7 +72,9 @@ def packages(nodes: Iterable[Node], version: Callable[[str], str] = tool_version
                 f"packages [{extra}]", "missing", f"{', '.join(absent)} {users}", f"pip install 'ingot[{extra}]'"
             )
         else:
-            yield Check(f"packages [{extra}]", "ok", f"{', '.join(f'{n} {v}' for n, v in found.items())} {users}")
+            shown = ", ".join(f"{name} {installed}" for name, installed in found.items() if name not in named)
+            yield Check(f"packages [{extra}]", "ok", f"{shown or 'as above'} {users}")
+            named |= found.keys()
 
 
 def programs(nodes: Iterable[Node], which: Callable[[str], str | None] = shutil.which) -> Iterator[Check]:
@@ -95,7 +100,7 @@ def disk(store: Path, todo: Iterable[Planned], earlier: Earlier) -> Check:
     known = sum(int(file["size"]) for receipt in sizes if receipt for file in receipt.get("files", ()))
     unknown = sum(receipt is None for receipt in sizes)
     facts = f"{_gigabytes(free)} free"
-    if known:
+    if known >= _WORTH_SAYING:
         facts += f", {_gigabytes(known)} needed as when last built"
     if unknown:
         facts += f", {unknown} target{'s' * (unknown != 1)} never built: size not known"
@@ -116,6 +121,8 @@ def memory(
     peaks = [(_peak(earlier(item.node.id)), item.node.id) for item in todo]
     peak, target = max(peaks, default=(0, ""))
     facts = f"{_gigabytes(free)} of {_gigabytes(total)} available"
+    if 0 < peak < _WORTH_SAYING:
+        return Check("memory", "ok", facts)
     if not peak:
         return Check("memory", "ok", f"{facts}; no earlier build says how much is needed" if peaks else facts)
     facts += f", {_gigabytes(peak)} needed by {target} as when last built"
@@ -183,6 +190,9 @@ def git(root: Path) -> Check:
     if not merge.stdout.strip().endswith("union"):
         lines = r"printf 'ingot.lock -text merge=union\nregistry/** -text\n' >> .gitattributes"
         return Check("git", "note", "two clones that both built will conflict on ingot.lock", lines)
+    head = subprocess.run(("git", "rev-parse", "--verify", "-q", "HEAD"), cwd=root, capture_output=True, check=False)
+    if head.returncode:
+        return Check("git", "note", "no commit yet: receipts name none, and nothing pins the log", "git commit")
     return Check("git", "ok", "receipts name the commit; commit registry/ and ingot.lock to pin the log")
 
 
