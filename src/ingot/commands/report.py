@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
 from ingot.commands.screen import Screen
-from ingot.errors import StoreDamaged, UsageError
+from ingot.errors import SpecError, StoreDamaged, UsageError
 
 if TYPE_CHECKING:
+    from ingot.core.gates import Verdict
     from ingot.core.project import Project
 
 Json = Mapping[str, Any]
@@ -32,7 +33,7 @@ class Report(IngotCommand):
 
         Without a name the reports at hand are shown, and those that are not in the store are named on standard error.
         """
-        project = registry.open_log()
+        project = _open()
         receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
         if not receipts:
             what = f"no report was built for {arguments[0]!r}" if arguments else "no report was built yet"
@@ -43,18 +44,70 @@ class Report(IngotCommand):
         ]
         if options["json"]:
             listed = [
-                {"target": receipt["target"], "digest": receipt["digest"], "names": names, "report": report}
+                {
+                    "target": receipt["target"],
+                    "digest": receipt["digest"],
+                    "names": names,
+                    "report": report,
+                    "gates": [_gate_json(verdict) for verdict in verdicts_of(project, receipt)],
+                }
                 for receipt, names, report in found
             ]
             screen.json({"format": 1, "reports": listed})
         else:
             for receipt, names, report in found:
                 _show(screen, str(receipt["target"]), names, report, markdown=options["markdown"])
+                _show_gates(screen, verdicts_of(project, receipt), markdown=options["markdown"])
         for receipt in absent:
             # Beside the reports and not among them: standard output may be JSON or Markdown for a program.
             sys.stderr.write(f"note: {receipt['target']} is not in the store: {remedy(project, receipt['target'])}\n")
         keep_derived(project)
         return 0
+
+
+def _open() -> Project:
+    """The project with its specs, which name the gates; without them where a spec is bad, since the log needs none."""
+    from ingot.commands.base import open_project
+
+    try:
+        return open_project()
+    except SpecError:
+        return registry.open_log()
+
+
+def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
+    """The gates that the spec of today sets at a report, judged from what the report was made of; none without it."""
+    from ingot.core import gates
+
+    node = project.nodes.get(str(receipt["target"]))
+    if node is None:
+        return []
+    listed = [value if isinstance(value, list) else [value] for value in receipt["inputs"].values()]
+    used = {str(item["digest"]) for items in listed for item in items}
+
+    def metrics_of(name: str) -> Mapping[str, Mapping[str, object]] | None:
+        if name == node.name:
+            return receipt["metrics"]  # type: ignore[no-any-return]  # a receipt is JSON
+        try:
+            measured = registry.receipt_of_target(project, f"{node.spec}:{name}")
+        except UsageError:
+            return None
+        return measured["metrics"] if measured["digest"] in used else None
+
+    return gates.judge(project.gates_of(node), metrics_of)
+
+
+def _gate_json(verdict: Verdict) -> dict[str, Any]:
+    word = {True: "pass", False: "fail", None: "unknown"}[verdict.passed]
+    limit = {verdict.side: verdict.limit, "bound": verdict.bound}
+    return {"gate": verdict.gate, "limit": limit, "value": verdict.value, "verdict": word}
+
+
+def _show_gates(screen: Screen, verdicts: Sequence[Verdict], *, markdown: bool) -> None:
+    if verdicts:
+        screen.line("\n## Gates\n" if markdown else "")
+    for verdict in verdicts:
+        screen.line(f"- {verdict}" if markdown else f"gate: {verdict}")
 
 
 def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]]:
