@@ -132,12 +132,18 @@ def test_a_failure_is_said_once_with_code_and_log(sandbox: Sandbox) -> None:
         "          log: cache/logs/s/a.log",
         "",
         "what is left, and why  doit plan",
-        "go on with the others  doit -c",
         "",
         "1 failed, 1 not looked at in T",
     ]
     assert done.stderr == ""
     assert "noise" in (sandbox.root / "cache" / "logs" / "s" / "a.log").read_text()
+
+
+def test_what_can_be_built_in_spite_of_a_failure_is_offered(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + target("a", "exit 3") + target("b", "true", "a") + target("c", "echo > {out}/c"))
+    lines = steady(sandbox.doit().stdout)
+    assert lines[-1] == "1 failed, 2 not looked at in T"
+    assert "go on with the others  doit -c" in lines
 
 
 def test_with_continue_what_needs_the_failed_one_is_skipped(sandbox: Sandbox) -> None:

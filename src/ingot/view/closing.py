@@ -11,7 +11,7 @@ from typing import Any
 from ingot.core.gates import Verdict
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
-from ingot.core.plan import tool_version
+from ingot.core.plan import input_ids, tool_version
 from ingot.core.report_view import Column, Table, table
 from ingot.core.session import Session
 from ingot.view.board import Board
@@ -147,7 +147,7 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     at_hand, changed = _at_hand(session, board), _at_hand(session, board, changed=True)
     if any(name not in session.outcomes for name in board.names("failed")):
         yield "what is left, and why", "doit plan"
-        if board.to_go():
+        if _others(session, board):
             yield "go on with the others", "doit -c"
     reports = [node for node in at_hand if node.kind == "report"]
     for node in (reports or [node for node in changed if not node.hidden])[-1:]:
@@ -159,6 +159,19 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
         path = shlex.quote(artifact_path(session, models[0]))
         question = _question(session.project.nodes.values(), models[0].spec)
         yield "chat with it", f'python -m ingot.chat {path} "{question}"'
+
+
+def _others(session: Session, board: Board) -> list[str]:
+    """The targets that were not looked at and that nothing which failed stands in the way of."""
+    barred, others = set(board.names("failed", "skipped")), []
+    for name in board.targets:
+        if name in board.fates:
+            continue
+        if barred.isdisjoint(input_ids(session.project.nodes[name])):
+            others.append(name)
+        else:
+            barred.add(name)
+    return others
 
 
 def _question(nodes: Iterable[Node], spec: str) -> str:
