@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from projectkit import DOIT, REPO, Sandbox
 
 SPECS = sorted((REPO / "specs").rglob("*.yaml"))

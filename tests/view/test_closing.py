@@ -106,10 +106,11 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
     run.target("s:gguf@Q8_0", "gguf", fate="fresh")
     run.target("s:gguf@Q4_0", "gguf")
     run.target("s:report", "report", files=("report.json",))
+    model = "cache/latest/s/gguf@Q4_0/model.gguf"
     assert run.page()[-3:] == [
         "what was measured, and how  doit show s:report",
         "how it came to be           doit history s",
-        'chat with it                python -m ingot.chat cache/latest/s/gguf@Q4_0/model.gguf "What is the capital of France?"',
+        f'chat with it                python -m ingot.chat {model} "What is the capital of France?"',
     ]
 
 
