@@ -198,6 +198,10 @@ def test_what_kind_of_source_it_was() -> None:
         (cause,) = causes(old, wanted, lambda _digest: None)
         assert cause.note is not None
         assert cause.note.endswith(expected)
+        for state in (False, None):
+            # the commit does not hold what the result was built from: its difference would mislead
+            (cause,) = causes(old | {"git": git | {"clean": state}}, wanted, lambda _digest: None)
+            assert "git" not in str(cause.note)
     assert source_name({"paths": ["a", "b", "c", "d"]}) == "a, b, c and 1 more"
     assert source_name({}) == ""
 
@@ -239,8 +243,10 @@ def test_how_contents_differ() -> None:
     more = {"path": "y", "size": 9, "sha256": "c"}
     found = content_words(receipt(files=[one]), receipt(files=[other, more]), digests)
     assert found == f"9 bytes more, in 2 files ({shown})"
-    # a command that calls itself no data set has bytes
-    assert "rows" not in content_words(receipt(), rows(1, 1), digests)
+    # what merely has metrics of such names is compared by bytes
+    one, other = (rows(count, 1) | {"kind": "command"} for count in (1, 2))
+    assert "row" not in content_words(one, other, digests)
+    assert "row" not in content_words(rows(1, 1), receipt(), digests)
 
 
 # --- two sides ---------------------------------------------------------------------------------------------------
