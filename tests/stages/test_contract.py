@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 from samples import SAMPLES
 
+from ingot.core.kinds_text import MEASURED
 from ingot.core.stage import Stage, kinds, load_kind
 
 HERE = Path(__file__).parent
@@ -105,6 +107,16 @@ def test_metrics_say_their_unit_and_how_they_were_measured(kind: str, two_runs: 
         assert metric["unit"], name
         assert metric["method"], name
         assert isinstance(metric["value"], int | float), name
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_the_reference_names_what_is_measured(kind: str, two_runs: tuple[Results, Results]) -> None:
+    measured = {name: metric["unit"] for name, metric in two_runs[0][kind]["metrics"].items()}
+    patterns = {re.sub("[A-Z]+", "[a-z0-9_]+", name): (unit, when) for name, unit, when in MEASURED[kind]}
+    for name, unit in measured.items():
+        assert [found for pattern, (found, _) in patterns.items() if re.fullmatch(pattern, name)] == [unit], name
+    for pattern, (_, when) in patterns.items():
+        assert when != "always" or any(re.fullmatch(pattern, name) for name in measured), pattern
 
 
 @pytest.mark.parametrize("kind", kinds())

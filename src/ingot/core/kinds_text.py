@@ -1,0 +1,152 @@
+"""What the reference of kinds says beyond what their classes hold: formats, metrics, the files of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+HEAD = """\
+# Kinds
+
+A target of a spec has a `kind`. This page is made from the kinds themselves by
+`python -m ingot.core.kinds_doc > docs/kinds.md`; a test keeps it current. `doit schema` prints the same for editors.
+
+Beside its parameters, every target takes `from` (role → target), `matrix` (parameter → list of values, one instance
+for each combination) and `virtual`. Default "depends" means that other parameters decide; the meaning says how.
+"""
+
+#: What each format is on disk.
+FORMATS: Mapping[str, str] = {
+    "any": "files of any form; they fit every role and are checked when they are read.",
+    "hf": "a Hugging Face folder (`hf`): `config.json`, the tokenizer, the weights as safetensors.",
+    "adapter": "PEFT's files (`adapter`): `adapter_config.json`, `adapter_model.safetensors`, and `training.json`.",
+    "gguf": "one file (`gguf`): `model.gguf`.",
+    "coreml": "a package (`coreml`): `model.mlpackage`.",
+    "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
+    "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
+    "report": "a `report`: `report.json`, one row a candidate.",
+}
+
+_ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
+_NATS = "nats/token"
+
+#: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
+MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "adapter": (
+        ("train_loss_first", _NATS, _ALWAYS),
+        ("train_loss_last", _NATS, _ALWAYS),
+        ("trainable_parameters", "parameters", _ALWAYS),
+        ("steps", "1", _ALWAYS),
+        ("tokens", "tokens", _ALWAYS),
+        ("tokens_per_second", "tokens/s", _ALWAYS),
+        ("train_seconds", "s", _ALWAYS),
+        ("eval_loss_before", _NATS, _HELD_OUT),
+        ("eval_loss_after", _NATS, _HELD_OUT),
+        ("eval_loss_change", _NATS, _HELD_OUT),
+    ),
+    "command": (("bytes", "B", _ALWAYS),),
+    "convert": (
+        ("parameters", "parameters", _ALWAYS),
+        ("tensors", "tensors", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        ("bits_per_weight_in", "bits", _ALWAYS),
+        ("bits_per_weight", "bits", _ALWAYS),
+    ),
+    "coreml": (
+        ("bytes", "B", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("bits_per_weight", "1", _ALWAYS),
+        ("operations", "1", _ALWAYS),
+        ("operation_kinds", "1", _ALWAYS),
+        ("module_max_difference", "1", _ALWAYS),
+        ("weight_bytes_TYPE", "B", "for each type of stored weights"),
+    ),
+    "dataset": (
+        ("documents_read", "documents", _ALWAYS),
+        ("documents_too_short", "documents", _ALWAYS),
+        ("documents_too_long", "documents", _ALWAYS),
+        ("documents_exact_duplicates", "documents", _ALWAYS),
+        ("documents_near_duplicates", "documents", _ALWAYS),
+        ("documents_over_limit", "documents", _ALWAYS),
+        ("documents_train", "documents", _ALWAYS),
+        ("documents_eval", "documents", _ALWAYS),
+        ("characters_train", "characters", _ALWAYS),
+        ("characters_eval", "characters", _ALWAYS),
+    ),
+    "evaluate": (
+        ("tokens", "tokens", "unless nothing can run the candidate here (`coreml`)"),
+        ("documents", "documents", "as tokens"),
+        ("nll", _NATS, "as tokens"),
+        ("perplexity", "1", "as tokens"),
+        ("nll_difference", _NATS, _REFERENCE),
+        ("kl_divergence", _NATS, _REFERENCE),
+        ("kl_p99", "nats", _REFERENCE),
+        ("top1_agreement", "1", _REFERENCE),
+        ("bytes", "B", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("bits_per_weight", "bits/parameter", _ALWAYS),
+        ("prompt_tokens_per_second", "tokens/s", "as tokens"),
+        ("generation_tokens_per_second", "tokens/s", "as tokens"),
+    ),
+    "fetch": (("bytes", "B", _ALWAYS), ("files", "files", _ALWAYS)),
+    "gguf": (
+        ("bytes", "B", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("bits_per_weight", "1", _ALWAYS),
+        ("fallback_tensors", "1", _ALWAYS),
+        ("probe_texts", "1", _ALWAYS),
+        ("load_s", "s", _ALWAYS),
+        ("tensors_TYPE", "1", "for each type of tensors in the file"),
+    ),
+    "merge": (
+        ("merged_tensors", "1", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        ("relative_change", "1", "unless the adapted weights are all zero"),
+        ("change_norm", "1", "as relative_change"),
+    ),
+    "prune": (
+        ("sparsity", "1", _ALWAYS),
+        ("sparsity_lowest", "1", _ALWAYS),
+        ("sparsity_highest", "1", _ALWAYS),
+        ("zeros", "parameters", _ALWAYS),
+        ("pruned_parameters", "parameters", _ALWAYS),
+        ("pruned_layers", "1", _ALWAYS),
+    ),
+    "quantize": (
+        ("weight_bytes", "B", _ALWAYS),
+        ("bits_per_weight", "bits", _ALWAYS),
+        ("compression", "1", _ALWAYS),
+        ("quantized_layers", "1", _ALWAYS),
+        ("quantized_parameters", "parameters", _ALWAYS),
+        ("max_error_steps", "1", _ALWAYS),
+        ("relative_error", "1", _ALWAYS),
+    ),
+    "report": (
+        ("rows", "candidates", _ALWAYS),
+        ("smallest_bytes", "B", _ALWAYS),
+        ("best_perplexity", "1", "where a candidate has a perplexity"),
+        ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+}
+
+COMMAND_FILES = """\
+### How a command sees files
+
+The program does not run in the project. It runs in a private copy that holds the files declared under `files` and
+nothing else, at their paths relative to the spec: `files: [tools/make.py]` is `tools/make.py` there. The working
+folder is the folder of the spec in that copy. Without `files` it is an empty scratch folder. A file that the program
+reads must be declared: a change of any other file makes no target stale.
+
+In the words of `command` and the values of `env`, placeholders stand for:
+
+| placeholder | variable | value |
+|---|---|---|
+| `{out}` | `INGOT_OUT` | the folder to write into |
+| `{scratch}` | `INGOT_SCRATCH` | an empty folder, dropped afterwards |
+| `{threads}` | `INGOT_THREADS` | how many threads to use |
+| `{ROLE}` | `INGOT_IN_ROLE` | the folder of the target in the role; read only |
+
+A word of `command` that is the placeholder of a list role alone becomes one word a target; anywhere else the folders
+are joined as in `PATH`. The name of the variable is in capitals: role `data` is `INGOT_IN_DATA`. Other placeholders
+are refused when the spec is read. The environment is a fixed one, not that of your shell, and `env` adds to it.
+"""
