@@ -438,3 +438,15 @@ def test_the_steps_of_a_report_are_explained_by_their_own_names(sandbox: Sandbox
     assert done.returncode == 1
     line = next(line for line in done.stdout.splitlines() if line.startswith("from.candidate"))
     assert line.split() == ["from.candidate", "one", "two", f"specs/s.yaml:{line_of(sandbox, '  report:')}"]
+
+
+def test_a_source_that_cannot_be_read_is_named(data: Sandbox) -> None:
+    (data.root / "rows.jsonl").unlink()
+    what = "the source 'rows.jsonl' cannot be read: no such file or directory"
+    first = data.ok("why", "s:rows").splitlines()[0]
+    assert first == f"s:rows is stale: {what} (specs/s.yaml:{line_of(data, '  rows:')})"
+    assert data.ok("why", "s:small@one").startswith(f"s:small@one waits for model ← rows, which is stale: {what}")
+    data.spec(DATA.replace("from: {data: rows}\n", "from: {data: rows}\n    files: [../gone.txt]\n"))
+    (reason,) = why(data, "s:model")["reasons"]
+    assert reason["code"] == "source_missing"
+    assert "'gone.txt' cannot be read" in reason["detail"]

@@ -27,8 +27,8 @@ class Diff(IngotCommand):
     doc_purpose = "compare two results: parameters, inputs, files, metrics"
     doc_usage = "A B [--json]"
     doc_description = (
-        "A and B are targets (spec:target), digests (8 or more hex digits), entries (ORIGIN/INDEX, as doit why and "
-        "doit show print them) or files that doit show --json wrote, here or in another checkout. Of two targets, "
+        "A and B are targets (spec:target), digests (8 or more hex digits), entries (ORIGIN/INDEX, as doit why "
+        "prints them) or files that doit show --json wrote, here or in another checkout. Of two targets, "
         "what their specs say now is compared too. Exit code: 0 equal, 1 different; where and how fast something "
         "was built makes no difference."
     )

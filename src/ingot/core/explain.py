@@ -15,7 +15,8 @@ from ingot.core.causes import Cause, Wanted, causes, own_causes
 from ingot.core.damage import examine
 from ingot.core.input_changes import Given, given_in
 from ingot.core.lookup import Lookup, Receipt, place_text
-from ingot.core.spec_places import SpecPlaces
+from ingot.core.spec_places import SpecPlaces, Spot
+from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
@@ -116,11 +117,15 @@ class Explainer:
 
     def _causes(self, item: Planned) -> Iterable[Cause]:
         """The causes of a target whose key is known."""
+        if item.parts is None:
+            # A source cannot be read, so the key is not known: nothing can be compared.
+            spot = Spot(item.node.file, item.node.line)
+            return [Cause(reason.code, reason.detail, spot) for reason in item.reasons]
         if item.receipt is None:
-            return self._of_stale(item)
+            return self._of_stale(item, item.parts)
         return [cause for reason in item.reasons for cause in self._of_present(item, reason.code, reason.detail)]
 
-    def _of_stale(self, item: Planned) -> list[Cause]:
+    def _of_stale(self, item: Planned, parts: Mapping[str, Any]) -> list[Cause]:
         """No result has the key that the target has now: what differs from its newest one."""
         place = self._project.index.latest.get(item.node.id)
         old = self._lookup.newest(item.node.id)
@@ -129,8 +134,7 @@ class Explainer:
         if old is None:
             note = f"{place_text(place)} names it; doit audit says what is wrong with the logs"
             return [Cause("never_built", "the build of its newest result is in no log", None, note)]
-        assert item.parts is not None
-        found = causes(old, self._wanted(item.node, item.parts), self._find, self._places)
+        found = causes(old, self._wanted(item.node, parts), self._find, self._places)
         return found or [Cause("key_changed", "the form of keys changed")]
 
     def _of_present(self, item: Planned, code: str, detail: str) -> list[Cause]:
@@ -167,7 +171,10 @@ class Explainer:
         if old is None:
             return ()
         names = {f"{item.node.spec}:{name}" for inputs in item.node.inputs.values() for name in inputs}
-        parts = self._project.planner.parts(item.node, dict.fromkeys(names, "0" * 64))
+        try:
+            parts = self._project.planner.parts(item.node, dict.fromkeys(names, "0" * 64))
+        except RefusedInput as error:
+            return (Cause("source_missing", error.what, Spot(item.node.file, item.node.line)),)
         return tuple(own_causes(old, Wanted(item.node, parts, {}), self._places))
 
     def _wanted(self, node: Node, parts: Mapping[str, Any]) -> Wanted:
