@@ -94,7 +94,7 @@ class Planner:
         if self._store.is_forgotten(node.id):
             return replace(planned, state="stale", reasons=(reasons.forgotten(),))
         restored = latest is None or latest["digest"] != receipt["digest"] or latest["key"] != key
-        return replace(planned, restored=restored, reasons=(reasons.found_again(receipt),) if restored else ())
+        return replace(planned, restored=restored, reasons=(reasons.found_again(receipt, node.id),) if restored else ())
 
     def parts(
         self, node: Node, digests: Mapping[str, str], source_digests: tuple[str, ...] | None = None
