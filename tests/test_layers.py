@@ -95,6 +95,8 @@ COMMANDS: tuple[list[str], ...] = (
     ["plan", "--json"],
     ["show", "s:a", "--json"],
     ["history", "--json"],
+    ["why", "s:a"],
+    ["diff", "s:a", "s:a"],
     ["audit", "--json"],
     ["schema"],
     ["doctor"],
