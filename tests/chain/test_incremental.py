@@ -222,3 +222,24 @@ def test_an_artifact_of_many_files_is_recorded_whole(sandbox: Sandbox) -> None:
     assert len(sandbox.json("show", "s:many")["files"]) == 600
     assert sandbox.states() == {"s:many": "fresh"}
     assert sandbox.json("audit")["ok"]
+
+
+def test_a_script_a_row_and_a_name(sandbox: Sandbox) -> None:
+    def write(rows: str) -> None:
+        command = "{kind: command, command: [sh, make.sh, '{out}'], files: [make.sh]}"
+        data = f"{{kind: dataset, sources: [{{path: {rows}}}], split: {{eval: 0.4}}, min_chars: 1}}"
+        sandbox.spec(f"targets:\n  made: {command}\n  data: {data}\n")
+
+    sandbox.file("specs/make.sh", "echo 1 > $1/x\n")
+    rows = sandbox.file("specs/rows.jsonl", "".join(f'{{"text": "row number {n} of the file"}}\n' for n in range(12)))
+    write("rows.jsonl")
+    sandbox.ok()
+    sandbox.file("specs/make.sh", "echo 2 > $1/x\n")
+    assert sandbox.states() == {"s:made": "stale", "s:data": "fresh"}
+    text = rows.read_text()
+    rows.write_text(text.replace("number 3", "number three"))
+    assert sandbox.states() == {"s:made": "stale", "s:data": "stale"}
+    rows.write_text(text)
+    rows.rename(rows.with_name("renamed.jsonl"))
+    write("renamed.jsonl")
+    assert sandbox.states() == {"s:made": "stale", "s:data": "fresh"}
