@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ingot.core import plan
+from ingot.core.graph import Node
 from ingot.core.plan import _choose
 
 
@@ -33,3 +35,15 @@ BUILDS = [build("x", 1, "d"), build("x", 2, "e"), build("y", 1, "d"), build("y",
 def test_the_newest_entry_decides_and_the_oldest_result_otherwise(newest: dict[str, Any] | None, chosen: int) -> None:
     assert _choose(BUILDS, newest) is BUILDS[chosen]
     assert _choose([], newest) is None
+
+
+def test_what_is_missing_is_named_once_with_one_command() -> None:
+    def lacking(name: str, kind: str, extra: str | None) -> Node:
+        facts: dict[str, Any] = {"kind": kind, "revision": 1, "reproducibility": "deterministic", "produces": "any"}
+        return Node(**facts, params={}, spec="s", name=name, target=name, needs=("no-such-package",), extra=extra)
+
+    error = plan.missing_tools([lacking("a", "x", "ml"), lacking("b", "x", "ml"), lacking("c", "y", None)])
+    assert error is not None
+    assert error.facts == ("s:a and 1 more (x) needs no-such-package", "s:c (y) needs no-such-package")
+    assert error.hint == "pip install 'ingot[all]'"
+    assert plan.missing_tools([]) is None

@@ -164,19 +164,25 @@ def _program_output(command: tuple[str, ...]) -> str:
 
 def missing_tools(nodes: Iterable[Node]) -> MissingTool | None:
     """The error that names everything that these nodes need and that is not installed, or None."""
-    facts, extras, programs = [], set(), []
+    lacking: dict[tuple[str, str], list[str]] = {}
+    extras, programs = set(), []
     for node in nodes:
         packages = [name for name in (*node.tools, *node.needs) if tool_version(name) == NOT_INSTALLED]
         absent = [name for name, command in node.programs.items() if _program_output(tuple(command)) == NOT_INSTALLED]
         if packages:
-            facts.append(f"{node.id} ({node.kind}) needs {', '.join(packages)}")
+            lacking.setdefault((node.kind, ", ".join(packages)), []).append(node.id)
             extras.add(node.extra or "all")
         if absent:
-            facts.append(f"{node.id} ({node.kind}) needs the program {', '.join(absent)} on PATH")
+            lacking.setdefault((node.kind, f"the program {', '.join(absent)} on PATH"), []).append(node.id)
             programs += absent
+    facts = [
+        f"{ids[0]}{f' and {len(ids) - 1} more' if ids[1:] else ''} ({kind}) needs {what}"
+        for (kind, what), ids in lacking.items()
+    ]
     if not facts:
         return None
-    hint = f"pip install 'ingot[{','.join(sorted(extras))}]'" if extras else f"install {', '.join(programs)}"
+    named = ["all"] if "all" in extras else sorted(extras)
+    hint = f"pip install 'ingot[{','.join(named)}]'" if extras else f"install {', '.join(programs)}"
     return MissingTool(
         "E-MISSING-TOOL", "not everything that the stale targets need is installed", facts=facts, hint=hint
     )
