@@ -98,7 +98,7 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
         "properties": {
             "kind": {"const": name},
             "from": _from(kind),
-            "virtual": {"type": "boolean", "default": False, "description": "Stream it through; never write it."},
+            "virtual": {"const": False, "description": "This version writes every target."},
             **({"matrix": _matrix(params)} if params else {}),
             **params,
         },
