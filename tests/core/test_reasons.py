@@ -69,3 +69,10 @@ def test_a_result_of_another_target_is_named_with_it() -> None:
     receipt = {"target": "s:a", "timings": {"finished": "2026-11-20T10:00:01.5Z"}}
     assert found_again(receipt, "s:a").detail == "found again, built 2026-11-20 10:00"
     assert found_again(receipt, "t:a").detail == "found again, built 2026-11-20 10:00 as s:a"
+
+
+def test_a_parameter_whose_name_ends_in_source_is_no_source() -> None:
+    assert details({"params": {"data_source": "a"}}, {"params": {"data_source": "b"}}) == ["data_source a → b"]
+    assert details({"params": {"x": {"source": "a"}}}, {"params": {"x": {"source": "b"}}}) == ["x.source a → b"]
+    old, new = ({"params": {"x": {"source": f"file:{digit * 64}"}}} for digit in "ab")
+    assert details(old, new) == ["source x.source changed"]

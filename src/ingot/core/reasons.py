@@ -88,6 +88,8 @@ def _kind_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Re
 
 
 def _params_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) -> Iterator[Reason]:
+    from ingot.core.changes import is_source
+
     if new["kind"] != old["kind"]:
         return
     before, after = dict(flatten(old["params"])), dict(flatten(new["params"]))
@@ -95,7 +97,7 @@ def _params_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) 
     names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     # A value that replaced another says more than one that was not set before, as the defaults of a new variant.
     for name in sorted(names, key=lambda each: (before.get(each) is None or after.get(each) is None, each)):
-        if name.endswith("source"):
+        if name.rpartition(".")[2] == "source" and is_source({"source": after.get(name, before.get(name))}):
             source = paths.get("/" + name.replace(".", "/").removesuffix("/source"), {})
             yield Reason("source_changed", f"{_source_name(source, name)} changed")
         else:
