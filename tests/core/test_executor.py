@@ -53,6 +53,25 @@ def run(
         return outcome, {path.name: path.read_bytes() for path in staging.out.iterdir()}
 
 
+def start_in_thread(executor: Executor, store: Store, script: str) -> tuple[threading.Thread, list[IngotError], int]:
+    """Run a shell script as a job beside the test: its thread, the errors it will have met, the shell's pid."""
+    failure: list[IngotError] = []
+
+    def job() -> None:
+        try:
+            run(executor, store, ["sh", "-c", f"echo $$ > {{scratch}}/pid; {script}"])
+        except IngotError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not (pids := list((store.root / "staging").glob("*/scratch/pid"))) or not pids[0].read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return thread, failure, int(pids[0].read_text())
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache")
@@ -130,21 +149,9 @@ def test_a_dead_server_is_replaced(executor: Executor, store: Store) -> None:
 
 
 def test_kill_all_ends_the_stage_with_everything_it_started(executor: Executor, store: Store) -> None:
-    failure: list[IngotError] = []
-
-    def job() -> None:
-        try:
-            run(executor, store, ["sh", "-c", "echo $$ > {scratch}/pid; sleep 60 & sleep 60"])
-        except IngotError as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=job)
-    thread.start()
+    thread, failure, program = start_in_thread(executor, store, "sleep 60 & sleep 60")
     deadline = time.monotonic() + 10
-    while not (pids := list((store.root / "staging").glob("*/scratch/pid"))) or not pids[0].read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    started = procfs.descendants(int(pids[0].read_text()))
+    started = procfs.descendants(program)
     executor.kill_all()
     thread.join(10)
     assert [error.code for error in failure] == ["E-STAGE-KILLED"]
@@ -273,21 +280,8 @@ def test_a_listener_that_fails_ends_the_stage(executor: Executor, store: Store) 
 
 
 def test_a_dead_server_leaves_no_program_behind(executor: Executor, store: Store) -> None:
-    failure: list[IngotError] = []
-
-    def job() -> None:
-        try:
-            run(executor, store, ["sh", "-c", "echo $$ > {scratch}/pid; sleep 69; true"])
-        except IngotError as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=job)
-    thread.start()
+    thread, failure, program = start_in_thread(executor, store, "sleep 69; true")
     deadline = time.monotonic() + 10
-    while not (pids := list((store.root / "staging").glob("*/scratch/pid"))) or not pids[0].read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    program = int(pids[0].read_text())
     assert executor._server is not None
     os.kill(executor._server[0].pid, signal.SIGKILL)
     thread.join(10)

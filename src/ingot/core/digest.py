@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +143,8 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and all(char in "0123456789abcdef" for char in text)
 
 
-def read_json(data: bytes) -> object:
-    """Parse JSON strictly: duplicate keys and NaN are refused (ValueError)."""
+def read_json(data: bytes, *, parse_int: Callable[[str], int | float] | None = None) -> object:
+    """Parse JSON strictly: duplicate keys and NaN are refused (ValueError). ``parse_int`` reads the integers."""
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(items)
@@ -155,4 +155,4 @@ def read_json(data: bytes) -> object:
     def constant(name: str) -> object:
         raise ValueError(f"{name} in JSON")
 
-    return json.loads(data, object_pairs_hook=pairs, parse_constant=constant)
+    return json.loads(data, object_pairs_hook=pairs, parse_constant=constant, parse_int=parse_int)

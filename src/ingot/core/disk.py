@@ -66,18 +66,17 @@ def _sync(descriptor: int) -> None:
 
 def fsync_file(path: Path) -> None:
     """Make a file's content durable; its name is durable only after ``fsync_dir`` of its folder."""
-    with explained(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)
+    _sync_path(path, os.O_NOFOLLOW)
 
 
 def fsync_dir(path: Path) -> None:
     """Make the names in a folder durable."""
+    _sync_path(path, os.O_DIRECTORY)
+
+
+def _sync_path(path: Path, flag: int) -> None:
     with explained(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
         try:
             _sync(descriptor)
         finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.digest import canonical_json, is_digest, sha256_bytes
+from ingot.core.digest import canonical_json, is_digest, read_json, sha256_bytes
 from ingot.core.disk import failure
 from ingot.core.merkle import Frontier, leaf_hash
 from ingot.core.note import Checkpoint, Note, VerifierKey
@@ -41,7 +41,7 @@ def encode_line(statement: object) -> bytes:
 def decode_line(line: bytes) -> dict[str, Any]:
     """A line as a statement; ValueError when it is not strict JSON, not canonical or not an in-toto Statement."""
     try:
-        value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_int=_number)
+        value = read_json(line, parse_int=_number)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     fields = value if isinstance(value, dict) else {}
@@ -57,17 +57,6 @@ def is_canonical(line: bytes) -> bool:
         return canonical_json(json.loads(line, parse_int=_number)) == line
     except RefusedInput:
         return False
-
-
-def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) != len(items):
-        raise ValueError("duplicate key")
-    return result
-
-
-def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _number(digits: str) -> int | float:

@@ -96,10 +96,6 @@ class Store:
             self.stats.put(self._label(digest, name), status, str(record["xxh3_128"]), settled=True)
         return None if same else Damage(name, "has other content")
 
-    def reread(self, digest: str) -> str:
-        """The digest of the bytes that really lie in an object's folder: reads and SHA-256s everything."""
-        return tree_digest(record_files(self.object_path(digest)))
-
     def _label(self, digest: str, name: str) -> str:
         return f"objects/{digest}/{name}"
 

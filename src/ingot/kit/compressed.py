@@ -105,11 +105,6 @@ def iter_plain_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from dequantize_model(folder)
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json as it is for the plain weights."""
-    return {key: value for key, value in config.items() if key != "quantization_config"}
-
-
 def dequantize_model(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors of a compressed-tensors checkpoint, one at a time, in the order of its own names."""
     config = hf.read_config(folder)
