@@ -4,14 +4,51 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
+from faultledger import COMMAND, Ledger
 from projectkit import Sandbox
 from recordkit import copied, simple
 
 REPO = Path(__file__).resolve().parent.parent
+_LEDGER = pytest.StashKey[Ledger]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that writes the table of faults."""
+    parser.addoption("--write-promises", action="store_true", help=f"write docs/promises.md: {COMMAND}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One ledger a run."""
+    config.stash[_LEDGER] = Ledger()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell the ledger how each test ended; one that fails or is skipped before its call ended then."""
+    report = yield
+    if call.when == "call" or (call.when == "setup" and not report.passed):
+        item.config.stash[_LEDGER].take(item, report.outcome)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table when asked to."""
+    if session.config.getoption("--write-promises"):
+        session.config.stash[_LEDGER].write()
+
+
+@pytest.fixture
+def cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Tells how many cases a test marked ``fault`` has tried."""
+    ledger = request.config.stash[_LEDGER]
+    return lambda count: ledger.tell(request.node.nodeid, count)
 
 
 @pytest.fixture(scope="session", autouse=True)

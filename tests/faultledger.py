@@ -1,0 +1,99 @@
+"""What the fault suite reached, by the ids of the fault catalogue: counted while it runs, written into docs/promises.md.
+
+A test that plants a fault is marked ``@pytest.mark.fault("C1", "what is done to it")`` and tells by ``cases(n)`` how
+many cases it tried (1 unless it says so). ``python -m pytest -m "fault and not slow" --write-promises`` runs them all
+and writes the table; an ordinary run checks that the table and the marks agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PROMISES = REPO / "docs" / "promises.md"
+COMMAND = 'python -m pytest -m "fault and not slow" --write-promises'
+_START, _END = "<!-- faults -->", "<!-- /faults -->"
+_TITLES = ("id", "what is done", "cases", "violations", "tests")
+
+
+@dataclass
+class Row:
+    """One line of the table: the tests of one id that do the same thing."""
+
+    id: str
+    what: str
+    cases: int = 0
+    violations: int = 0
+    skipped: bool = False
+    files: set[str] = field(default_factory=set)
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as it is written; what was skipped on this machine has no counts."""
+        counts = ("skipped", "") if self.skipped and not self.cases else (f"{self.cases:,}", str(self.violations))
+        return self.id, self.what, *counts, ", ".join(f"`{name}`" for name in sorted(self.files))
+
+
+class Ledger:
+    """Collects the outcomes of one test run."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Row] = {}
+        self._told: dict[str, int] = {}
+
+    def tell(self, nodeid: str, count: int) -> None:
+        """A test says that it tried ``count`` cases more."""
+        self._told[nodeid] = self._told.get(nodeid, 0) + count
+
+    def take(self, item: pytest.Item, outcome: str) -> None:
+        """A test ended: ``passed``, ``failed`` or ``skipped``."""
+        for mark in item.iter_markers("fault"):
+            row = self.rows.setdefault(_identity(mark), Row(*_identity(mark)))
+            row.files.add(item.path.relative_to(REPO).as_posix())
+            if outcome == "skipped":
+                row.skipped = True
+                continue
+            row.cases += self._told.get(item.nodeid, 1)
+            row.violations += outcome == "failed"
+
+    def table(self) -> str:
+        """The rows as a Markdown table, in the order of the ids."""
+        lines = [_line(_TITLES), _line(["---"] * len(_TITLES))]
+        lines += [_line(self.rows[identity].cells()) for identity in sorted(self.rows, key=_order)]
+        return "\n".join(lines)
+
+    def write(self) -> None:
+        """Replace the table in docs/promises.md."""
+        before, _start, rest = PROMISES.read_text().partition(_START)
+        _old, _end, after = rest.partition(_END)
+        PROMISES.write_text(f"{before}{_START}\n{self.table()}\n{_END}{after}")
+
+
+def written() -> set[tuple[str, str]]:
+    """The (id, what) pairs of the table in docs/promises.md."""
+    text = PROMISES.read_text().partition(_START)[2].partition(_END)[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()[2:]]
+    return {(row[0], row[1]) for row in cells}
+
+
+def marked(items: Iterable[pytest.Item]) -> set[tuple[str, str]]:
+    """The (id, what) pairs of the marks of these tests."""
+    return {_identity(mark) for item in items for mark in item.iter_markers("fault")}
+
+
+def _identity(mark: pytest.Mark) -> tuple[str, str]:
+    identity, what = mark.args
+    return str(identity), str(what)
+
+
+def _order(identity: tuple[str, str]) -> tuple[str, int, str]:
+    letters, number = re.fullmatch(r"([A-Z]+)(\d*)", identity[0]).groups()  # type: ignore[union-attr]
+    return letters, int(number or 0), identity[1]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
