@@ -1,4 +1,4 @@
-"""What the fault suite reached, by the ids of the fault catalogue: counted while it runs, written into docs/promises.md.
+"""What the fault suite reached, by the ids of the catalogue: counted while it runs, written into docs/promises.md.
 
 A test that plants a fault is marked ``@pytest.mark.fault("C1", "what is done to it")`` and tells by ``cases(n)`` how
 many cases it tried (1 unless it says so). ``python -m pytest -m "fault and not slow" --write-promises`` runs them all

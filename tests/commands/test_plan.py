@@ -96,7 +96,7 @@ def test_a_matrix_is_named_as_a_whole(sandbox: Sandbox) -> None:
 def test_what_differs_is_named(built: Sandbox) -> None:
     built.spec(ABC.replace("echo x", "echo y", 1))
     text = built.ok("plan")
-    assert "command.2" in text
+    assert "command[2] echo x" in text
     assert "waits for a" in text
     assert "1 target would be built; 1 waits for it and is built only if inputs change (1 fresh)\n" in text
 

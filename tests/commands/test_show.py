@@ -111,7 +111,7 @@ def test_history_says_what_changed(chain: Sandbox) -> None:
     chain.ok()
     text = chain.ok("history")
     assert "first build" in text
-    assert "command.2" in text
+    assert "command[2] echo" in text
     assert "input data changed" in text
     assert "found again, built 20" in text
 

@@ -214,7 +214,7 @@ def test_of_a_folder_only_that_something_changed_is_known_and_git_knows_more(san
     (reason,) = why(sandbox, "s:t")["reasons"]
     commit = sandbox.git("rev-parse", "HEAD")[:12]
     assert reason["code"] == "source_changed"
-    assert reason["detail"] == "source docs/*.txt changed"
+    assert reason["detail"] == "files docs/*.txt changed"
     assert reason["note"].startswith("a file of it was added, removed, renamed or changed; which one,")
     assert reason["note"].endswith(f"git diff --stat {commit} -- 'docs/*.txt' shows it")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingot.core import exports, lookup
-from ingot.core.causes import Wanted, causes, source_name
+from ingot.core.causes import Wanted, causes
 from ingot.core.changes import (
     ABSENT,
     Change,
@@ -32,7 +32,7 @@ from ingot.core.graph import Node
 from ingot.core.input_changes import Given, content_words, input_changes
 from ingot.core.lookup import Lookup
 from ingot.core.project import Project
-from ingot.core.reasons import Reason
+from ingot.core.reasons import Reason, source_name
 from ingot.core.spec_places import SpecPlaces
 from ingot.core.statement import STATEMENT, decision_statement
 from ingot.core.subjects import Subjects
@@ -115,7 +115,7 @@ def test_numbers_as_people_write_them(value: float, text: str) -> None:
 def test_one_and_true_and_null_and_absence_are_four_things() -> None:
     assert same(1, 1.0)
     assert not same(1, True)
-    assert words(parts(params={"a": None}), parts(params={})) == ["a removed (was null)"]
+    assert words(parts(params={"a": None}), parts(params={})) == ["a removed (was not set)"]
     assert words(parts(params={}), parts(params={"a": True})) == ["a added: true"]
     assert Change("x", "a", None, ABSENT).to_dict() == {"code": "x", "name": "a", "before": None}
 

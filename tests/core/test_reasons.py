@@ -57,7 +57,7 @@ def test_of_several_inputs_those_that_differ_are_named(before: str, after: str, 
         ({"paths": ["scripts/count.py", "data/*.jsonl"]}, "files scripts/count.py, data/*.jsonl changed"),
         ({"paths": ["a"]}, "file a changed"),
         ({"paths": ["a", "b", "c", "d"]}, "files a, b, c and 1 more changed"),
-        ({"python_stdlib": "docstrings"}, "source docstrings changed"),
+        ({"python_stdlib": "docstrings"}, "source python_stdlib docstrings changed"),
     ],
 )
 def test_sources_are_named_as_they_were_written(source: dict[str, Any], text: str) -> None:
@@ -75,4 +75,4 @@ def test_a_parameter_whose_name_ends_in_source_is_no_source() -> None:
     assert details({"params": {"data_source": "a"}}, {"params": {"data_source": "b"}}) == ["data_source a → b"]
     assert details({"params": {"x": {"source": "a"}}}, {"params": {"x": {"source": "b"}}}) == ["x.source a → b"]
     old, new = ({"params": {"x": {"source": f"file:{digit * 64}"}}} for digit in "ab")
-    assert details(old, new) == ["source x.source changed"]
+    assert details(old, new) == ["source x changed"]

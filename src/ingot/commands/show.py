@@ -140,8 +140,18 @@ def _files(receipt: Json) -> Iterator[tuple[str, str, str]]:
 
 
 def _key_parts(receipt: Json) -> Iterator[tuple[str, str]]:
-    from ingot.core.reasons import flatten
-
-    for name, value in flatten(receipt["key_parts"]):
+    for name, value in _flat(receipt["key_parts"]):
         if name not in ("format", "kind", "revision") and value not in ({}, []):
             yield name, str(value)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, scalar) pairs of a JSON value; empty mappings and lists count as values."""
+    if isinstance(value, Mapping) and value:
+        for name in sorted(value):
+            yield from _flat(value[name], f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{prefix}.{index}" if prefix else str(index))
+    else:
+        yield prefix, value

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.core.changes import ABSENT, Change, change_text, part_changes
+from ingot.core.changes import ABSENT, Change, change_text, reasons_to_build
 from ingot.core.graph import Node
 from ingot.core.input_changes import Find, Given, InputChange, given_in, input_changes
+from ingot.core.reasons import source_at, source_name, source_words
 from ingot.core.spec_places import SpecPlaces, Spot
 
 Receipt = Mapping[str, Any]
@@ -51,10 +52,7 @@ class Wanted:
 
 def causes(old: Receipt, new: Wanted, find: Find, places: SpecPlaces | None = None) -> list[Cause]:
     """What differs between a recorded result and what its target needs. Lines are found with ``places``."""
-    changes = part_changes(old["key_parts"], new.parts)
-    if any(change.code == "kind_changed" and change.name == "kind" for change in changes):
-        # Parameters of another kind are other parameters.
-        changes = [change for change in changes if change.code not in ("params_changed", "source_changed")]
+    changes = reasons_to_build(old["key_parts"], new.parts)
     found = [_cause(change, old, new.node, places) for change in changes if change.code != "input_changed"]
     if any(change.code == "input_changed" for change in changes):
         found += [_input_cause(change, new.node, places) for change in input_changes(given_in(old), new.inputs, find)]
@@ -100,22 +98,8 @@ def _input_cause(change: InputChange, node: Node, places: SpecPlaces | None) -> 
     return Cause("input_changed", change.words, spot, None, change.to_dict())
 
 
-def source_name(source: Mapping[str, Any]) -> str:
-    """A source as a person knows it: its path, its paths, or what of Python's library."""
-    if source.get("python_stdlib"):
-        return f"python_stdlib {source['python_stdlib']}"
-    if source.get("path"):
-        return str(source["path"])
-    paths = [str(path) for path in source.get("paths") or ()]
-    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-
-
-def _pointer(path: Sequence[str | int]) -> str:
-    return "".join(f"/{part}" for part in path)
-
-
 def _sources_below(change: Change, node: Node) -> Iterator[str]:
-    start = _pointer(change.path)
+    start = "".join(f"/{part}" for part in change.path)
     for pointer, source, _base in node.sources:
         if pointer == start or pointer.startswith(f"{start}/"):
             yield source_name(source)
@@ -123,10 +107,9 @@ def _sources_below(change: Change, node: Node) -> Iterator[str]:
 
 def _source_words(change: Change, old: Receipt, node: Node) -> tuple[str, str | None]:
     """What is known of a source that has another digest: the log keeps digests, and no names and no bytes."""
-    pointer = _pointer(change.path)
-    source = next((source for known, source, _base in node.sources if known == pointer), {})
+    source = source_at(change.path, node)
     before, after = str(change.before["source"]), str(change.after["source"])
-    words = f"source {source_name(source) or change.name} changed"
+    words = f"{source_words(source, change.name)} changed"
     tags = before.partition(":")[0], after.partition(":")[0]
     if tags == ("python_stdlib", "python_stdlib"):
         return words, f"its text comes from the Python that runs ingot; the result's was {old['environment']['python']}"

@@ -61,6 +61,14 @@ def part_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     return [*found, *_fields("key_changed", old, new, others)]
 
 
+def reasons_to_build(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The differences that say why a result is no longer a target's: parameters of another kind are others anyway."""
+    changes = part_changes(old, new)
+    if any(change.code == "kind_changed" and change.name == "kind" for change in changes):
+        return [change for change in changes if change.code not in ("params_changed", "source_changed")]
+    return changes
+
+
 def _fields(code: str, old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> Iterator[Change]:
     for name in names:
         before, after = old.get(name, ABSENT), new.get(name, ABSENT)
@@ -171,7 +179,9 @@ def _plain(value: object) -> str:
         return digest_text(str(value["source"]))
     if isinstance(value, str):
         return digest_text(value) if re.fullmatch(r"sha256:[0-9a-f]{64}", value) else value or '""'
-    if isinstance(value, bool) or value is None or isinstance(value, Mapping | list | tuple):
+    if value is None:
+        return "not set"
+    if isinstance(value, bool | Mapping | list | tuple):
         return _json(value)
     assert isinstance(value, int | float)
     return number(value)

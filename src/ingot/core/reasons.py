@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.core.changes import ABSENT, Change, Path, change_text, pair_text, reasons_to_build
 from ingot.core.graph import Node
 from ingot.core.store import Damage
 
-#: Longer values, such as whole scripts, are cut in reasons; ``doit show`` has them whole.
-_SHOWN = 60
 #: More paths or names than this are counted.
 _PATHS_MAX = 3
 
@@ -69,64 +68,53 @@ def explain(parts: Mapping[str, Any], previous: Mapping[str, Any] | None, node: 
     """What differs between the key parts now and those of the target's newest result."""
     if previous is None:
         return (never_built(),)
-    old = previous["key_parts"]
-    found = [
-        *_kind_changed(parts, old),
-        *_params_changed(parts, old, node),
-        *_inputs_changed(parts, old, node),
-        *_tools_changed(parts, old),
-        *_seed_changed(parts, old),
-    ]
-    return tuple(found) or (Reason("key_changed", "the form of keys changed"),)
+    changes = reasons_to_build(previous["key_parts"], parts)
+    found = tuple(Reason(change.code, _words(change, node)) for change in sorted(changes, key=_telling))
+    return found or (Reason("key_changed", "the form of keys changed"),)
 
 
-def _kind_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Reason]:
-    if new["kind"] != old["kind"]:
-        yield Reason("kind_changed", f"kind {old['kind']} → {new['kind']}")
-    elif new["revision"] != old["revision"]:
-        yield Reason("kind_changed", f"kind {new['kind']} revision {old['revision']} → {new['revision']}")
+def _telling(change: Change) -> bool:
+    """A value that replaced another says more than one that was not set before, as the defaults of a new variant."""
+    unset = (None, ABSENT)
+    return change.code == "params_changed" and (change.before in unset or change.after in unset)
 
 
-def _params_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) -> Iterator[Reason]:
-    from ingot.core.changes import is_source
-
-    if new["kind"] != old["kind"]:
-        return
-    before, after = dict(flatten(old["params"])), dict(flatten(new["params"]))
-    paths = {pointer: source for pointer, source, _base in node.sources}
-    names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    # A value that replaced another says more than one that was not set before, as the defaults of a new variant.
-    for name in sorted(names, key=lambda each: (before.get(each) is None or after.get(each) is None, each)):
-        if name.rpartition(".")[2] == "source" and is_source({"source": after.get(name, before.get(name))}):
-            source = paths.get("/" + name.replace(".", "/").removesuffix("/source"), {})
-            yield Reason("source_changed", f"{_source_name(source, name)} changed")
-        else:
-            yield Reason("params_changed", f"{name} {_show(before, name)} → {_show(after, name)}")
+def _words(change: Change, node: Node) -> str:
+    if change.code == "source_changed":
+        return f"{source_words(source_at(change.path, node), change.name)} changed"
+    if change.code == "input_changed" and ABSENT not in (change.before, change.after):
+        return f"input {change.name} changed: {_inputs_differ(change, node.inputs.get(change.name, ()))}"
+    return change_text(change)
 
 
-def _source_name(source: Mapping[str, Any], name: str) -> str:
-    """A source as a person wrote it: ``files scripts/count.py, data/*.jsonl``."""
+def source_at(path: Path, node: Node) -> Mapping[str, Any]:
+    """The source that a node's parameters declare at a path; empty when there is none any more."""
+    pointer = "".join(f"/{part}" for part in path)
+    return next((source for known, source, _base in node.sources if known == pointer), {})
+
+
+def source_words(source: Mapping[str, Any], name: str) -> str:
+    """A source in a sentence: ``files scripts/count.py, data/*.jsonl``; by its parameter's name without one."""
+    paths = source.get("paths") or ()
+    several = len(paths) > 1 or any(char in str(path) for path in paths for char in "*?[")
+    kind = f"file{'s' * several}" if paths else "source"
+    return f"{kind} {source_name(source) or name}"
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """A source as a person wrote it: its path, its paths, or what of Python's library; empty for none."""
+    if source.get("python_stdlib"):
+        return f"python_stdlib {source['python_stdlib']}"
     paths = [str(path) for path in source.get("paths") or ()]
-    if paths:
-        more = f" and {len(paths) - _PATHS_MAX} more" if len(paths) > _PATHS_MAX else ""
-        return f"file{'s' * (len(paths) > 1)} {', '.join(paths[:_PATHS_MAX])}{more}"
-    return f"source {source.get('path') or source.get('python_stdlib') or name}"
+    more = f" and {len(paths) - _PATHS_MAX} more" if len(paths) > _PATHS_MAX else ""
+    return str(source.get("path") or f"{', '.join(paths[:_PATHS_MAX])}{more}")
 
 
-def _inputs_changed(new: Mapping[str, Any], old: Mapping[str, Any], node: Node) -> Iterator[Reason]:
-    for role in sorted(new["inputs"].keys() | old["inputs"].keys()):
-        before, after = old["inputs"].get(role), new["inputs"].get(role)
-        if before == after:
-            continue
-        if isinstance(before, list) and isinstance(after, list):
-            how = _lists_differ(before, after, node.inputs.get(role, ()))
-        else:
-            how = f"{_short(before)} → {_short(after)}"
-        yield Reason("input_changed", f"input {role} changed: {how}")
-
-
-def _lists_differ(before: Sequence[str], after: Sequence[str], names: Sequence[str]) -> str:
+def _inputs_differ(change: Change, names: Sequence[str]) -> str:
     """``1 of 5 (gguf@Q4_0)``: the changed ones in place; else how many are new and how many are gone."""
+    before, after = change.before, change.after
+    if not isinstance(before, list) or not isinstance(after, list):
+        return " → ".join(pair_text(before, after))
     if len(before) == len(after):
         places = [at for at, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
         named = [names[at] for at in places if at < len(names)][:_PATHS_MAX]
@@ -135,46 +123,3 @@ def _lists_differ(before: Sequence[str], after: Sequence[str], names: Sequence[s
     added, gone = len(set(after) - set(before)), len(set(before) - set(after))
     counted = [f"{count} {word}" for count, word in ((added, "new"), (gone, "gone")) if count]
     return f"{len(before)} → {len(after)} artifacts" + (f", {', '.join(counted)}" if counted else "")
-
-
-def _tools_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Reason]:
-    for group in ("tools", "programs"):
-        before, after = old.get(group, {}), new.get(group, {})
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                yield Reason("tool_changed", f"tool {name} {before.get(name, '–')} → {after.get(name, '–')}")
-
-
-def _seed_changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Reason]:
-    if new.get("seed") != old.get("seed"):
-        yield Reason("seed_changed", f"seed {old.get('seed', '–')} → {new.get('seed', '–')}")
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, scalar) pairs of a JSON value; empty mappings and lists count as values."""
-    if isinstance(value, Mapping) and value:
-        for name in sorted(value):
-            yield from flatten(value[name], f"{prefix}.{name}" if prefix else name)
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            yield from flatten(item, f"{prefix}.{index}" if prefix else str(index))
-    else:
-        yield prefix, value
-
-
-def _show(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "–"
-    value = values[name]
-    if value is None:
-        return "not set"
-    text = str(value).lower() if isinstance(value, bool) else str(value) or "''"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
-def _short(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, list):
-        return f"{len(value)} artifacts"
-    return str(value).partition(":")[2][:12]

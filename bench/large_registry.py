@@ -1,0 +1,93 @@
+"""A long history: plan, why, history, show and audit on a registry of 10,000 entries.
+
+    python bench/large_registry.py [--entries 10000] [--targets 300]
+
+Builds 300 targets, then signs builds of the same targets under other parameters, as years of use would, until the log
+has that many entries; then times what a user runs. The first command after the log grew brings the derived index up
+to date and is timed by itself. Of a record of this kind there is no peer to measure against: DVC keeps none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from workload import doit_program, environment, make_ingot, median, timed
+
+#: Entries of one commit: what is measured is reading, so the log is written in few commits.
+_BATCH = 500
+_COMMANDS = (
+    ("doit (nothing to do)", ()),
+    ("doit plan", ("plan",)),
+    ("doit why T", ("why", "chains:t005")),
+    ("doit show T", ("show", "chains:t005")),
+    ("doit history T", ("history", "chains:t005")),
+    ("doit history", ("history", "--json")),
+    ("doit diff T T", ("diff", "chains:t005", "chains:t011")),
+)
+
+
+def _grow(project: Path, entries: int) -> int:
+    """Sign builds of other parameters until the log has ``entries`` entries; how many it has now."""
+    from ingot import registry as public
+    from ingot.core.statement import build_statement
+
+    os.chdir(project)
+    opened = public.open_log()
+    receipts = [public.latest(target) for target in sorted(opened.index.latest)]
+    have = sum(head.size for head in opened.registry.heads().values())
+    wanted = _others(receipts, entries - have)
+    statements = [build_statement(receipt) for receipt in wanted]
+    for start in range(0, len(statements), _BATCH):
+        opened.registry.append(statements[start : start + _BATCH])
+    return have + len(statements)
+
+
+def _others(receipts: Sequence[Any], count: int) -> Iterator[dict[str, Any]]:
+    """Receipts like the given ones with one parameter changed; time goes on with each."""
+    from ingot.core.key import key_of
+
+    for number in range(count):
+        receipt = copy.deepcopy(dict(receipts[number % len(receipts)]))
+        for name in ("origin", "index", "built_at", "present", "built_as"):
+            receipt.pop(name, None)
+        receipt["key_parts"]["params"]["env"]["RUN"] = str(number)
+        receipt["key"] = key_of(receipt["key_parts"])
+        yield receipt
+
+
+def main() -> None:
+    """Run the benchmark and print one line a command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=10_000)
+    parser.add_argument("--targets", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    doit = doit_program()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        env = environment(folder)
+        os.environ.update(env)
+        project = make_ingot(folder, options.targets)
+        timed([doit], project, env)
+        start = time.perf_counter()
+        entries = _grow(project, options.entries)
+        print(f"{entries:,} entries, {options.targets} targets; signed in {time.perf_counter() - start:.1f} s")
+        print(f"{'first plan after the log grew':<32} {timed([doit, 'plan'], project, env):8.3f} s")
+        # The results of the spec as it stands are found again, and the log says so.
+        print(f"{'doit (300 results found again)':<32} {timed([doit], project, env):8.3f} s")
+        for title, arguments in _COMMANDS:
+            print(f"{title:<32} {median([doit, *arguments], project, env, options.repeats):8.3f} s")
+        print(f"{'doit audit':<32} {median([doit, 'audit'], project, env, 3):8.3f} s")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
