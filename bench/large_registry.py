@@ -30,7 +30,6 @@ _COMMANDS = (
     ("doit show T", ("show", "chains:t005")),
     ("doit history T", ("history", "chains:t005")),
     ("doit history", ("history", "--json")),
-    ("doit diff T T", ("diff", "chains:t005", "chains:t011")),
 )
 
 
