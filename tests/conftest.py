@@ -60,6 +60,16 @@ def signals_as_in_a_terminal() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_folder_of_the_real_user(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """Keys, pins and the seal of a test never lie among those of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real models and data sets; tests that need it skip where it is absent."""

@@ -15,6 +15,7 @@ from ingot.core.digest import FileRecord
 from ingot.core.key import key_of
 from ingot.core.log import logs_in
 from ingot.core.registry import Registry
+from ingot.core.seal import Seal
 from ingot.core.statement import build_statement, receipt_of
 from ingot.core.store import Store
 from projectkit import Sandbox
@@ -32,10 +33,15 @@ def registry_of(sandbox: Sandbox) -> Registry:
     )
 
 
+def store_of(sandbox: Sandbox) -> Store:
+    """The sandbox's store, opened by its user."""
+    return Store(sandbox.root / "cache", Seal(sandbox.home / "state" / "ingot" / "seal"))
+
+
 def audited(sandbox: Sandbox) -> Audit:
     """The audit of a sandbox, in this process."""
     origins = [log.origin for log in logs_in(sandbox.root / "registry")]
-    return audit(registry_of(sandbox), Store(sandbox.root / "cache"), origins, lambda _done, _total: None)
+    return audit(registry_of(sandbox), store_of(sandbox), origins, lambda _done, _total: None)
 
 
 def codes(sandbox: Sandbox) -> list[str]:
@@ -53,12 +59,12 @@ def receipts(sandbox: Sandbox) -> dict[str, dict[str, Any]]:
 
 def object_of(sandbox: Sandbox, target: str) -> Path:
     """The folder of a target's artifact."""
-    return Store(sandbox.root / "cache").object_path(receipts(sandbox)[target]["digest"])
+    return store_of(sandbox).object_path(receipts(sandbox)[target]["digest"])
 
 
 def publish(sandbox: Sandbox, files: Mapping[str, bytes]) -> tuple[str, Sequence[FileRecord]]:
     """Put an artifact into the store; its digest and its files. No entry names it yet."""
-    store = Store(sandbox.root / "cache")
+    store = store_of(sandbox)
     with store.staging() as staging:
         for name, content in files.items():
             path = staging.out / name

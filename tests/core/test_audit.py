@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,19 @@ import pytest
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.statement import build_statement, decision_statement
 from projectkit import Sandbox
-from recordkit import append, audited, codes, copied, object_of, publish, receipts, registry_of, simple, writable
+from recordkit import (
+    append,
+    audited,
+    codes,
+    copied,
+    object_of,
+    publish,
+    receipts,
+    registry_of,
+    simple,
+    store_of,
+    writable,
+)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +209,11 @@ def test_key_parts_of_another_key_are_found(built: Sandbox) -> None:
 
 
 def test_results_that_differ_from_the_log_are_found(built: Sandbox) -> None:
-    receipt = receipts(built)["s:a"]
-    path = built.root / "cache" / "results" / f"{receipt['key']}.json"
-    data = json.loads(path.read_text())
-    data["builds"][0]["metrics"]["bytes"]["value"] = 7
-    path.write_text(json.dumps(data))
+    receipt, store = receipts(built)["s:a"], store_of(built)
+    (build,) = store.read_result(receipt["key"])
+    build["metrics"]["bytes"]["value"] = 7
+    store.drop_results()
+    store.add_result(receipt["key"], build)
     result = audited(built)
     assert [problem.code for problem in result.problems] == ["results_differ"]
     assert result.exit_code == 4

@@ -12,10 +12,9 @@ import pytest
 from ingot.core.index import Index
 from ingot.core.registry import Entry, Registry
 from ingot.core.statement import build_statement, decision_statement
-from ingot.core.store import Store
-from ingot.errors import DiskFailed
+from ingot.errors import DiskFailed, RegistryDamaged
 from projectkit import Sandbox
-from recordkit import receipts, registry_of
+from recordkit import receipts, registry_of, store_of
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def base(chain: Sandbox) -> Sandbox:
 
 def opened(sandbox: Sandbox) -> tuple[Index, Registry]:
     registry = registry_of(sandbox)
-    index = Index(registry, Store(sandbox.root / "cache"))
+    index = Index(registry, store_of(sandbox))
     index.sync()
     return index, registry
 
@@ -65,7 +64,11 @@ def test_a_log_that_was_replaced_by_a_longer_one_is_read_anew(base: Sandbox, tmp
     for number, day in ((2, 2), (3, 3)):
         text = build(other, "s:a", digest=str(number) * 64, finished=f"2031-01-0{day}T00:00:00.000Z")
         registry_of(other).append([text])
-    index, _registry = opened(base)
+    with pytest.raises(RegistryDamaged, match="not those that were seen before"):
+        opened(base)
+    # A user who has not seen the other state, and whose index was made from it: as after a copied home.
+    shutil.copy(home / "state" / "ingot" / "seal", tmp_path / "other" / "state" / "ingot" / "seal")
+    index, _registry = opened(other)
     assert index.latest["s:a"]["digest"] == "3" * 64
     assert "1" * 64 not in [item["digest"] for item in index.builds(key)], "it is in no log any more"
 

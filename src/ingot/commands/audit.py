@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot.commands.base import IngotCommand
 from ingot.commands.screen import Screen, duration_text, size_text
+from ingot.errors import DiskFailed
 
 if TYPE_CHECKING:
     from ingot.core.audit import Audit as Result
@@ -47,6 +49,7 @@ def _audit(ticker: _Ticker) -> Result:
     from ingot.core.log import logs_in
     from ingot.core.project import find_root
     from ingot.core.registry import Registry, default_keys_dir, default_pins_dir
+    from ingot.core.seal import user_seal
     from ingot.core.store import Store
 
     root = find_root(Path.cwd())
@@ -57,10 +60,14 @@ def _audit(ticker: _Ticker) -> Result:
         keys=default_keys_dir(),
         pins=default_pins_dir(),
     )
+    store = Store(root / "cache", user_seal())
     try:
-        return audit(registry, Store(root / "cache"), [log.origin for log in logs_in(root / "registry")], ticker)
+        return audit(registry, store, [log.origin for log in logs_in(root / "registry")], ticker)
     finally:
         ticker.end()
+        with suppress(DiskFailed):
+            # What was found damaged is read again by the next build.
+            store.stats.save()
 
 
 class _Ticker:

@@ -6,12 +6,15 @@ without inputs, whose keys pin their sources by digest. Nothing is repaired.
 
 Codes beside those of ``log_audit``. Of the store: ``artifact_damaged``, ``results_differ``. Of the registry:
 ``entry_unreadable``, ``digest_differs``, ``key_differs``, ``metric_differs``, ``lineage_broken``. Notes, no damage:
-``artifact_absent``, ``object_unnamed``, ``not_rederived``.
+``artifact_absent``, ``artifact_unprotected`` (it can be written to, or has a second name), ``derived_unsealed`` (a
+derived file is not as this user's ingot wrote it, and is not used), ``object_unnamed``, ``not_rederived``.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +176,18 @@ class _Auditor:
         folder, target = self.store.object_path(digest), receipt["target"]
         listed = {str(record["path"]): record for record in receipt["files"]}
         try:
-            names = list(walk_files(folder))
+            if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                self._damage(digest, "", "is not a folder", target)
+                return
+            names = list(walk_files(folder, empty_folders=True))
         except (RefusedInput, OSError) as error:
             self._damage(digest, "", f"cannot be walked: {error}", target)
             return
         records = []
         for name in names:
+            if name.endswith("/"):
+                self._damage(digest, name, "is an empty folder that no artifact can hold", target)
+                continue
             try:
                 record = FileRecord(name, *hash_file(folder / name))
             except OSError as error:
@@ -192,6 +201,22 @@ class _Auditor:
             self._damage(digest, name, "is missing", target)
         if digest not in self.damaged and tree_digest(records) != digest:
             self._damage(digest, "", f"its files have the digest {tree_digest(records)}", target)
+        if digest not in self.damaged:
+            self._check_protection(digest, folder, names)
+
+    def _check_protection(self, digest: str, folder: Path, names: Iterable[str]) -> None:
+        """Published files are read-only and have one name each: what can be written to will be written to one day."""
+        for name in ("", *names):
+            status = os.lstat(folder / name)
+            mode, is_folder = stat.S_IMODE(status.st_mode), stat.S_ISDIR(status.st_mode)
+            wanted = 0o555 if is_folder else 0o444
+            if mode != wanted:
+                what = f"has the mode {mode:03o}, not {wanted:03o}"
+            elif status.st_nlink != 1 and not is_folder:
+                what = f"has {status.st_nlink} names (hard links): what is written to another one changes it"
+            else:
+                continue
+            self.note("artifact_unprotected", f"{_object(digest)}/{name}".rstrip("/"), f"{what}; its bytes are whole")
 
     def _compare(self, digest: str, record: FileRecord, listed: Receipt | None, target: str) -> None:
         if listed is None:
@@ -203,6 +228,8 @@ class _Auditor:
 
     def _damage(self, digest: str, name: str, what: str, target: str) -> None:
         self.damaged.add(digest)
+        # A build must find it too, even where the file's stat does not tell.
+        self.store.doubt(digest, name)
         self.problem("artifact_damaged", f"{_object(digest)}/{name}".rstrip("/"), f"{what} (artifact of {target})")
 
     # --- lineage, derived files, metrics ---------------------------------------------------------------------
@@ -236,13 +263,21 @@ class _Auditor:
         """``cache/results`` is derived and decides what is fresh, so it must say what the logs say."""
         known = {(entry.origin, entry.index): receipt for entry, receipt in self.builds}
         folder = self.store.root / "results"
+        unsealed = []
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            for build in self.store.read_result(path.stem):
+            builds = self.store.result(path.stem)
+            if builds is None:
+                unsealed.append(path.name)
+            for build in builds or ():
                 receipt = known.get((str(build["origin"]), int(build["index"])))
                 if receipt is not None and not _same(build, receipt):
                     where = f"cache/results/{path.name}"
                     what = f"differs from entry {build['index']} of {build['origin']}: remove cache/results and build"
                     self.problem("results_differ", where, what)
+        if unsealed:
+            more = f" and {len(unsealed) - 1} more" if unsealed[1:] else ""
+            what = "not as this user's ingot wrote it, so it is not used: the next run makes it anew from the log"
+            self.note("derived_unsealed", f"cache/results/{unsealed[0]}{more}", what)
 
     def _check_metrics(self) -> None:
         seen: set[str] = set()

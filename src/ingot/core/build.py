@@ -23,7 +23,7 @@ from ingot.core import disk
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.key import key_of
-from ingot.core.plan import Planned
+from ingot.core.plan import Planned, input_ids
 from ingot.core.staging import Staging
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.errors import IngotError, RefusedInput, StageFailed
@@ -111,6 +111,7 @@ class Builder:
             _refuse_too_large(receipt)
             with self._log_named(log):
                 receipt |= self._run(node, job, log, staging)
+                self._check_unchanged(node)
                 # Before anything is published: an object that no entry can name would be rubbish.
                 _refuse_too_large(receipt)
                 digest, records = project.store.publish(staging)
@@ -181,6 +182,12 @@ class Builder:
 
     def _input(self, receipt: Mapping[str, Any]) -> Path:
         return self._project.store.require(str(receipt["digest"]), receipt["files"])
+
+    def _check_unchanged(self, node: Node) -> None:
+        """Inputs were read before the stage began; what has another stat since is read again (E-OBJECT-DAMAGED)."""
+        for name in input_ids(node):
+            receipt = self._project.current[name]
+            self._project.store.require(str(receipt["digest"]), receipt["files"], reread=False)
 
     def _snapshot(self, planned: Planned, staging: Staging) -> list[Path]:
         """Copy the sources and make sure that what was copied is what the key says (E-CHANGED)."""

@@ -96,18 +96,21 @@ def check_name(path: str) -> None:
         raise RefusedInput("E-NAME", f"a file name is not UTF-8: {path!r}") from None
 
 
-def walk_files(root: Path) -> Iterator[str]:
-    """Relative posix paths of all files below ``root``, sorted by bytes.
+def walk_files(root: Path, *, empty_folders: bool = False) -> Iterator[str]:
+    """Relative posix paths of all files below ``root``, sorted by bytes; with ``empty_folders`` those too (``name/``).
 
     Errors are raised, links and special files refused (E-NAME, E-OUTPUT-FILE): a walk that
     skips what it cannot read would make two different folders look the same.
     """
-    yield from sorted(_scan(root, ""), key=os.fsencode)
+    found = sorted(_scan(root, ""), key=os.fsencode)
+    yield from found if empty_folders else (path for path in found if not path.endswith("/"))
 
 
 def _scan(root: Path, prefix: str) -> Iterator[str]:
+    empty = bool(prefix)
     with os.scandir(root / prefix if prefix else root) as entries:
         for entry in entries:
+            empty = False
             path = f"{prefix}/{entry.name}" if prefix else entry.name
             check_name(path)
             mode = entry.stat(follow_symlinks=False).st_mode
@@ -117,6 +120,8 @@ def _scan(root: Path, prefix: str) -> Iterator[str]:
                 yield path
             else:
                 raise RefusedInput("E-OUTPUT-FILE", f"neither a file nor a folder: {path!r}")
+    if empty:
+        yield f"{prefix}/"
 
 
 def record_files(root: Path) -> tuple[FileRecord, ...]:

@@ -83,6 +83,17 @@ def _sync_path(path: Path, flag: int) -> None:
             os.close(descriptor)
 
 
+def forget_cached(path: Path) -> None:
+    """Ask the system to drop a synced file from memory, so that the next read comes from the medium (Linux)."""
+    with explained(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
 def make_dirs_durable(path: Path, mode: int = 0o755) -> None:
     """Make a folder and its missing parents; the name of each new one is durable on return."""
     if path.is_dir():

@@ -1,7 +1,9 @@
 """What the log says, indexed: the newest entry of each target, the results of each key, the gates that failed.
 
 Everything here is derived: ``cache/index.json`` and ``cache/results/`` may lag behind the log or be deleted, and
-are brought up to date from it. ``heads`` says up to where each log has been read.
+are brought up to date from it. ``heads`` says up to where each log has been read. What others wrote to a log is taken
+in only once its signature, its lines and its pins were verified; and when the file of lines has another stat than when
+it was read, its lines are compared with the checkpoint again: a log that was changed by hand decides nothing.
 
 "Newest" goes by a log's own order first and by its writer's clock second, as ``Registry.entries`` does: an entry's
 time is the latest that its log has seen up to it, so a clock that was set back changes nothing.
@@ -11,13 +13,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time as clock
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ingot.core import disk
 from ingot.core.digest import canonical_json, sha256_bytes
-from ingot.core.registry import Entry, Head, Registry
+from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, receipt_of
 from ingot.core.store import Store
 
@@ -32,6 +35,9 @@ class Seen(NamedTuple):
 
 
 _NOTHING = Seen(0, "", "", "")
+_FORMAT = 3
+#: A file that changed this recently may change again within one tick of its time stamp: its stat proves nothing yet.
+_RACY_NS = 100_000_000
 
 
 class Index:
@@ -46,6 +52,10 @@ class Index:
         self._path = store.root / "index.json"
         self._lock = threading.RLock()
         self._heads: dict[str, Seen] = {}
+        #: The stat of each log's lines when they were last found to be those of their checkpoint, …
+        self._stamps: dict[str, Stamp | None] = {}
+        #: … and those for which all of them were read: only these are kept for the next process.
+        self._proven: dict[str, Stamp] = {}
         self._changed = False
         #: Heads that were loaded say what another process read: the log may have been replaced since.
         self._loaded = False
@@ -57,20 +67,44 @@ class Index:
 
     def _load(self) -> None:
         try:
-            data = json.loads(self._path.read_bytes())
-            if data["format"] == 2:
+            data = json.loads(self._store.seal.unwrap(self._path.name, self._path.read_bytes()) or b"")
+            if data["format"] == _FORMAT:
                 self._heads = {origin: Seen(*seen) for origin, seen in data["heads"].items()}
+                self._proven = {origin: _stamp(stamp) for origin, stamp in data["stamps"].items()}
+                self._stamps = dict(self._proven)
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
                 self._loaded = True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Lost or damaged: everything is read from the logs again.
-            self._heads, self.latest, self._gates = {}, {}, set()
+            # Lost or damaged, or another's: everything is read from the logs again.
+            self._heads, self._proven, self._stamps, self.latest, self._gates = {}, {}, {}, {}, set()
 
     def sync(self) -> None:
-        """Read what the logs gained since; start over when a log is not a continuation of what was read."""
+        """Read what the logs gained since; start over when a log is not a continuation of what was read.
+
+        RegistryDamaged when a log does not verify, also one that was changed without a new checkpoint.
+        """
         if not self._is_current(self._registry.heads()):
             with self._exclusive():
                 self._catch_up(self._registry.heads())
+        self._check_lines()
+
+    def _check_lines(self) -> None:
+        """Compare the lines with their checkpoint again wherever the file has another stat than when that was done."""
+        for origin in self._heads:
+            stamp = self._registry.stamp(origin)
+            if stamp is None or stamp != self._stamps.get(origin):
+                with self._lock:
+                    self._registry.reread(origin)
+                    self._stamp(origin, stamp, proven=True)
+
+    def _stamp(self, origin: str, stamp: Stamp | None, *, proven: bool) -> None:
+        """Note the stat of a log's lines, taken before they were read; ``proven`` says that all of them were."""
+        self._stamps = self._stamps | {origin: stamp}
+        kept = {name: known for name, known in self._proven.items() if name != origin}
+        if proven and stamp is not None and clock.time_ns() - max(stamp[2:]) >= _RACY_NS:
+            kept[origin] = stamp
+        self._changed |= kept != self._proven
+        self._proven = kept
 
     def add(self, entry: Entry) -> None:
         """Take in an entry that this process has just appended, and whatever others appended before it."""
@@ -81,6 +115,8 @@ class Index:
                 time = max(seen.time, entry.time)
                 self._add(entry, time)
                 self._heads = self._heads | {entry.origin: Seen(head.size, head.root, time, entry)}
+                # Our own lines: for the time of this process that is enough; the next one reads them all.
+                self._stamp(entry.origin, self._registry.stamp(entry.origin), proven=False)
                 self._changed = True
             else:
                 self._catch_up(heads)
@@ -105,6 +141,10 @@ class Index:
         news: list[tuple[str, Entry]] = []
         seen = dict(self._heads)
         for origin in sorted(heads):
+            if (heads[origin].size, heads[origin].root) != self._seen(origin)[:2]:
+                stamp, whole = self._registry.stamp(origin), not self._registry.is_read(origin)
+                self._registry.prove(origin)
+                self._stamp(origin, stamp, proven=whole)
             time, last = self._seen(origin).time, None
             for entry in self._registry.entries(origin, since=self._seen(origin).size):
                 # An entry that was committed after the heads were read is left to the next call.
@@ -174,9 +214,16 @@ class Index:
         with self._lock:
             if self._changed:
                 heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
-                data = {"format": 2, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
-                disk.write_file_atomic(self._path, json.dumps(data, separators=(",", ":")).encode(), durable=False)
+                data = {"format": _FORMAT, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
+                text = json.dumps(data | {"stamps": self._proven}, separators=(",", ":"))
+                sealed = self._store.seal.wrap(self._path.name, text.encode())
+                disk.write_file_atomic(self._path, sealed, durable=False)
                 self._changed = False
+
+
+def _stamp(values: list[int]) -> Stamp:
+    inode, size, mtime, ctime = values
+    return inode, size, mtime, ctime
 
 
 def _holds(builds: list[dict[str, Any]], digest: str) -> bool:

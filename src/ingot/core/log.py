@@ -7,9 +7,11 @@ with the checkpoint's, so a damaged log is never used; only ``audit`` also verif
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +148,7 @@ class Log:
     def scan(self, offset: int = 0) -> Iterator[bytes]:
         """Whole lines from a byte offset on, without line feeds; ends at a line that is cut off or too long."""
         try:
-            descriptor = os.open(self.lines_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = _open_regular(self.lines_path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -218,10 +220,18 @@ def logs_in(root: Path) -> list[Log]:
 def read_small(path: Path) -> bytes | None:
     """A file's bytes; None when it does not exist. Symbolic links are not followed (DiskFailed)."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(_open_regular(path), "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise failure(error, path) from error
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor of a regular file. Whoever opened a pipe in its place would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor

@@ -17,6 +17,7 @@ from ingot.core.log import logs_in
 from ingot.core.log_places import read_key
 from ingot.core.plan import Planned, Planner, input_ids, missing_tools
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
+from ingot.core.seal import user_seal
 from ingot.core.sources import SourceReader
 from ingot.core.spec_cache import load_graphs
 from ingot.core.statement import decision_statement
@@ -31,7 +32,7 @@ class Project:
         self.root = root
         self.graphs = {graph.name: graph for graph in graphs}
         self.nodes: dict[str, Node] = {node.id: node for graph in graphs for node in graph.nodes}
-        self.store = Store(root / "cache")
+        self.store = Store(root / "cache", user_seal())
         self.registry = Registry(
             root / "registry",
             lock_file=root / "ingot.lock",

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.log import START, Log, Prefix, decode_line, encode_line, logs_in
+from ingot.core.disk import failure
+from ingot.core.log import ORIGIN_PREFIX, START, Log, Prefix, decode_line, encode_line, logs_in
 from ingot.core.log_places import Places
 from ingot.core.log_writer import LogWriter
+from ingot.core.pins import Pin, StatePins, read_lock, verify_log
 from ingot.core.statement import time_of, type_of
-from ingot.errors import RegistryDamaged
+from ingot.core.user_dirs import config_dir, state_dir
+from ingot.errors import DiskFailed, RegistryDamaged
+
+#: Inode, size, mtime and ctime (ns) of a log's file of lines: while it is the same, so are the lines.
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, order=True)
@@ -62,18 +69,12 @@ class Entry:
 
 def default_keys_dir() -> Path:
     """Where signing keys lie: ``$XDG_CONFIG_HOME/ingot/keys``, by default below ``~/.config``."""
-    return _xdg("XDG_CONFIG_HOME", ".config") / "ingot" / "keys"
+    return config_dir() / "keys"
 
 
 def default_pins_dir() -> Path:
     """Where the newest checkpoints seen lie: ``$XDG_STATE_HOME/ingot/pins``, by default below ``~/.local/state``."""
-    return _xdg("XDG_STATE_HOME", ".local/state") / "ingot" / "pins"
-
-
-def _xdg(variable: str, fallback: str) -> Path:
-    # The specification: a relative path in the variable is invalid and to be ignored.
-    value = os.environ.get(variable, "")
-    return Path(value) if os.path.isabs(value) else Path.home() / fallback
+    return state_dir() / "pins"
 
 
 class Registry:
@@ -87,6 +88,7 @@ class Registry:
         self._places = Places(root, lock_file, quarantine, keys, pins)
         self._writer = LogWriter(self._places)
         self._read: dict[str, Prefix] = {}
+        self._proved: dict[str, Prefix] = {}
 
     @property
     def notices(self) -> list[str]:
@@ -152,6 +154,45 @@ class Registry:
         self._read[log.origin] = log.verified(checkpoint, start, lines)
         first = start.frontier.size
         return [_entry(log, first + number, line) for number, line in enumerate(lines) if first + number >= since]
+
+    def stamp(self, origin: str) -> Stamp | None:
+        """The stat of a log's lines; None when there is no such file."""
+        path = self._log(origin).lines_path
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise failure(error, path) from error
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def is_read(self, origin: str) -> bool:
+        """Whether this process has read the beginning of a log already, and will not read it again."""
+        return origin in self._read
+
+    def reread(self, origin: str) -> None:
+        """Read all signed lines of a log again: RegistryDamaged unless they have the checkpoint's root."""
+        log = self._log(origin)
+        checkpoint = log.checkpoint()
+        if checkpoint is not None:
+            log.verified(checkpoint)
+
+    def prove(self, origin: str) -> None:
+        """Verify key, signature, lines and pins of a log that others may have written to (RegistryDamaged).
+
+        A pin that cannot be read is passed over here; ``check`` reports it.
+        """
+        log = self._log(origin)
+        pins: list[Pin] = []
+        with suppress(RegistryDamaged, DiskFailed):
+            pins += [pin for pin in read_lock(self._places.lock_file) if pin.origin == origin]
+        with suppress(RegistryDamaged, DiskFailed):
+            seen = StatePins(self._places.pins).read(origin)
+            pins += [] if seen is None else [seen[0]]
+        _checkpoint, self._proved[origin] = verify_log(log, log.vkey(), pins, self._proved.get(origin, START))
+
+    def _log(self, origin: str) -> Log:
+        return Log(self._places.root / origin.removeprefix(ORIGIN_PREFIX))
 
     def check(self) -> list[dict[str, str]]:
         """Everything that ``audit`` needs to know of the logs: problems as ``code``, ``where``, ``detail``.

@@ -1,7 +1,7 @@
 """Resolved graphs cached by content: an unchanged project loads neither ruamel nor pydantic nor a kind.
 
 ``cache/specs/<hash>.json``: the hash is of the name and bytes of the spec file and of the code reading it. Inside are
-the SHA-256 of every file that it extends, so a changed parent is a miss, and of the graph, so damage is one too.
+the SHA-256 of every file that it extends, so a changed parent is a miss; the whole is sealed, so damage is one too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.graph import SpecGraph, from_json, to_json
+from ingot.core.seal import user_seal
 from ingot.errors import Problem, SpecError
 
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 1 << 20
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -86,9 +87,9 @@ def _hash(root: Path, name: str) -> str | None:
 def _read(root: Path, path: Path) -> SpecGraph | None:
     """The graph of an entry; None when there is none, it is damaged, or a file that the spec extends changed."""
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = (user_seal().unwrap(f"specs/{path.name}", path.read_bytes()) or b"").partition(b"\n")
         facts: dict[str, Any] = json.loads(head)
-        if facts["format"] != _FORMAT or facts["sha256"] != hashlib.sha256(body).hexdigest():
+        if facts["format"] != _FORMAT:
             return None
         if any(_hash(root, name) != digest for name, digest in facts["extends"]):
             return None
@@ -104,8 +105,8 @@ def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
     spec = load_spec(file, root)
     graph = spec.graph()
     body = json.dumps(to_json(graph), separators=(",", ":"), ensure_ascii=False).encode()
-    head = {"format": _FORMAT, "extends": spec.files[1:], "sha256": hashlib.sha256(body).hexdigest()}
+    head = json.dumps({"format": _FORMAT, "extends": spec.files[1:]}).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    name, digest = spec.files[0]
-    write_file_atomic(folder / f"{_entry(name, digest, code)}.json", json.dumps(head).encode() + b"\n" + body)
+    entry = f"{_entry(*spec.files[0], code)}.json"
+    write_file_atomic(folder / entry, user_seal().wrap(f"specs/{entry}", head + b"\n" + body))
     return graph

@@ -1,7 +1,9 @@
 """What is known of files whose stat has not changed since they were last read.
 
 An entry is keyed by (inode, size, mtime_ns, ctime_ns); it spares a second read of the same bytes and is
-never proof: ``audit`` reads everything. Losing the file costs time only.
+never proof: ``audit`` reads everything, and so does whoever builds from a file. Losing the cache costs time only.
+
+What it cannot see: bytes that change under an unchanged stat, as on a failing disk. Nothing but reading finds those.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import time
 from pathlib import Path
 
 from ingot.core import disk
+from ingot.core.seal import Seal
 
 #: A file changed this recently may change again within one tick of its time stamp, so it is not remembered.
 _RACY_NS = 100_000_000
@@ -20,12 +23,13 @@ _RACY_NS = 100_000_000
 class StatCache:
     """A map from (group, path) to the hash that the file had when it was last read whole."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seal: Seal | None = None) -> None:
         self._path = path
+        self._seal = seal or Seal()
         self._changed = False
         self._entries: dict[str, list[object]] = {}
         try:
-            loaded = json.loads(path.read_bytes())
+            loaded = json.loads(self._seal.unwrap(path.name, path.read_bytes()) or b"")
         except (OSError, ValueError):
             # Not there, or not to be read: then files are read again, which costs time only.
             return
@@ -59,7 +63,7 @@ class StatCache:
         """Write the cache when it has changed."""
         if self._changed:
             text = json.dumps({"format": 1, "files": self._entries}, separators=(",", ":"))
-            disk.write_file_atomic(self._path, text.encode())
+            disk.write_file_atomic(self._path, self._seal.wrap(self._path.name, text.encode()))
             self._changed = False
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from ingot.core import disk, staging
 from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.seal import Seal
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
@@ -38,11 +39,12 @@ class Damage:
 
 
 class Store:
-    """The folder ``cache/`` of a project. Opening it creates nothing."""
+    """The folder ``cache/`` of a project. Opening it creates nothing; derived files count under ``seal`` alone."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, seal: Seal | None = None) -> None:
         self.root = root
-        self.stats = StatCache(root / "stat.json")
+        self.seal = seal or Seal()
+        self.stats = StatCache(root / "stat.json", self.seal)
 
     def object_path(self, digest: str) -> Path:
         """Where an object lies, or would lie."""
@@ -50,11 +52,14 @@ class Store:
 
     # --- reading ---------------------------------------------------------------------------------------------
 
-    def presence(self, digest: str, files: Iterable[Mapping[str, Any]]) -> tuple[Presence, tuple[Damage, ...]]:
+    def presence(
+        self, digest: str, files: Iterable[Mapping[str, Any]], *, reread: bool = False
+    ) -> tuple[Presence, tuple[Damage, ...]]:
         """Whether an object is there and whole, by the registry's file list.
 
-        A file whose stat is known is taken as read; any other is read again (xxh3-128). Damage is also whatever is
-        not listed, is no regular file or cannot be read from the device. DiskFailed when one may not look.
+        A file whose stat is known is taken as read, unless ``reread``; any other is read again (xxh3-128). Damage is
+        also whatever is not listed, is no regular file or cannot be read from the device. DiskFailed when one may not
+        look.
         """
         damage = []
         path = self.object_path(digest)
@@ -62,7 +67,7 @@ class Store:
         try:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 return "damaged", (Damage("the object", "is not a folder"),)
-            extra = set(walk_files(path)) - set(listed)
+            extra = set(walk_files(path, empty_folders=True)) - set(listed)
             damage += [Damage(name, "is not in the registry's list") for name in sorted(extra)]
         except FileNotFoundError:
             return "missing", ()
@@ -71,11 +76,11 @@ class Store:
         except OSError as error:
             # Not being able to look is no reason to say that nothing is there.
             raise disk.failure(error, path) from error
-        found = [item for item in (self._compare(digest, record) for record in listed.values()) if item is not None]
-        found += damage
+        compared = (self._compare(digest, record, reread=reread) for record in listed.values())
+        found = [item for item in compared if item is not None] + damage
         return ("damaged" if found else "present"), tuple(found)
 
-    def _compare(self, digest: str, record: Mapping[str, Any]) -> Damage | None:
+    def _compare(self, digest: str, record: Mapping[str, Any], *, reread: bool) -> Damage | None:
         name = str(record["path"])
         path = self.object_path(digest) / name
         try:
@@ -83,7 +88,7 @@ class Store:
             if not stat.S_ISREG(status.st_mode) or status.st_size != record["size"]:
                 regular = stat.S_ISREG(status.st_mode)
                 return Damage(name, f"has {status.st_size} bytes, not {record['size']}" if regular else "is no file")
-            if self.stats.get(self._label(digest, name), status) == record["xxh3_128"]:
+            if not reread and self.stats.get(self._label(digest, name), status) == record["xxh3_128"]:
                 return None
             same = fast_hash_file(path) == record["xxh3_128"]
         except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +99,14 @@ class Store:
             raise disk.failure(error, path) from error
         if same:
             self.stats.put(self._label(digest, name), status, str(record["xxh3_128"]), settled=True)
-        return None if same else Damage(name, "has other content")
+            return None
+        # Where the stat did not tell, it shall not be asked again.
+        self.doubt(digest, name)
+        return Damage(name, "has other content")
+
+    def doubt(self, digest: str, name: str) -> None:
+        """Have a file of an object read again the next time, whatever its stat says."""
+        self.stats.drop(self._label(digest, name))
 
     def _label(self, digest: str, name: str) -> str:
         return f"objects/{digest}/{name}"
@@ -144,8 +156,9 @@ class Store:
     def publish(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
         """Make what lies in ``built.out`` a durable object; returns its digest and its files.
 
-        An object of that digest that is already there is verified and kept; a damaged one goes to quarantine
-        and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed.
+        An object of that digest that is already there is read again and kept; a damaged one goes to quarantine
+        and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed
+        (E-CHANGED: a file is not what was hashed a moment before).
         """
         with disk.explained(built.out):
             statuses = _seal(built.out)
@@ -153,11 +166,12 @@ class Store:
         if not records:
             raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
         _sync_tree(built.out, records)
+        _read_back(built.out, records)
         digest = tree_digest(records)
         target = self.object_path(digest)
         disk.make_dirs_durable(target.parent)
         listing = [record.to_dict() for record in records]
-        presence, _damage = self.presence(digest, listing)
+        presence, _damage = self.presence(digest, listing, reread=True)
         if presence == "damaged":
             self.quarantine(digest, listing)
         moved = presence != "present" and self._move_in(built.out, target)
@@ -213,10 +227,13 @@ class Store:
         return self.result(key) or []
 
     def result(self, key: str) -> list[dict[str, Any]] | None:
-        """As ``read_result``; None when there is a file and it is damaged (they are not synced: a power cut can)."""
+        """As ``read_result``; None when there is a file and it is damaged, or was written by another (``seal``).
+
+        Results are not synced, so a power cut can damage them.
+        """
         path = self.root / "results" / f"{key}.json"
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(self.seal.unwrap(f"results/{key}.json", path.read_bytes()) or b"")
         except FileNotFoundError:
             return []
         except ValueError:
@@ -243,7 +260,8 @@ class Store:
             )
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
             disk.make_dirs_durable(self.root / "results")
-            disk.write_file_atomic(self.root / "results" / f"{key}.json", text.encode(), durable=False)
+            name = f"results/{key}.json"
+            disk.write_file_atomic(self.root / name, self.seal.wrap(name, text.encode()), durable=False)
 
     # --- for people ------------------------------------------------------------------------------------------
 
@@ -286,9 +304,12 @@ class Store:
         """Whether a new build was asked for."""
         return os.path.lexists(self.root / "forgotten" / target)
 
-    def require(self, digest: str, files: Collection[Mapping[str, Any]]) -> Path:
-        """The folder of an object that is present and whole; a damaged one is quarantined (StoreDamaged)."""
-        presence, damage = self.presence(digest, files)
+    def require(self, digest: str, files: Collection[Mapping[str, Any]], *, reread: bool = True) -> Path:
+        """The folder of an object that is present and whole, read now; a damaged one is quarantined (StoreDamaged).
+
+        ``reread=False`` trusts the stats of what was read before: whether it is still what it was then.
+        """
+        presence, damage = self.presence(digest, files, reread=reread)
         if presence == "present":
             return self.object_path(digest)
         if presence == "missing":
@@ -346,3 +367,27 @@ def _sync_tree(root: Path, records: Iterable[FileRecord]) -> None:
         folders.update(parent for parent in path.parents if root in (parent, *parent.parents))
     for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         disk.fsync_dir(folder)
+
+
+#: Larger files stay in memory when they are read back: reading them from the medium would take seconds.
+_FROM_MEDIUM_MAX = 1 << 30
+
+
+def _read_back(root: Path, records: Iterable[FileRecord]) -> None:
+    """Read what was hashed and synced again, from the medium where the system allows it (E-CHANGED when it differs).
+
+    A bit that changed in memory between hash and write, or a program that still writes, is found before anything is
+    published.
+    """
+    for record in records:
+        path = root / record.path
+        with disk.explained(path):
+            if record.size <= _FROM_MEDIUM_MAX:
+                disk.forget_cached(path)
+            same = os.lstat(path).st_size == record.size and fast_hash_file(path) == record.xxh3_128
+        if not same:
+            raise DiskFailed(
+                "E-CHANGED",
+                f"a file that was just written has other content when it is read again: {path}",
+                hint="run doit again; else memory or disk are failing, or the stage left a program running that writes",
+            )
