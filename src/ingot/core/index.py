@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ingot.core import disk
+from ingot.core import acceptance, disk
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.registry import Entry, Head, Registry
 from ingot.core.statement import decision_of, receipt_of
@@ -32,6 +32,8 @@ class Seen(NamedTuple):
 
 
 _NOTHING = Seen(0, "", "", "")
+#: Of ``cache/index.json``: another one is read from the logs anew. 3: accepted results.
+_FORMAT = 3
 
 
 class Index:
@@ -58,7 +60,7 @@ class Index:
     def _load(self) -> None:
         try:
             data = json.loads(self._path.read_bytes())
-            if data["format"] == 2:
+            if data["format"] == _FORMAT:
                 self._heads = {origin: Seen(*seen) for origin, seen in data["heads"].items()}
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
                 self._loaded = True
@@ -137,6 +139,10 @@ class Index:
         elif entry.type == "selected":
             decision = decision_of(entry.statement)
             self._point(str(decision["target"]), decision, place | {"time": time})
+        elif entry.type == "accept":
+            accepted = acceptance.filed(entry.statement, place)
+            self._store.add_result(str(accepted["key"]), accepted)
+            self._point(str(accepted["accepted"]["target"]), accepted, place | {"time": time})
         elif entry.type == "gate-failed":
             self._gates.add(gate_identity(decision_of(entry.statement)))
 
@@ -153,12 +159,12 @@ class Index:
         return self._heads.get(origin, _NOTHING)
 
     def builds(self, key: str, newest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The receipts of a key that the logs as checked out hold, oldest first.
+        """The receipts of a key that the logs as checked out hold, oldest first; accepted ones have ``accepted``.
 
         ``newest`` is a value of ``latest``: when it is of this key, its result must be among them.
         """
         with self._lock:
-            found = self._store.result(key)
+            found = self._known(key)
             lost = newest is not None and newest["key"] == key and not _holds(found or [], str(newest["digest"]))
             if found is None or (lost and not self._repaired):
                 # A power cut may have kept the index and lost a result. Once is enough: what the logs do not hold,
@@ -166,15 +172,31 @@ class Index:
                 self._repaired = True
                 self._heads = {}
                 self.sync()
-                found = self._store.result(key) or []
-            return [build for build in found if int(build["index"]) < self._seen(build["origin"]).size]
+                found = self._known(key) or []
+            return found
+
+    def _known(self, key: str) -> list[dict[str, Any]] | None:
+        """The results filed under a key whose entries are read; None when the file is damaged."""
+        found = self._filed_under(key)
+        if found is None:
+            return None
+        receipts = (self._receipt(item) if "accepted" in item else item for item in found)
+        return [receipt for receipt in receipts if receipt is not None]
+
+    def _receipt(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
+        there = self._filed_under(str(item["build"]["key"])) or []
+        return acceptance.resolved(item, [build for build in there if "accepted" not in build])
+
+    def _filed_under(self, key: str) -> list[dict[str, Any]] | None:
+        found = self._store.result(key)
+        return None if found is None else [it for it in found if int(it["index"]) < self._seen(it["origin"]).size]
 
     def save(self) -> None:
         """Keep the index for the next process; it may lag."""
         with self._lock:
             if self._changed:
                 heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
-                data = {"format": 2, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
+                data = {"format": _FORMAT, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
                 disk.write_file_atomic(self._path, json.dumps(data, separators=(",", ":")).encode(), durable=False)
                 self._changed = False
 

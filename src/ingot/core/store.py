@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ingot.core import disk, staging
-from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.digest import FileRecord, fast_hash_file, hash_file, record_files, tree_digest, walk_files
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
@@ -95,6 +95,19 @@ class Store:
         if same:
             self.stats.put(self._label(digest, name), status, str(record["xxh3_128"]), settled=True)
         return None if same else Damage(name, "has other content")
+
+    def reread(self, digest: str, files: Iterable[Mapping[str, Any]]) -> tuple[Damage, ...]:
+        """Read a present object whole again (SHA-256) and say what is damaged; afterwards ``presence`` knows it too."""
+        listed, path = {str(record["path"]): record for record in files}, self.object_path(digest)
+        damage = []
+        for name, record in listed.items():
+            with disk.explained(path / name):
+                status = os.lstat(path / name)
+                size, sha256, fast = hash_file(path / name)
+            self.stats.put(self._label(digest, name), status, fast, settled=True)
+            if (size, sha256) != (record["size"], record["sha256"]):
+                damage.append(Damage(name, "has other content"))
+        return tuple(damage)
 
     def _label(self, digest: str, name: str) -> str:
         return f"objects/{digest}/{name}"
@@ -238,9 +251,7 @@ class Store:
         place = (receipt["origin"], receipt["index"])
         if place not in [(build["origin"], build["index"]) for build in builds]:
             builds.append(dict(receipt))
-            builds.sort(
-                key=lambda build: (str(build["timings"]["finished"]), str(build["origin"]), int(build["index"]))
-            )
+            builds.sort(key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
             disk.make_dirs_durable(self.root / "results")
             disk.write_file_atomic(self.root / "results" / f"{key}.json", text.encode(), durable=False)
@@ -302,6 +313,11 @@ class Store:
             facts=[f"{item.path} {item.detail}" for item in damage],
             hint=f"{where}run doit again to build it anew",
         )
+
+
+def _since(result: Mapping[str, Any]) -> str:
+    """When a result was built, or accepted under its key."""
+    return str(result["accepted"]["time"] if "accepted" in result else result["timings"]["finished"])
 
 
 def _refuse_empty_folders(root: Path) -> None:
