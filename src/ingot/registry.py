@@ -2,7 +2,7 @@
 
     from ingot import registry
 
-    receipt = registry.latest("smollm2-pydoc:gguf@Q4_0")
+    receipt = registry.active("smollm2-pydoc:gguf@Q4_0")  # or latest, or last_good
     receipt["digest"], receipt["metrics"]["bytes"]["value"]
 
 Every function reads the project that ``root`` (by default the current folder) lies in; nothing is built or changed.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ingot.core.graph import Node
     from ingot.core.project import Project
     from ingot.core.registry import Entry
+    from ingot.core.standing import Standing
 
 #: What ``latest`` gives first, in this order; what else a receipt holds follows.
 _ORDER = (
@@ -32,6 +33,75 @@ _ORDER = (
 def latest(target: str, root: Path | None = None) -> dict[str, Any]:
     """The receipt of a target's newest result. UsageError: E-TARGET (no such target), E-NOT-BUILT (never built)."""
     return receipt_of_target(open_log(root), target)
+
+
+def active(target: str, root: Path | None = None) -> dict[str, Any]:
+    """The receipt of a target's active result, with the ``decision`` that made it active.
+
+    UsageError: E-TARGET, E-NOT-BUILT, E-NOT-ACTIVE (nothing of it was promoted).
+    """
+    project = open_log(root)
+    standing = _standing(project)
+    decision = standing.active(target)
+    if decision is None:
+        if target not in project.index.latest:
+            raise _not_built(project, target)
+        what = f"no result of {target} was promoted"
+        raise UsageError("E-NOT-ACTIVE", what, hint=f"make one active: doit promote {target}")
+    receipt = standing.result_of(decision)
+    if receipt is None:
+        raise _nowhere(target)
+    return _presented(project, target, receipt) | {"decision": decision.to_dict()}
+
+
+def last_good(target: str, root: Path | None = None) -> dict[str, Any]:
+    """The receipt of the newest result of a target that no recorded failure of a gate concerns.
+
+    UsageError: E-TARGET, E-NOT-BUILT, E-NOT-GOOD (a gate failed for every result).
+    """
+    project = open_log(root)
+    if target not in project.index.latest:
+        raise _not_built(project, target)
+    receipt = _standing(project).last_good(target)
+    if receipt is None:
+        what = f"a gate failed for every result of {target}"
+        raise UsageError("E-NOT-GOOD", what, hint=f"doit history {target.partition(':')[0]} shows the failures")
+    return _presented(project, target, receipt)
+
+
+def standing_of(project: Project, name: str) -> list[dict[str, Any]]:
+    """What ``doit show --active NAME --json`` lists; UsageError (E-TARGET) for a name that means nothing."""
+    standing, nodes = _standing(project), declared(project)
+    visible = {node.id for node in nodes.values() if not node.hidden} | standing.stacks.keys()
+    known = nodes.keys() | project.index.latest.keys() | standing.stacks.keys()
+    if not any(_is_about(target, name) for target in known):
+        raise unknown_target(name, {form for target in known for form in (target, target.partition(":")[0])})
+    chosen = [target for target in [*nodes, *sorted(known - nodes.keys())] if _is_about(target, name)]
+    return [_stands(project, standing, target) for target in chosen if target in visible or target == name]
+
+
+def _stands(project: Project, standing: Standing, target: str) -> dict[str, Any]:
+    """The three answers for one target, each a digest and where the log says so."""
+    decision, newest = standing.active(target), project.index.latest.get(target)
+    good, found = standing.last_good(target), None
+    receipt = None if decision is None else standing.result_of(decision)
+    if receipt is not None:
+        found = project.store.presence(str(receipt["digest"]), receipt["files"])[0] == "present"
+    return {
+        "target": target,
+        "active": None if decision is None else {"digest": decision.digest, **decision.to_dict()},
+        "latest": None if newest is None else {name: newest[name] for name in ("digest", "time", "origin", "index")},
+        "last_good": None if good is None else {"digest": good["digest"]},
+        "is_latest": decision is not None and newest is not None and decision.digest == newest["digest"],
+        "is_last_good": decision is not None and good is not None and decision.digest == good["digest"],
+        "present": found,
+    }
+
+
+def _standing(project: Project) -> Standing:
+    from ingot.core.standing import Standing
+
+    return Standing(project)
 
 
 def history(name: str | None = None, root: Path | None = None) -> list[dict[str, Any]]:
@@ -69,12 +139,17 @@ def receipt_of_target(project: Project, target: str) -> dict[str, Any]:
     newest = project.index.latest.get(target)
     if newest is None:
         raise _not_built(project, target)
-    builds = project.index.builds(str(newest["key"]))
-    found = [build for build in builds if build["digest"] == newest["digest"]]
-    if not found:
-        what = f"the log points {target} at a result whose build is in no log"
-        raise UsageError("E-NOT-BUILT", what, hint="doit audit says what is wrong with the logs")
-    return _presented(project, target, found[-1])
+    from ingot.core.lookup import Lookup
+
+    receipt = Lookup(project).newest(target)
+    if receipt is None:
+        raise _nowhere(target)
+    return _presented(project, target, receipt)
+
+
+def _nowhere(target: str) -> UsageError:
+    what = f"the log points {target} at a result whose build is in no log"
+    return UsageError("E-NOT-BUILT", what, hint="doit audit says what is wrong with the logs")
 
 
 def _presented(project: Project, target: str, receipt: Mapping[str, Any]) -> dict[str, Any]:

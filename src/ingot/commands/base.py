@@ -44,6 +44,11 @@ def flag(name: str, help_text: str, short: str = "") -> dict[str, Any]:
     return {"name": name, "long": name, "short": short, "type": bool, "default": False, "help": help_text}
 
 
+def value(name: str, help_text: str) -> dict[str, Any]:
+    """An option with a text as its value; None where it is not given."""
+    return {"name": name, "long": name, "type": str, "default": None, "help": help_text}
+
+
 class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
     """Base of our sub-commands. Subclasses say their arguments and options and implement ``run``."""
 

@@ -77,6 +77,7 @@ class _Known:
     def __init__(self) -> None:
         self.last: dict[str, Json] = {}
         self.builds: dict[str, list[Json]] = {}
+        self.places: dict[tuple[str, int], Json] = {}
 
     def take(self, entry: Entry) -> None:
         """One entry more."""
@@ -86,6 +87,13 @@ class _Known:
             receipt = receipt_of(entry.statement)
             self.last[str(receipt["target"])] = receipt
             self.builds.setdefault(receipt["key"], []).append(receipt)
+            self.places[entry.origin, entry.index] = receipt
+        elif entry.type == "accept":
+            data = registry.described(entry)
+            build = self.accepted(data)
+            if build is not None:
+                own = {name: data[name] for name in ("key", "key_parts")}
+                self.last[str(data["target"])] = {**build, **own}
         elif entry.type == "selected":
             data = registry.described(entry)
             again = self.build(data)
@@ -96,6 +104,11 @@ class _Known:
         """The newest build of the result that an entry names."""
         found = [item for item in self.builds.get(str(data.get("key")), []) if item["digest"] == data["digest"]]
         return found[-1] if found else None
+
+    def accepted(self, data: Json) -> Json | None:
+        """The build that an ``accept`` entry takes."""
+        place = data.get("build", {})
+        return self.places.get((str(place.get("origin")), int(place.get("index", -1))))
 
 
 def _why(entry: Entry, data: Json, known: _Known) -> str:
@@ -116,12 +129,36 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
     if entry.type == "origin":
         seen = len(data.get("seen", ()))
         return f"log {data['origin']} starts" + (f", having seen {seen} other{'s' * (seen != 1)}" if seen else "")
+    if entry.type in ("promote", "rollback", "accept"):
+        return _decided(entry, data, known)
     shown = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
     return ", ".join(f"{name} {value}" for name, value in data.items() if name not in shown)
 
 
-def _why_built(entry: Entry, known: _Known) -> str:
+def _decided(entry: Entry, data: Json, known: _Known) -> str:
+    """A decision of a person in words, with the reason that was given."""
+    reason = f": {data['reason']}" if data.get("reason") else ""
+    before = str(data["replaces"])[:12] if data.get("replaces") else "nothing"
+    if entry.type == "promote":
+        gates = len(data.get("gates", ()))
+        passed = f", {gates} gate{'s' * (gates != 1)} passed" if gates else ""
+        return f"active now (was {before}{passed}){reason}"
+    if entry.type == "rollback":
+        return f"active again (was {before}){reason}"
+    build = known.accepted(data)
+    differs = "" if build is None else "; ".join(_differences(data["key_parts"], build))
+    return f"accepted under a new key{f' ({differs})' if differs else ''}{reason}"
+
+
+def _differences(parts: Json, before: Json) -> Iterator[str]:
     from ingot.core.reasons import explain
+
+    # Sources are named by the spec of today, which may differ: the log keeps their digests only.
+    node = cast("Node", SimpleNamespace(sources=(), inputs={}))
+    return (reason.detail for reason in explain(parts, before, node))
+
+
+def _why_built(entry: Entry, known: _Known) -> str:
     from ingot.core.statement import receipt_of
 
     receipt = receipt_of(entry.statement)
@@ -132,9 +169,7 @@ def _why_built(entry: Entry, known: _Known) -> str:
     elif before["key"] == receipt["key"]:
         why = "built again"
     else:
-        # Sources are named by the spec of today, which may differ: the log keeps their digests only.
-        node = cast("Node", SimpleNamespace(sources=(), inputs={}))
-        why = "; ".join(reason.detail for reason in explain(receipt["key_parts"], before, node))
+        why = "; ".join(_differences(receipt["key_parts"], before))
     if same:
         return f"{why}: the same bytes as on {when_text(str(same[-1]['timings']['finished']))}"
     if earlier:

@@ -7,30 +7,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import IngotCommand, keep_derived, remedy
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
 from ingot.commands.screen import Screen, duration_text, number_text, size_text, when_text
+from ingot.core.acceptance import words
+from ingot.core.lookup import place_text
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
 
 Json = Mapping[str, Any]
 
+#: What an active result is compared with.
+_OTHERS = ("latest", "last_good")
 #: In fewer columns intervals have no column of their own.
 _WIDE = 100
 
 
 class Show(IngotCommand):
-    """Print one receipt."""
+    """Print one receipt, or what is active."""
 
     name = "show"
     doc_purpose = "show what is recorded of a target: files, metrics, inputs, key"
-    doc_usage = "SPEC:TARGET [--json]"
-    doc_description = "Reads the log only: it works although a spec is broken or the artifact is not present."
+    doc_usage = "SPEC:TARGET [--json] | --active SPEC[:TARGET] [--json]"
+    doc_description = (
+        "Reads the log only: it works although a spec is broken or the artifact is not present. --active shows which "
+        "digest of each target was promoted, since when, and whether it is also the newest result (latest) and the "
+        "newest one that no recorded gate failed for (last good)."
+    )
     arguments: ClassVar[tuple[int, int | None]] = (1, 1)
+    cmd_options = (JSON_OPTION, flag("active", "show which results are active (doit promote)"))
 
     def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
         """0, or 2 when there is no such target or it was never built."""
         project = registry.open_log()
+        if options["active"]:
+            _show_active(screen, project, arguments[0], json=options["json"])
+            keep_derived(project)
+            return 0
         receipt = registry.receipt_of_target(project, arguments[0])
         if options["json"]:
             screen.json(receipt)
@@ -38,6 +51,31 @@ class Show(IngotCommand):
             _show(screen, project, receipt)
         keep_derived(project)
         return 0
+
+
+def _show_active(screen: Screen, project: Project, name: str, *, json: bool) -> None:
+    listed = registry.standing_of(project, name)
+    if json:
+        screen.json({"format": 1, "targets": listed})
+        return
+    screen.table(("target", "active", "since", "latest", "last good", "by"), [_standing_row(item) for item in listed])
+    absent = [item for item in listed if item["present"] is False]
+    if absent:
+        screen.line()
+    for item in absent:
+        digest = item["active"]["digest"][:12]
+        screen.line(f"note: {digest}, active for {item['target']}, is not in the store here or is damaged")
+
+
+def _standing_row(item: Json) -> tuple[str, ...]:
+    """One target; "yes" where the active digest is that one, else the digest that is."""
+    active = item["active"]
+    others = ["yes" if item[f"is_{name}"] else item[name]["digest"][:12] if item[name] else "–" for name in _OTHERS]
+    if active is None:
+        return item["target"], "–", "–", *others, "nothing was promoted"
+    reason = f": {active['reason']}" if active["reason"] else ""
+    by = f"{active['type']} {place_text(active)}{reason}"
+    return item["target"], active["digest"][:12], when_text(active["time"]).removesuffix(" UTC"), *others, by
 
 
 def _show(screen: Screen, project: Project, receipt: Json) -> None:
@@ -60,6 +98,8 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     yield "target", str(receipt["target"])
     if "built_as" in receipt:
         yield "restored", f"found again, built as {receipt['built_as']} (the same content, built once)"
+    if "accepted" in receipt:
+        yield "accepted", f"{words(receipt)} (entry {place_text(receipt['accepted'])})"
     yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
     yield "artifact", _place(project, receipt)
     size = sum(int(file["size"]) for file in receipt["files"])

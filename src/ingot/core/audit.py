@@ -5,9 +5,10 @@ with SHA-256, metrics that follow from bytes are derived again, and the lineage 
 without inputs, whose keys pin their sources by digest. Nothing is repaired.
 
 Codes beside those of ``log_audit``. Of the store: ``artifact_damaged``, ``results_differ``. Of the registry:
-``entry_unreadable``, ``digest_differs``, ``key_differs``, ``metric_differs``, ``lineage_broken``. Notes, no damage:
-``artifact_absent``, ``artifact_unprotected`` (it can be written to, or has a second name), ``derived_unsealed`` (a
-derived file is not as this user's ingot wrote it, and is not used), ``object_unnamed``, ``not_rederived``.
+``entry_unreadable``, ``digest_differs``, ``key_differs``, ``metric_differs``, ``lineage_broken``, and those of
+decisions (``decision_audit``). Notes, no damage: ``artifact_absent``, ``artifact_unprotected`` (it can be written to,
+or has a second name), ``derived_unsealed`` (a derived file is not as this user's ingot wrote it, and is not used),
+``object_unnamed``, ``not_rederived``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ingot.core.decision_audit import acceptances, check_form, contradictions
 from ingot.core.digest import FileRecord, hash_file, is_digest, tree_digest, walk_files
 from ingot.core.key import key_of
 from ingot.core.rederive import derive, disagreements
 from ingot.core.registry import Entry, Registry
-from ingot.core.statement import decision_of, receipt_of
+from ingot.core.statement import receipt_of
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, IngotError, RefusedInput, RegistryDamaged
 
@@ -83,6 +85,7 @@ class _Auditor:
         #: Each build with its entry.
         self.builds: list[tuple[Entry, Receipt]] = []
         self.decisions: list[Entry] = []
+        self.sizes: dict[str, int] = {}
         self.whole = True
         self.damaged: set[str] = set()
 
@@ -123,6 +126,7 @@ class _Auditor:
                 self.problem("entry_unreadable", origin, error.what)
             return
         self.result.entries += len(entries)
+        self.sizes[origin] = len(entries)
         for entry in entries:
             self._sort(entry)
 
@@ -133,7 +137,7 @@ class _Auditor:
                 self._check_receipt(entry, receipt)
                 self.builds.append((entry, receipt))
             elif entry.type != "origin":
-                decision_of(entry.statement)
+                check_form(entry)
                 self.decisions.append(entry)
         except IngotError as error:
             self.whole = False
@@ -253,15 +257,12 @@ class _Auditor:
             for digest in sorted(digests - grounded):
                 how = "reaches no pinned source" if digest in produced else "was built by no entry"
                 self.problem("lineage_broken", _place(entry), f"an input of {receipt['target']}, {digest[:16]}…, {how}")
-        for entry in self.decisions:
-            fields = decision_of(entry.statement)
-            if is_digest(fields["digest"]) and fields["digest"] not in produced:
-                what = f"{fields['type']} of {fields['target']} names {fields['digest'][:16]}…, which no entry built"
-                self.problem("lineage_broken", _place(entry), what)
+        for code, entry, what in contradictions(self.decisions, self.builds):
+            self.problem(code, _place(entry), what)
 
     def _check_results(self) -> None:
         """``cache/results`` is derived and decides what is fresh, so it must say what the logs say."""
-        known = {(entry.origin, entry.index): receipt for entry, receipt in self.builds}
+        known = {(entry.origin, entry.index): receipt for entry, receipt in self.builds} | acceptances(self.decisions)
         folder = self.store.root / "results"
         unsealed = []
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
@@ -270,7 +271,8 @@ class _Auditor:
                 unsealed.append(path.name)
             for build in builds or ():
                 receipt = known.get((str(build["origin"]), int(build["index"])))
-                if receipt is not None and not _same(build, receipt):
+                signed = receipt is not None or int(build["index"]) < self.sizes.get(str(build["origin"]), 0)
+                if signed and (receipt is None or build.get("key") != path.stem or not _same(build, receipt)):
                     where = f"cache/results/{path.name}"
                     what = f"differs from entry {build['index']} of {build['origin']}: remove cache/results and build"
                     self.problem("results_differ", where, what)
@@ -323,7 +325,5 @@ def _input_digests(receipt: Receipt) -> set[str]:
 def _same(build: Receipt, receipt: Receipt) -> bool:
     """Whether a filed receipt is the entry's; the file list may be left out where it lies in the evidence."""
     names = set(receipt) - {"files", "files_evidence"}
-    return (
-        all(build.get(name) == receipt[name] for name in names)
-        and build.get("files", receipt["files"]) == receipt["files"]
-    )
+    files = receipt.get("files")
+    return all(build.get(name) == receipt[name] for name in names) and build.get("files", files) == files

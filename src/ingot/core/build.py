@@ -116,7 +116,8 @@ class Builder:
                 _refuse_too_large(receipt)
                 digest, records = project.store.publish(staging)
         receipt |= {"digest": digest, "files": [record.to_dict() for record in records]}
-        if planned.receipt is not None and planned.presence == "present":
+        # What was accepted was built under another key: this key has not been observed to give it.
+        if planned.receipt is not None and planned.presence == "present" and "accepted" not in planned.receipt:
             receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
         recorded = project.record(build_statement(receipt, project.registry.store_evidence))
         project.store.remember(node.id)

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from ingot.core import acceptance
 from ingot.core.causes import Cause, Wanted, causes, own_causes
 from ingot.core.damage import examine
 from ingot.core.input_changes import Given, given_in
@@ -68,6 +69,7 @@ class Newest:
             "built_origin": self.receipt["origin"],
             "built_index": self.receipt["index"],
             "why_built": self.why_built,
+            "accepted": self.receipt.get("accepted"),
         }
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -149,9 +151,21 @@ class Explainer:
         if code == "found_again":
             words = f"an earlier result fits again: built {_when(item.receipt)} as {_built_as(item.receipt)}"
             return [Cause(code, words, None, "the next doit takes it: nothing is built")]
+        if code == "accepted":
+            return [self._accepted(item)]
         if code == "forgotten":
             return [Cause(code, "forgotten by request (doit forget): it is built again although its result is at hand")]
         return [Cause(code, detail)]
+
+    def _accepted(self, item: Planned) -> Cause:
+        """Which decision gives the target its result, and what the build of it differed in."""
+        assert item.receipt is not None
+        assert item.parts is not None
+        accepted, build = item.receipt["accepted"], self._lookup.build_of(dict(item.receipt))
+        changes = [cause.words for cause in causes(build, self._wanted(item.node, item.parts), self._find)]
+        note = f"built {_when(build)} as {_built_as(build)}; since then: {'; '.join(changes) or 'nothing changed'}"
+        spoken = f"{acceptance.words(item.receipt)} (entry {place_text(accepted)})"
+        return Cause("accepted", spoken, None, note, facts={"accepted": dict(accepted)})
 
     def _wounds(self, item: Planned, detail: str) -> list[Cause]:
         """The damaged file that a reason of the planner is about, with its first wrong byte where it can be known."""
@@ -222,6 +236,7 @@ class Explainer:
 
     def _why_built(self, receipt: Receipt, node: Node) -> str:
         """What a result's build was for: what differed from the result that its target had before."""
+        receipt = self._lookup.build_of(receipt)
         before = self._before(receipt)
         if before is None:
             return "it had never been built"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ingot.core import disk
+from ingot.core import acceptance, disk
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, receipt_of
@@ -35,6 +35,7 @@ class Seen(NamedTuple):
 
 
 _NOTHING = Seen(0, "", "", "")
+#: Of ``cache/index.json``: another one is read from the logs anew.
 _FORMAT = 3
 #: A file that changed this recently may change again within one tick of its time stamp: its stat proves nothing yet.
 _RACY_NS = 100_000_000
@@ -177,6 +178,10 @@ class Index:
         elif entry.type == "selected":
             decision = decision_of(entry.statement)
             self._point(str(decision["target"]), decision, place | {"time": time})
+        elif entry.type == "accept":
+            accepted = acceptance.filed(entry.statement, place)
+            self._store.add_result(str(accepted["key"]), accepted)
+            self._point(str(accepted["accepted"]["target"]), accepted, place | {"time": time})
         elif entry.type == "gate-failed":
             self._gates.add(gate_identity(decision_of(entry.statement)))
 
@@ -193,12 +198,12 @@ class Index:
         return self._heads.get(origin, _NOTHING)
 
     def builds(self, key: str, newest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The receipts of a key that the logs as checked out hold, oldest first.
+        """The receipts of a key that the logs as checked out hold, oldest first; accepted ones have ``accepted``.
 
         ``newest`` is a value of ``latest``: when it is of this key, its result must be among them.
         """
         with self._lock:
-            found = self._store.result(key)
+            found = self._known(key)
             lost = newest is not None and newest["key"] == key and not _holds(found or [], str(newest["digest"]))
             if found is None or (lost and not self._repaired):
                 # A power cut may have kept the index and lost a result. Once is enough: what the logs do not hold,
@@ -206,8 +211,24 @@ class Index:
                 self._repaired = True
                 self._heads = {}
                 self.sync()
-                found = self._store.result(key) or []
-            return [build for build in found if int(build["index"]) < self._seen(build["origin"]).size]
+                found = self._known(key) or []
+            return found
+
+    def _known(self, key: str) -> list[dict[str, Any]] | None:
+        """The results filed under a key whose entries are read; None when the file is damaged."""
+        found = self._filed_under(key)
+        if found is None:
+            return None
+        receipts = (self._receipt(item) if "accepted" in item else item for item in found)
+        return [receipt for receipt in receipts if receipt is not None]
+
+    def _receipt(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
+        there = self._filed_under(str(item["build"]["key"])) or []
+        return acceptance.resolved(item, [build for build in there if "accepted" not in build])
+
+    def _filed_under(self, key: str) -> list[dict[str, Any]] | None:
+        found = self._store.result(key)
+        return None if found is None else [it for it in found if int(it["index"]) < self._seen(it["origin"]).size]
 
     def save(self) -> None:
         """Keep the index for the next process; it may lag."""

@@ -10,17 +10,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from ingot.core.acceptance import given_by, place_of
 from ingot.core.log import ORIGIN_PREFIX, START, decode_line, logs_in
 from ingot.core.registry import Entry
-from ingot.core.statement import TREE, decision_of, receipt_of
+from ingot.core.statement import PROVENANCE, TREE, decision_of, receipt_of
 from ingot.errors import RegistryDamaged
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
 
 Receipt = dict[str, Any]
+
+_BUILD = f'"predicateType":"{PROVENANCE}"'.encode()
 
 _SUBJECT = re.compile(rb'"subject":\[\{"digest":\{[^}]*\},"name":("(?:[^"\\]|\\.)*")')
 
@@ -77,13 +81,26 @@ class Lookup:
                     found.setdefault(str(json.loads(match[1])), []).append((origin, index))
         return found
 
+    def decisions(self, *types: str) -> list[Entry]:
+        """The entries of these types of decision, oldest first."""
+        wanted = tuple(f'"predicateType":"urn:ingot:{kind}:1"'.encode() for kind in types)
+        found = self._decoded(
+            (log, at) for log, lines in self._lines.items() for at, line in enumerate(lines) if _has(line, wanted)
+        )
+        return [entry for entry in found if entry.type in types]
+
+    @cached_property
+    def _latest(self) -> dict[str, list[str]]:
+        """The latest time that each log has seen up to each entry: what logs are merged by, as in ``Registry``."""
+        return {origin: list(accumulate(map(_time, lines), max)) for origin, lines in self._lines.items()}
+
+    def order(self, entry: Entry) -> tuple[str, str, int]:
+        """What sorts entries as ``Registry.entries`` gives them."""
+        return self._latest[entry.origin][entry.index], entry.origin, entry.index
+
     def _decoded(self, places: Iterable[tuple[str, int]]) -> list[Entry]:
-        keyed, latest = [], dict.fromkeys(self._lines, "")
-        for origin, index in places:
-            entry = _entry(origin, index, self._lines[origin][index])
-            latest[origin] = max(latest[origin], entry.time)
-            keyed.append(((latest[origin], origin, index), entry))
-        return [entry for _key, entry in sorted(keyed, key=lambda pair: pair[0])]
+        entries = [_entry(origin, index, self._lines[origin][index]) for origin, index in places]
+        return sorted(entries, key=self.order)
 
     def builds_of(self, digest: str) -> list[Receipt]:
         """The receipts of builds whose artifact's digest starts with ``digest``, oldest first."""
@@ -108,21 +125,43 @@ class Lookup:
         if entry.type not in ("selected", "accept"):
             return None
         fields = decision_of(entry.statement)
-        return self.result(str(fields["key"]), str(fields["digest"]))
+        return self.result(str(fields["key"]), str(fields["digest"]), {"origin": entry.origin, "index": entry.index})
 
     def result(self, key: str, digest: str, place: Mapping[str, Any] | None = None) -> Receipt | None:
-        """The receipt of a key with this digest: that of the build at ``place``, else the newest; None for none.
+        """The receipt of a key with this digest: the one that the entry at ``place`` gives, else the newest, or None.
 
         The same bytes may have been built and measured more than once.
         """
         found = [build for build in self._project.index.builds(key) if build["digest"] == digest]
-        exact = [build for build in found if place is not None and place_text(build) == place_text(place)]
+        exact = [build for build in found if place is not None and place_of(given_by(build)) == place_of(place)]
         return next(reversed(exact or found), None)
+
+    def build_of(self, receipt: Receipt) -> Receipt:
+        """The receipt of the build that a result comes from: itself, unless it was accepted under another key."""
+        entry = self.entry(str(receipt["origin"]), int(receipt["index"])) if "accepted" in receipt else None
+        return receipt if entry is None else self.receipt(entry)
 
     def newest(self, target: str) -> Receipt | None:
         """The receipt of a target's newest result; None when it was never built."""
         place = self._project.index.latest.get(target)
         return None if place is None else self.result(str(place["key"]), str(place["digest"]), place)
+
+
+def _has(line: bytes, wanted: Iterable[bytes]) -> bool:
+    return any(text in line for text in wanted)
+
+
+def _time(line: bytes) -> str:
+    """The time of an entry, without decoding its line where that can be avoided.
+
+    In a canonical statement of ours it is the last field of its name: only single values and the subjects follow.
+    """
+    name = b'"metadata":{"finishedOn":"' if _BUILD in line else b'"time":"'
+    start = line.rfind(name)
+    if start < 0:
+        return ""
+    end = line.index(b'"', start + len(name))
+    return line[start + len(name) : end].decode("utf-8", "replace")
 
 
 def _entry(origin: str, index: int, line: bytes) -> Entry:

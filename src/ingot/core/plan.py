@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from ingot.core import reasons
+from ingot.core.acceptance import given_by, place_of
 from ingot.core.graph import Node
 from ingot.core.index import Index
 from ingot.core.key import NOT_INSTALLED, key_of, key_parts
@@ -94,7 +95,9 @@ class Planner:
         if self._store.is_forgotten(node.id):
             return replace(planned, state="stale", reasons=(reasons.forgotten(),))
         restored = latest is None or latest["digest"] != receipt["digest"] or latest["key"] != key
-        return replace(planned, restored=restored, reasons=(reasons.found_again(receipt, node.id),) if restored else ())
+        if restored:
+            return replace(planned, restored=True, reasons=(reasons.found_again(receipt, node.id),))
+        return replace(planned, reasons=(reasons.accepted(receipt),) if "accepted" in receipt else ())
 
     def parts(
         self, node: Node, digests: Mapping[str, str], source_digests: tuple[str, ...] | None = None
@@ -133,14 +136,16 @@ def _choose(builds: list[dict[str, Any]], latest: Mapping[str, Any] | None) -> d
 
     The same bytes may have been measured more than once. An entry that is itself a build names its own
     measurements; one that only selects a digest names the last that were taken of it.
+    Where nothing is named, what was built under the key goes before what was accepted under it.
     """
     named = [build for build in builds if latest is not None and build["digest"] == latest["digest"]]
-    exact = [build for build in named if latest and (build["origin"], build["index"]) == _place(latest)]
-    return next(iter(exact or reversed(named)), None) or next(iter(builds), None)
+    exact = [build for build in named if latest and place_of(given_by(build)) == place_of(latest)]
+    return next(iter(exact or reversed(_built(named))), None) or next(iter(_built(builds)), None)
 
 
-def _place(entry: Mapping[str, Any]) -> tuple[str, int]:
-    return str(entry["origin"]), int(entry["index"])
+def _built(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that were built under their key; where there is none, those that were accepted."""
+    return [result for result in results if "accepted" not in result] or results
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,13 @@ class Project:
             (ref,) = self.registry.append([statement])
             self.index.add(Entry(ref.origin, ref.index, statement))
         return {"origin": ref.origin, "index": ref.index}
+
+    def record_all(self, statements: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Append statements in one commit, all of them or none; durable on return. Gives their places."""
+        with self._recording:
+            refs = self.registry.append(statements)
+            self.index.sync()
+        return [{"origin": ref.origin, "index": ref.index} for ref in refs]
 
     def require_everything(self, names: Iterable[str], *, force: bool = False) -> None:
         """Before the first stage starts, find what would fail later, after minutes of work.

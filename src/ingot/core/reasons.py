@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.core import acceptance
 from ingot.core.changes import ABSENT, Change, Path, change_text, pair_text, reasons_to_build
 from ingot.core.graph import Node
 from ingot.core.store import Damage
@@ -54,7 +55,14 @@ def forgotten() -> Reason:
 def found_again(receipt: Mapping[str, Any], target: str | None = None) -> Reason:
     """A result built before is at hand; where ``target`` is given and another target built it, that one is named."""
     name = f" as {receipt['target']}" if target is not None and receipt["target"] != target else ""
+    if "accepted" in receipt:
+        return Reason("found_again", f"found again{name}, {acceptance.words(receipt)}")
     return Reason("found_again", f"found again, built {receipt['timings']['finished'][:16].replace('T', ' ')}{name}")
+
+
+def accepted(receipt: Mapping[str, Any]) -> Reason:
+    """The result was built under another key and accepted under this one."""
+    return Reason("accepted", acceptance.words(receipt))
 
 
 def summary(reasons: Sequence[Reason]) -> str:

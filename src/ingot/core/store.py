@@ -255,9 +255,7 @@ class Store:
         place = (receipt["origin"], receipt["index"])
         if place not in [(build["origin"], build["index"]) for build in builds]:
             builds.append(dict(receipt))
-            builds.sort(
-                key=lambda build: (str(build["timings"]["finished"]), str(build["origin"]), int(build["index"]))
-            )
+            builds.sort(key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
             disk.make_dirs_durable(self.root / "results")
             name = f"results/{key}.json"
@@ -323,6 +321,11 @@ class Store:
             facts=[f"{item.path} {item.detail}" for item in damage],
             hint=f"{where}run doit again to build it anew",
         )
+
+
+def _since(result: Mapping[str, Any]) -> str:
+    """When a result was built, or accepted under its key."""
+    return str(result["accepted"]["time"] if "accepted" in result else result["timings"]["finished"])
 
 
 def _refuse_empty_folders(root: Path) -> None:
