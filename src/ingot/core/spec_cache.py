@@ -11,11 +11,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ingot.core.graph import SpecGraph, from_json, to_json
-from ingot.errors import Problem, SpecError
+from ingot.errors import DiskFailed, Problem, SpecError
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20
@@ -98,14 +99,16 @@ def _read(root: Path, path: Path) -> SpecGraph | None:
 
 
 def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
-    from ingot.core.disk import write_file_atomic
+    from ingot.core.disk import make_dirs_durable, write_file_atomic
     from ingot.core.spec import load_spec
 
     spec = load_spec(file, root)
     graph = spec.graph()
     body = json.dumps(to_json(graph), separators=(",", ":"), ensure_ascii=False).encode()
     head = {"format": _FORMAT, "extends": spec.files[1:], "sha256": hashlib.sha256(body).hexdigest()}
-    folder.mkdir(parents=True, exist_ok=True)
     name, digest = spec.files[0]
-    write_file_atomic(folder / f"{_entry(name, digest, code)}.json", json.dumps(head).encode() + b"\n" + body)
+    # It only spares time: where nothing can be written, what only reads goes on, and a build meets the same soon.
+    with suppress(DiskFailed):
+        make_dirs_durable(folder)
+        write_file_atomic(folder / f"{_entry(name, digest, code)}.json", json.dumps(head).encode() + b"\n" + body)
     return graph

@@ -293,7 +293,7 @@ class Store:
             what = f"the object {digest[:12]} is not in the store"
             raise StoreDamaged("E-OBJECT-MISSING", what, hint="run doit again to build it anew")
         kept = self.quarantine(digest, files)
-        where = f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; " if kept else ""
+        where = f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; " if kept else "it is whole now; "
         raise StoreDamaged(
             "E-OBJECT-DAMAGED",
             f"the object {digest[:12]} is damaged",
