@@ -44,6 +44,8 @@ def current_session(root: Path) -> Session:
             raise InvalidDodoFile(f"{count} problem{'s' * (count != 1)} in specs\n{error}") from None
         except IngotError as error:
             raise InvalidDodoFile(str(error)) from None
+        except OSError as error:
+            raise InvalidDodoFile(str(disk.failure(error, root))) from None
         atexit.register(_session.close)
         LiveReporter.session = _session
     return _session

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
-from ingot.core import disk
+from ingot.core import disk, locks
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.key import key_of
@@ -73,16 +71,14 @@ class Builder:
     def _key_lock(self, planned: Planned) -> Iterator[None]:
         folder = self._project.store.root / "locks"
         disk.make_dirs_durable(folder)
-        lock = FileLock(folder / f"{planned.key}.lock", fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._listener(planned.node.id, {"t": "waiting", "name": "another ingot builds this target"})
-            lock.acquire()
-        try:
+
+        def waiting(holder: locks.Holder | None) -> None:
+            stopped = ", and is stopped" if holder is not None and holder.stopped else ""
+            who = "" if holder is None else f": {holder}{stopped}"
+            self._listener(planned.node.id, {"t": "waiting", "name": f"another ingot builds this target{who}"})
+
+        with locks.held_for_long(folder / f"{planned.key}.lock", waiting):
             yield
-        finally:
-            lock.release()
 
     def _select(self, planned: Planned) -> Built:
         assert planned.receipt is not None

@@ -96,6 +96,8 @@ class _LogAudit:
     def run(self) -> None:
         """Look at everything."""
         log, found = self.log, self.found
+        if self._just_begun():
+            return
         key = found.attempt("key_malformed", f"{self.place}/log.vkey", log.vkey) if log.folder.is_dir() else None
         before = len(found.problems)
         checkpoint = found.attempt("checkpoint_malformed", f"{self.place}/checkpoint", log.checkpoint)
@@ -105,6 +107,12 @@ class _LogAudit:
             self._check_key(key, checkpoint)
         found.attempt("unreadable", f"{self.place}/log.jsonl", lambda: self._check_lines(checkpoint))
         found.attempt("unreadable", f"{self.place}/evidence", self._check_evidence_files)
+
+    def _just_begun(self) -> bool:
+        """Whether its writer has made no more than the folder yet, or died then: there is nothing that could be wrong."""
+        log = self.log
+        files = (log.vkey_path, log.checkpoint_path, log.lines_path)
+        return not self.pinned and log.folder.is_dir() and not any(os.path.lexists(path) for path in files)
 
     def _check_key(self, key: VerifierKey, checkpoint: Checkpoint | None) -> None:
         for source in self.pinned:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingot.core import disk
+from ingot.core import disk, locks
 from ingot.core.log import Log, read_small
 from ingot.core.note import SigningKey
-from ingot.errors import Busy, RegistryDamaged, UsageError
+from ingot.errors import RegistryDamaged, UsageError
 
 #: How long a writer waits for another one; an append takes milliseconds.
 WAIT_S = 60.0
@@ -30,24 +30,9 @@ class Places:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock file against other processes; Busy (E-BUSY) after WAIT_S."""
-    from filelock import FileLock, Timeout
-
     disk.make_dirs_durable(path.parent)
-    lock = FileLock(str(path), timeout=WAIT_S, poll_interval=0.005, fallback_to_soft=False)
-    with disk.explained(path):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise Busy(
-                "E-BUSY",
-                f"another process has been writing to the registry for more than {WAIT_S:.0f} s",
-                facts=[f"the lock: {path}"],
-                hint="wait for the other build, or end it if it hangs",
-            ) from error
-    try:
+    with locks.held(path, "has been writing to the registry", WAIT_S):
         yield
-    finally:
-        lock.release()
 
 
 def read_key(keys: Path, log: Log) -> SigningKey | None:

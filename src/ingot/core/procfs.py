@@ -1,4 +1,4 @@
-"""Memory of processes as the system counts it (Linux ``/proc``); elsewhere nothing is known."""
+"""Memory and state of processes as the system counts them (Linux ``/proc``); elsewhere nothing is known."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def memory(pid: int) -> Memory:
         return Memory()
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     return Memory(_kilobytes(fields.get("RssAnon")), _kilobytes(fields.get("VmRSS")))
+
+
+def state(pid: int) -> str | None:
+    """The state of a process as one letter (``R``, ``S``, ``T`` stopped, ``Z`` ended, …); None when it is gone.
+
+    ``?`` where the system does not say.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None if Path("/proc/self/stat").exists() else "?"
 
 
 def _kilobytes(field: str | None) -> int:

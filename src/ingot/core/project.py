@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ingot.core import gates
+from ingot.core import disk, gates
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
@@ -212,7 +212,9 @@ class Project:
 
     def save(self) -> None:
         """Keep what is derived for the next process. DiskFailed: then that one reads the logs and files again."""
-        if self.store.root.is_dir():
+        with disk.explained(self.store.root):
+            kept = self.store.root.is_dir()
+        if kept:
             self.index.save()
             self.store.stats.save()
 

@@ -7,6 +7,7 @@ project), ``python_stdlib:<sha256>`` of the extracted text.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import hashlib
@@ -17,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ingot.core import stdlib_text
+from ingot.core import disk, stdlib_text
 from ingot.core.digest import check_name, hash_file, sha256_bytes, tree_preimage, walk_files
 from ingot.core.statcache import StatCache
 from ingot.errors import RefusedInput
 
 _GLOB = frozenset("*?[")
+#: Errors that say nothing about the file that was to be read.
+_NOT_THE_SOURCE = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class SourceReader:
@@ -146,10 +149,15 @@ class SourceReader:
 
     @contextmanager
     def _explained(self, path: str) -> Iterator[None]:
-        """A source that cannot be read, or has gone since it was found, is RefusedInput (E-SOURCE)."""
+        """A source that cannot be read, or has gone since it was found, is RefusedInput (E-SOURCE).
+
+        DiskFailed when the device or the system's limits are to blame: the source is as it should be.
+        """
         try:
             yield
         except OSError as error:
+            if error.errno in _NOT_THE_SOURCE:
+                raise disk.failure(error, self._root / path) from error
             raise _missing(path, (error.strerror or str(error)).lower()) from error
 
 

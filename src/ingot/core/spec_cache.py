@@ -11,12 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ingot.core.graph import SpecGraph, from_json, to_json
 from ingot.core.seal import user_seal
-from ingot.errors import Problem, SpecError
+from ingot.errors import DiskFailed, Problem, SpecError
 
 _FORMAT = 2
 _MAX_BYTES = 1 << 20
@@ -99,14 +100,16 @@ def _read(root: Path, path: Path) -> SpecGraph | None:
 
 
 def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
-    from ingot.core.disk import write_file_atomic
+    from ingot.core.disk import make_dirs_durable, write_file_atomic
     from ingot.core.spec import load_spec
 
     spec = load_spec(file, root)
     graph = spec.graph()
     body = json.dumps(to_json(graph), separators=(",", ":"), ensure_ascii=False).encode()
     head = json.dumps({"format": _FORMAT, "extends": spec.files[1:]}).encode()
-    folder.mkdir(parents=True, exist_ok=True)
     entry = f"{_entry(*spec.files[0], code)}.json"
-    write_file_atomic(folder / entry, user_seal().wrap(f"specs/{entry}", head + b"\n" + body))
+    # It only spares time: where nothing can be written, what only reads goes on, and a build meets the same soon.
+    with suppress(DiskFailed):
+        make_dirs_durable(folder)
+        write_file_atomic(folder / entry, user_seal().wrap(f"specs/{entry}", head + b"\n" + body))
     return graph

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,27 +56,29 @@ def opened(base: Path) -> Iterator[Staging]:
     finally:
         # What cannot be removed keeps its lock file, so a later sweep tries again; a build that is done must not
         # fail, and one that failed must not lose its reason, because of rubbish.
-        if remove_tree(staging.root):
-            (base / f"{name}.lock").unlink(missing_ok=True)
-        os.close(lock)
+        try:
+            if remove_tree(staging.root):
+                with suppress(OSError):
+                    (base / f"{name}.lock").unlink(missing_ok=True)
+        finally:
+            os.close(lock)
 
 
 def sweep(base: Path) -> int:
     """Drop the folders of dead builds (their lock is free); returns how many."""
     swept = 0
     for path in sorted(base.glob("*.lock")):
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise disk.failure(error, path) from error
-        try:
-            if _lock(lock, path) and remove_tree(path.with_suffix("")):
-                path.unlink(missing_ok=True)
-                swept += 1
-        finally:
-            os.close(lock)
+        with disk.explained(path):
+            try:
+                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                if _lock(lock) and remove_tree(path.with_suffix("")):
+                    path.unlink(missing_ok=True)
+                    swept += 1
+            finally:
+                os.close(lock)
     return swept
 
 
@@ -89,19 +91,21 @@ def _claim(base: Path) -> tuple[str, int]:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         # Before it is locked, another process may have taken the file for a dead build's: then it is held by that
         # one, or has lost its name, and another file is taken.
-        if _lock(descriptor, path) and _has_name(descriptor, path):
-            return name, descriptor
+        try:
+            if _lock(descriptor) and _has_name(descriptor, path):
+                return name, descriptor
+        except OSError as error:
+            os.close(descriptor)
+            raise disk.failure(error, path) from error
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> bool:
+def _lock(descriptor: int) -> bool:
     """Take the lock without waiting; False when another holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        raise disk.failure(error, path) from error
     return True
 
 

@@ -8,7 +8,6 @@ then, but it *exists* only once the registry has an entry that names it: readers
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -20,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ingot.core import disk, staging
+from ingot.core import disk, locks, staging
 from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
 from ingot.core.seal import Seal
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
+
+#: How long another process may keep a lock of the store, which is held for milliseconds.
+WAIT_S = 60.0
 
 Presence = Literal["present", "missing", "damaged"]
 
@@ -140,18 +142,14 @@ class Store:
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Keep other threads and processes away from what ``name`` stands for, for a moment; not re-entrant."""
+        """Keep other threads and processes away from what ``name`` stands for, for a moment; not re-entrant.
+
+        Busy (E-BUSY) when another keeps it for longer than any moment: it was stopped, or hangs.
+        """
         folder = self.root / "locks"
         disk.make_dirs_durable(folder)
-        path = folder / f"{name}.lock"
-        with disk.explained(path):
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            with disk.explained(path):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locks.held(folder / f"{name}.lock", f"has been holding the {name} of the store", WAIT_S):
             yield
-        finally:
-            os.close(descriptor)
 
     def publish(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
         """Make what lies in ``built.out`` a durable object; returns its digest and its files.
@@ -314,7 +312,7 @@ class Store:
             what = f"the object {digest[:12]} is not in the store"
             raise StoreDamaged("E-OBJECT-MISSING", what, hint="run doit again to build it anew")
         kept = self.quarantine(digest, files)
-        where = f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; " if kept else ""
+        where = f"its bytes were moved to {os.path.relpath(kept, self.root.parent)}; " if kept else "it is whole now; "
         raise StoreDamaged(
             "E-OBJECT-DAMAGED",
             f"the object {digest[:12]} is damaged",

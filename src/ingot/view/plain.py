@@ -78,7 +78,9 @@ class PlainScreen:
             now = time.monotonic()
             for item in self._board.running():
                 when, heard = said.setdefault(item.name, (item.started, 0))
-                if now - when >= (self._news_s if item.heard > heard else max(_SILENCE_S, self._news_s)):
+                # Why nothing happens is said at once.
+                patience = self._news_s if item.heard > heard else max(_SILENCE_S, self._news_s)
+                if now - when >= patience or (item.waiting and item.heard > heard):
                     said[item.name] = (now, item.heard)
                     self.say([[(progress_line(item, now), "")]])
 

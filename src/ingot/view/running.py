@@ -24,6 +24,8 @@ class Running:
     started: float
     reason: str = ""
     phase: str = ""
+    #: Whether it waits for another process.
+    waiting: bool = False
     done: float = 0.0
     total: float | None = None
     unit: str = ""
@@ -35,6 +37,7 @@ class Running:
     def hear(self, message: Mapping[str, Any], now: float) -> None:
         """Take one ``progress``, ``phase`` or ``waiting`` message."""
         self.heard += 1
+        self.waiting = message["t"] == "waiting"
         if message["t"] == "progress":
             self._progress(message, now)
             return
