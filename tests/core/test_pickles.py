@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ingot.errors import RefusedInput
-from ingot.kit.pickle_guard import find_pickle, is_pickle, refuse_pickles
+from ingot.core.pickles import find_pickle, is_pickle, refuse_pickles
 
 
 class Harmful:
