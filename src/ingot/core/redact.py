@@ -85,15 +85,15 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
 
 def scrub_file(path: Path, values: Iterable[str]) -> None:
     """Overwrite these values with asterisks wherever a log holds them; its length stays as it is."""
-    try:
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-            for value in (text.encode("utf-8", "surrogateescape") for text in values):
-                at = data.find(value)
-                while at >= 0:
-                    data[at : at + len(value)] = b"*" * len(value)
-                    at = data.find(value, at)
-    except (FileNotFoundError, ValueError):
-        return  # there is no log, or an empty one, which cannot be mapped
+    wanted = [text.encode("utf-8", "surrogateescape") for text in values]
+    if not wanted or not path.exists() or not path.stat().st_size:
+        return
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        for value in wanted:
+            at = data.find(value)
+            while at >= 0:
+                data[at : at + len(value)] = b"*" * len(value)
+                at = data.find(value, at)
 
 
 def _is_random(token: str) -> bool:

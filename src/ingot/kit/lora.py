@@ -137,7 +137,7 @@ def read_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA adapter. It is held in memory, the base is not.
 
     RefusedInput: E-NOT-ADAPTER when the files are not there, E-CONFIG-CODE and E-FORMAT-CODE (``refuse_code``),
-    E-MERGE-METHOD when a merge is not defined by ``W + s·B·A``, E-MERGE-SHAPE when A and B do not fit each other or the rank.
+    E-MERGE-METHOD when a merge is not ``W + s·B·A``, E-MERGE-SHAPE when A and B do not fit each other or the rank.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
