@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def open_model(path: Path, context: int) -> Any:
     """The model in llama.cpp.
 
-    UsageError (E-FILE) without the file, RefusedInput (E-GGUF) when it is none, MissingTool without llama.cpp.
+    UsageError (E-FILE) without the file, RefusedInput (E-GGUF, E-GGUF-*, E-TEMPLATE-*) when it is none or unsound,
+    MissingTool without llama.cpp.
     """
     try:
         with path.open("rb") as file:
@@ -70,11 +71,29 @@ def open_model(path: Path, context: int) -> Any:
         raise MissingTool(
             "E-MISSING-TOOL", "llama-cpp-python is not installed", hint="pip install 'ingot[gguf]'"
         ) from error
+    _refuse_unsafe(path)
     try:
         llama_cpp.llama_log_set(_quiet(llama_cpp), ctypes.c_void_p(0))
         return llama_cpp.Llama(model_path=str(path), n_ctx=context, verbose=False)
     except ValueError as error:
         raise RefusedInput("E-GGUF", f"llama.cpp cannot open {path}: {error}") from error
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Check the file before llama.cpp parses it, and try its chat template before llama-cpp-python compiles it.
+
+    RefusedInput: E-GGUF-*, E-TEMPLATE-UNSAFE, E-TEMPLATE-LIMIT.
+    """
+    from ingot.kit.chat import Template
+    from ingot.kit.gguf_reader import read_gguf
+
+    template = read_gguf(path).metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        try:
+            Template(template).apply([{"role": "user", "content": "x"}], add_generation_prompt=True)
+        except RefusedInput as error:
+            if error.code != "E-CHAT-RENDER":  # a template may insist on more than one message
+                raise
 
 
 @cache

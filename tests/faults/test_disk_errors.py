@@ -7,15 +7,14 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 import inprocess
 from injector import CALLS, Machine
+
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.store import Store
 from projectkit import Sandbox
@@ -109,7 +108,9 @@ def told(code: int, text: str, case: Case, folder: Path) -> Iterable[str]:
 def acknowledged(sandbox: Sandbox) -> dict[str, str]:
     """The digest of each target whose build is in the log."""
     builds = [entry for entry in registry_of(sandbox).entries() if entry.type == "build"]
-    return {str(entry.statement["subject"][0]["name"]): str(entry.statement["subject"][0]["digest"]) for entry in builds}
+    return {
+        str(entry.statement["subject"][0]["name"]): str(entry.statement["subject"][0]["digest"]) for entry in builds
+    }
 
 
 def kept(sandbox: Sandbox, before: dict[str, str], text: str) -> Iterable[str]:

@@ -28,7 +28,7 @@ HUGE = struct.pack("<Q", 1 << 62)
         (raw_gguf(version=3 << 24), "E-GGUF-VERSION"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "E-GGUF-COUNT"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "E-GGUF-COUNT"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 19, 0), "E-GGUF-LENGTH"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 16, 0), "E-GGUF-LENGTH"),
         (raw_gguf([HUGE + b"key"]), "E-GGUF-LENGTH"),
         (raw_gguf([text("k") + struct.pack("<I", 8) + HUGE]), "E-GGUF-LENGTH"),
         (raw_gguf([text("k") + struct.pack("<II", 9, 4) + HUGE]), "E-GGUF-LENGTH"),

@@ -7,17 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingot.errors import StageFailed
+from ggufkit import raw_gguf
+from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.llama_cpp import logits, open_model, quantize
 
 
 def test_a_file_that_is_no_gguf_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"not a model" * 10)
+    with pytest.raises(RefusedInput) as refused:
+        open_model(path)
+    assert refused.value.code == "E-GGUF-MAGIC"
+    with pytest.raises(RefusedInput):
+        quantize(path, tmp_path / "y.gguf", "Q4_0", threads=1)
+
+
+def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(raw_gguf())
     with pytest.raises(StageFailed, match="does not open") as caught:
         open_model(path)
     assert caught.value.code == "E-LLAMA-CPP"
-    assert any("magic" in fact for fact in caught.value.facts)
+    assert caught.value.facts
     with pytest.raises(StageFailed, match="could not quantize to Q4_0"):
         quantize(path, tmp_path / "y.gguf", "Q4_0", threads=1)
 

@@ -30,7 +30,7 @@ def write(path: Path, header: Any, data: bytes = b"\0" * 8, length: int | None =
     [
         (b"{", {}, "E-ST-HEADER"),
         ([], {}, "E-ST-HEADER"),
-        (b'{"a":{},"a":{}}', {}, "E-ST-HEADER"),
+        (b'{"a":{},"a":{}}', {}, "E-ST-DUPKEY"),
         (b"[" * 100_000, {}, "E-ST-HEADER"),
         ({"a": one()}, {"length": 1 << 40}, "E-ST-SIZE"),
         ({"a": one()}, {"length": 10_000}, "E-ST-SIZE"),

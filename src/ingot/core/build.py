@@ -22,8 +22,10 @@ from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.key import key_of
 from ingot.core.plan import Planned, input_ids
+from ingot.core.redact import redact
 from ingot.core.staging import Staging
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
+from ingot.core.sweep import Forbidden, sweep, sweep_text
 from ingot.errors import IngotError, RefusedInput, StageFailed
 from ingot.version import __version__
 
@@ -110,6 +112,7 @@ class Builder:
                 self._check_unchanged(node)
                 # Before anything is published: an object that no entry can name would be rubbish.
                 _refuse_too_large(receipt)
+                self._sweep(node, receipt, staging)
                 digest, records = project.store.publish(staging)
         receipt |= {"digest": digest, "files": [record.to_dict() for record in records]}
         # What was accepted was built under another key: this key has not been observed to give it.
@@ -142,6 +145,15 @@ class Builder:
                 "peak_rss_bytes": outcome.peak_rss,
             },
         }
+
+    def _sweep(self, node: Node, receipt: Mapping[str, Any], staging: Staging) -> None:
+        """Refuse an output that must not be published (``sweep``)."""
+        forbidden = Forbidden.here(staging.root, self._project.root)
+        sweep_text(json.dumps(receipt, ensure_ascii=False), forbidden)
+        # What is no folder is refused where it would be published.
+        if staging.out.is_dir() and not staging.out.is_symlink():
+            with disk.explained(staging.out):
+                sweep(staging.out, node.kind, forbidden)
 
     @contextmanager
     def _log_named(self, log: Path) -> Iterator[None]:
@@ -276,7 +288,7 @@ def _last_lines(log: Path) -> list[str]:
         return []
     if "Traceback (most recent call last)" in text:
         return []
-    return [f"| {line[:200]}" for line in text.splitlines()[-_TAIL_LINES:] if line.strip()]
+    return [f"| {redact(line)[:200]}" for line in text.splitlines()[-_TAIL_LINES:] if line.strip()]
 
 
 def _now() -> str:

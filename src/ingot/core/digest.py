@@ -11,6 +11,7 @@ vectors: ``docs/formats.md``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -23,6 +24,9 @@ import xxhash
 from ingot.errors import RefusedInput
 
 _BLOCK = 1 << 20
+#: Levels of folders, and files, that an artifact or a source may have.
+MAX_DEPTH = 64
+MAX_FILES = 1_000_000
 
 
 @dataclass(frozen=True, order=True)
@@ -100,13 +104,19 @@ def walk_files(root: Path, *, empty_folders: bool = False) -> Iterator[str]:
     """Relative posix paths of all files below ``root``, sorted by bytes; with ``empty_folders`` those too (``name/``).
 
     Errors are raised, links and special files refused (E-NAME, E-OUTPUT-FILE): a walk that
-    skips what it cannot read would make two different folders look the same.
+    skips what it cannot read would make two different folders look the same. More than ``MAX_DEPTH`` levels or
+    ``MAX_FILES`` files are refused, too (E-LIMIT).
     """
-    found = sorted(_scan(root, ""), key=os.fsencode)
+    found = list(itertools.islice(_scan(root, ""), MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise RefusedInput("E-LIMIT", f"more than {MAX_FILES:,} files in one folder")
+    found.sort(key=os.fsencode)
     yield from found if empty_folders else (path for path in found if not path.endswith("/"))
 
 
 def _scan(root: Path, prefix: str) -> Iterator[str]:
+    if prefix.count("/") >= MAX_DEPTH:
+        raise RefusedInput("E-LIMIT", f"more than {MAX_DEPTH} folders in one another: {prefix[:80]}…")
     empty = bool(prefix)
     with os.scandir(root / prefix if prefix else root) as entries:
         for entry in entries:
@@ -148,16 +158,24 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and all(char in "0123456789abcdef" for char in text)
 
 
+class DuplicateKey(ValueError):
+    """A JSON object that has a key twice: two readers see two things."""
+
+
 def read_json(data: bytes, *, parse_int: Callable[[str], int | float] | None = None) -> object:
-    """Parse JSON strictly: duplicate keys and NaN are refused (ValueError). ``parse_int`` reads the integers."""
+    """Parse JSON strictly: UTF-8 only, and duplicate keys and NaN are refused (ValueError, DuplicateKey).
+
+    ``parse_int`` reads the integers. RecursionError for what is nested too deep.
+    """
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(items)
         if len(result) != len(items):
-            raise ValueError("duplicate key in JSON")
+            raise DuplicateKey("duplicate key in JSON")
         return result
 
     def constant(name: str) -> object:
         raise ValueError(f"{name} in JSON")
 
-    return json.loads(data, object_pairs_hook=pairs, parse_constant=constant, parse_int=parse_int)
+    # Of bytes, json would guess UTF-16 and UTF-32, too, where other readers see UTF-8.
+    return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_int=parse_int)

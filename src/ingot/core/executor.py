@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ingot import errors
-from ingot.core import procfs
+from ingot.core import disk, procfs
+from ingot.core.redact import environment_secrets, redact, scrub_file
 from ingot.errors import StageFailed
 
 #: Called with each progress or phase message of the running stage.
@@ -127,6 +128,9 @@ class Executor:
                 self._running.discard(run.pid)
         if sampler.ident is not None:
             sampler.join()
+        # What the child could see of secrets may be in what a library printed or raised.
+        with disk.explained(log):
+            scrub_file(log, environment_secrets())
         return _conclude(run, log)
 
     def _start(
@@ -252,8 +256,7 @@ def _sample(run: _Run) -> None:
 
 def _conclude(run: _Run, log: Path) -> Outcome:
     if run.error is not None:
-        error = errors.from_dict(run.error)
-        raise error
+        raise _redacted(errors.from_dict(run.error))
     if run.result is None or run.exit is None or run.exit["status"] != 0:
         raise _death(run, log)
     sampled = run.peak.resident > 0
@@ -264,6 +267,16 @@ def _conclude(run: _Run, log: Path) -> Outcome:
         peak_anon=run.peak.anon if sampled else None,
         peak_rss=run.peak.resident if sampled else None,
     )
+
+
+def _redacted(error: errors.IngotError) -> errors.IngotError:
+    """The error without the secrets that a library's words may hold."""
+    secrets = environment_secrets()
+    error.what = redact(error.what, secrets)
+    error.facts = tuple(redact(fact, secrets) for fact in error.facts)
+    error.hint = None if error.hint is None else redact(error.hint, secrets)
+    error.args = (error.what,)
+    return error
 
 
 def _death(run: _Run, log: Path) -> StageFailed:

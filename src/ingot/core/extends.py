@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core import yaml_reader
+from ingot.core.files import read_regular
 from ingot.core.yaml_reader import MAX_BYTES, Document, Place
 from ingot.errors import Problem, SpecError
 
@@ -58,8 +59,7 @@ def _load(name: str, root: Path, above: list[str], wanted: Place) -> Chain:
 
 def _read(name: str, root: Path, wanted: Place, *, chained: bool) -> bytes:
     try:
-        with (root / name).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return read_regular(root / name, MAX_BYTES + 1)
     except OSError as error:
         field_path = "extends" if chained else ""
         what = f"the file {name} cannot be read: {(error.strerror or str(error)).lower()}"

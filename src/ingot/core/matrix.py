@@ -6,7 +6,7 @@ from typing import Any
 
 from ingot.core.digest import canonical_json
 from ingot.core.instances import MAX_INSTANCES
-from ingot.core.names import is_label, suggestion
+from ingot.core.names import is_label, suggestion, twins
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
 from ingot.core.yaml_reader import Path
@@ -62,6 +62,8 @@ def _axis(param: str, values: object, path: Path, problems: Problems) -> Axis | 
             problems.add(here, "E-SPEC-MATRIX", what, "write it as {label: value}")
         elif label in labels:
             problems.add(here, "E-SPEC-MATRIX", f"the label {label!r} is used twice")
+        elif twin := twins([*labels, label]):
+            problems.add(here, "E-SPEC-MATRIX", f"the label {label!r} differs only by case from {twin[0]!r}")
         else:
             labels[label] = index
             items.append((value, where))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 _TARGET = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -11,6 +12,9 @@ _SPEC = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")
+
+#: What Windows takes for a device, with any suffix: a project with such a name could not be cloned there.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 #: Sub-commands of doit and of ingot: a spec of that name could not be named on the command line.
 COMMANDS = frozenset(
@@ -40,6 +44,8 @@ def suggestion(name: str, choices: Iterable[str]) -> str | None:
 
 def target_name_problem(name: str) -> str | None:
     """What is wrong with the name of a target, or None."""
+    if is_device(name):
+        return f"{name!r} is the name of a device on Windows"
     if _TARGET.fullmatch(name):
         return None
     return "a name of a target starts with a lower-case letter or digit, then holds a-z, 0-9, '_' and '-' (at most 64)"
@@ -49,11 +55,29 @@ def spec_name_problem(name: str) -> str | None:
     """What is wrong with the name of a spec, or None."""
     if name in COMMANDS:
         return f"{name!r} is a command of doit"
-    if _SPEC.fullmatch(name):
+    if is_device(name):
+        return f"{name!r} is the name of a device on Windows"
+    if _SPEC.fullmatch(name) and not name.endswith("."):
         return None
     return (
-        "a name of a spec starts with a lower-case letter or digit, then holds a-z, 0-9, '.', '_' and '-' (at most 64)"
+        "a name of a spec starts with a lower-case letter or digit, then holds a-z, 0-9, '.', '_' and '-' (at most 64; "
+        "no '.' at its end)"
     )
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a name for a device."""
+    return _DEVICE.fullmatch(name) is not None
+
+
+def twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that one file system or another takes for one: they differ by case, or by Unicode form, alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if first != name:
+            return first, name
+    return None
 
 
 def is_role(name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ingot.core import reasons
 from ingot.core.acceptance import given_by, place_of
+from ingot.core.executor import environment
 from ingot.core.graph import Node
 from ingot.core.index import Index
 from ingot.core.key import NOT_INSTALLED, key_of, key_parts
@@ -161,7 +162,15 @@ def tool_version(distribution: str) -> str:
 def _program_output(command: tuple[str, ...]) -> str:
     """What a declared command line prints: a key part. NOT_INSTALLED when it cannot be run."""
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=30, check=False)
+        # As a stage would run it: with nothing of the user's environment but PATH.
+        done = subprocess.run(
+            command,
+            env=environment(network=False),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=30,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return NOT_INSTALLED
     return (done.stdout or done.stderr).decode("utf-8", "replace").strip()

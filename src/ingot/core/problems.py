@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 
+from ingot.core.redact import redact
 from ingot.core.yaml_reader import Document, Path, Place, field_name
 from ingot.errors import Problem, SpecError
+
+
+def redacted(problem: Problem) -> Problem:
+    """A problem whose sentences hold no secret, whichever name or value they quote."""
+    hint = redact(problem.hint) if problem.hint else problem.hint
+    return replace(problem, field=redact(problem.field), what=redact(problem.what), hint=hint)
 
 
 class Problems:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ingot.core import disk, stdlib_text
 from ingot.core.digest import check_name, hash_file, sha256_bytes, tree_preimage, walk_files
+from ingot.core.files import open_regular, refuse_sparse
 from ingot.core.statcache import StatCache
 from ingot.errors import RefusedInput
 
@@ -36,7 +37,7 @@ class SourceReader:
         self._cache = cache
 
     def digest(self, source: Mapping[str, object]) -> str:
-        """The tagged content digest; RefusedInput (E-SOURCE) when a file is missing or cannot be read."""
+        """The tagged content digest; RefusedInput: E-SOURCE (missing or unreadable), E-PATH, E-LIMIT."""
         if source.get("python_stdlib"):
             return self._stdlib_digest(str(source["python_stdlib"]))
         listed = list(self._files(source))
@@ -87,6 +88,7 @@ class SourceReader:
                 yield from self._matches(pattern, keep_name=keep_name)
                 return
             path = self._root / pattern
+            self._refuse_outside(pattern)
             mode = os.lstat(path).st_mode
             if stat.S_ISDIR(mode):
                 for name in walk_files(path):
@@ -105,9 +107,20 @@ class SourceReader:
         if not names:
             raise _missing(pattern, "no file matches")
         for name in names:
+            self._refuse_outside(name)
             if not stat.S_ISREG(os.lstat(self._root / name).st_mode):
                 raise _missing(name, "not a regular file (symbolic links are not followed)")
             yield (name if keep_name else name.removeprefix(f"{fixed}/") if fixed else name), self._root / name
+
+    def _refuse_outside(self, name: str) -> None:
+        """RefusedInput (E-PATH) when a link on the way leads out of the project: its content is not the project's."""
+        found = os.path.realpath(self._root / name)
+        if os.path.commonpath([found, os.path.realpath(self._root)]) != os.path.realpath(self._root):
+            raise RefusedInput(
+                "E-PATH",
+                f"the source {name!r} lies outside the project: a symbolic link on the way leads out of it",
+                hint="copy what it points to into the project",
+            )
 
     def _refuse_unreadable(self, pattern: str, fixed: str) -> None:
         """``glob`` passes over folders that it cannot read, which would make two different trees look the same."""
@@ -129,6 +142,7 @@ class SourceReader:
         with self._explained(name):
             taken = time.time_ns()
             status = os.lstat(path)
+            refuse_sparse(name, status)
             known = self._cache.get(name, status)
             if known is None:
                 known = hash_file(path)[1]
@@ -139,7 +153,8 @@ class SourceReader:
         """Copy one file and return the SHA-256 of the bytes that were copied."""
         digest = hashlib.sha256()
         with self._explained(os.path.relpath(source, self._root)):
-            reader = os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            reader = os.fdopen(open_regular(source), "rb")
+            refuse_sparse(os.path.relpath(source, self._root), os.fstat(reader.fileno()))
         target.parent.mkdir(parents=True, exist_ok=True)
         with reader, target.open("xb") as writer:
             while block := reader.read(1 << 20):

@@ -18,10 +18,11 @@ from ingot.core.gate_names import Gates, read_gates
 from ingot.core.graph import Node, SpecGraph, expand, implied_elements
 from ingot.core.instances import Instance, Wire, Wiring
 from ingot.core.names import spec_name_problem, suggestion, target_name_problem
-from ingot.core.problems import Problems
+from ingot.core.problems import Problems, redacted
 from ingot.core.roles import instances, read_roles
 from ingot.core.scalars import shorten
 from ingot.core.targets import Draft, Variant, read_target
+from ingot.errors import SpecError
 
 FORMAT = 1
 FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates")
@@ -85,7 +86,14 @@ class ResolvedSpec:
 
 
 def load_spec(path: Path, project_root: Path) -> ResolvedSpec:
-    """The resolved spec in a file; SpecError with every problem found."""
+    """The resolved spec in a file; SpecError with every problem found, none of which shows a secret."""
+    try:
+        return _load(path, project_root)
+    except SpecError as error:
+        raise SpecError([redacted(problem) for problem in error.problems]) from None
+
+
+def _load(path: Path, project_root: Path) -> ResolvedSpec:
     chain = load_chain(path, project_root)
     value, file = chain.document.value, chain.files[0][0]
     problems = Problems(chain.document, chain.problems)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ingot.core.files import read_regular
 from ingot.core.graph import SpecGraph, from_json, to_json
 from ingot.core.seal import user_seal
 from ingot.errors import DiskFailed, Problem, SpecError
@@ -79,8 +80,7 @@ def _entry(name: str, digest: str, code: bytes) -> str:
 
 def _hash(root: Path, name: str) -> str | None:
     try:
-        with (root / name).open("rb") as file:
-            return hashlib.sha256(file.read(_MAX_BYTES + 1)).hexdigest()
+        return hashlib.sha256(read_regular(root / name, _MAX_BYTES + 1)).hexdigest()
     except OSError:
         return None  # load_spec says what is wrong with the file
 

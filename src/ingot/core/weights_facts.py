@@ -84,17 +84,34 @@ def facts_of(folder: Path) -> WeightFacts:
 
 def read_safetensors(path: Path) -> Iterator[Tensor]:
     """The tensors of a safetensors file, from its header."""
+    header, length = _safetensors_header(path)
+    for name, item in header.items():
+        if name != "__metadata__":
+            yield _safetensor(path, name, item, 8 + length)
+
+
+def safetensors_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """The metadata of a safetensors file, and the names of its tensors under their own."""
+    for name, item in _safetensors_header(path)[0].items():
+        yield name, name
+        if name == "__metadata__" and isinstance(item, dict):
+            yield from ((f"__metadata__.{key}", str(value)) for key, value in item.items())
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header and its length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise ValueError(f"{path.name}: a header of {length} bytes in a file of {size}")
-        header = read_json(file.read(length))
+        try:
+            header = read_json(file.read(length))
+        except RecursionError as error:
+            raise ValueError(f"{path.name}: the header is nested too deep") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path.name}: the header is no JSON object")
-    for name, item in header.items():
-        if name != "__metadata__":
-            yield _safetensor(path, name, item, 8 + length)
+    return header, length
 
 
 def _safetensor(path: Path, name: str, item: Any, base: int) -> Tensor:
@@ -129,6 +146,13 @@ class _Reader:
     def text(self) -> str:
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
+    def value(self, kind: int) -> str | None:
+        """A value that is a text; None for any other, which is passed over."""
+        if kind == 8:
+            return self.text()
+        self.skip_value(kind)
+        return None
+
     def skip_value(self, kind: int, depth: int = 0) -> None:
         if kind == 8:
             self.take(self.number("Q"))
@@ -151,15 +175,31 @@ class _Reader:
 def read_gguf(path: Path) -> Iterator[Tensor]:
     """The tensors of a GGUF file, from its header."""
     with path.open("rb") as file:
-        reader = _Reader(file, path.name, path.stat().st_size)
-        if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
-            raise ValueError(f"{path.name}: not a GGUF of version 2 or 3")
-        tensors, values = reader.number("Q"), reader.number("Q")
+        reader, tensors, values = _open_gguf(file, path)
         for _ in range(values):
             reader.text()
             reader.skip_value(reader.number("I"))
         for _ in range(tensors):
             yield _gguf_tensor(reader)
+
+
+def gguf_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """The metadata of a GGUF file that is text, without its lists of tokens."""
+    with path.open("rb") as file:
+        reader, _tensors, values = _open_gguf(file, path)
+        for _ in range(values):
+            key = reader.text()
+            value = reader.value(reader.number("I"))
+            if value is not None:
+                yield key, value
+
+
+def _open_gguf(file: BinaryIO, path: Path) -> tuple[_Reader, int, int]:
+    """A reader behind the head of a GGUF, and its numbers of tensors and of metadata values."""
+    reader = _Reader(file, path.name, path.stat().st_size)
+    if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
+        raise ValueError(f"{path.name}: not a GGUF of version 2 or 3")
+    return reader, reader.number("Q"), reader.number("Q")
 
 
 def _gguf_tensor(reader: _Reader) -> Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.core.scalars import Refusal, holds_secret, plain, shorten
+from ingot.core.redact import has_known_form, holds_secret, names_secret, redact
+from ingot.core.scalars import Refusal, plain, shorten
 from ingot.errors import Problem, SpecError
 
 MAX_BYTES = 1 << 20
@@ -64,9 +65,27 @@ def read_yaml(data: bytes, file: str) -> tuple[Document, list[Problem]]:
     reader = _Reader(file)
     try:
         reader.walk(_events(text, file))
+        document = reader.document()
     except SpecError as error:
-        raise SpecError([*reader.problems, *error.problems]) from None
-    return reader.document(), reader.problems
+        raise SpecError([*reader.problems, *_in_comments(text, file, reader.problems), *error.problems]) from None
+    return document, [*reader.problems, *_in_comments(text, file, reader.problems)]
+
+
+def _in_comments(text: str, file: str, found: list[Problem]) -> Iterator[Problem]:
+    """Secrets where no value is: comments, and what follows a mistake. The values were looked at one by one."""
+    if any(problem.code == _SECRET.code for problem in found):
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if has_known_form(line):
+            yield Problem(file, number, 1, "", _SECRET.code, _SECRET.what, _SECRET.hint)
+
+
+#: The secret itself is in no message: what shows a text shows it by ``shorten`` or ``redact``.
+_SECRET = Refusal(
+    "E-SECRET-LITERAL",
+    "this looks like an access key, a private key or a password (not shown)",
+    "a spec is committed to git: keep it in a file outside the project, and revoke it if it was ever committed",
+)
 
 
 def _fatal(place: Place, code: str, what: str, hint: str | None = None) -> SpecError:
@@ -104,7 +123,7 @@ def _events(text: str, file: str) -> Iterator[Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file, 1, 1)
-        what = " ".join(shorten(part, 160) for part in (error.problem, error.context) if part)
+        what = " ".join(redact(shorten(part, 160)) for part in (error.problem, error.context) if part)
         hint = "indent with spaces, not tabs" if "'\\t'" in what else None
         raise _fatal(place, "E-YAML-SYNTAX", f"broken YAML: {what}", hint) from None
     except (YAMLError, ValueError, OverflowError) as error:
@@ -237,9 +256,9 @@ class _Reader:
         self._put(value)
 
     def _check_secret(self, event: Any, path: Path, text: str) -> None:
-        if len(text) > 10 and holds_secret(text):
-            what = "this looks like an access key or a private key (not shown)"
-            self._refuse(event, path, Refusal("E-SECRET-LITERAL", what, "use env:NAME or file:PATH; revoke this key"))
+        named = bool(path) and isinstance(path[-1], str) and names_secret(path[-1], text)
+        if len(text) > 7 and (named or holds_secret(text)):
+            self._refuse(event, path, _SECRET)
 
     def _key(self, event: Any, text: str, *, alias: bool) -> None:
         frame = self._stack[-1]
@@ -247,7 +266,8 @@ class _Reader:
             raise _fatal(self._place(event), "E-YAML-KEY", "a key must be text")
         path = (*frame.path, text)
         self._check_marks(event, path)
-        self._check_secret(event, frame.path, text)
+        if holds_secret(text):
+            self._refuse(event, frame.path, _SECRET)
         if text == "<<" and event.style is None:
             self._refuse(event, path, Refusal("E-YAML-MERGE", "merge keys (<<) are refused", "use `extends:`"))
         elif text in frame.items:

@@ -8,21 +8,17 @@ tokens that the full text shares with the prompt.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ingot.errors import RefusedInput
+from ingot.kit.render import Renderer
 
 Row = Mapping[str, Any]
 
-#: What a template sees as today where it insists on a date: the clock must not get into bytes or scores.
-_DATE = (2024, 7, 26)
+_RENDERER = Renderer()
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ class Template:
     def apply(self, messages: Sequence[Row], *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation, as transformers' ``apply_chat_template(tokenize=False)`` renders it.
 
-        RefusedInput: E-CHAT-TEMPLATE without a template, E-CHAT-RENDER when the template refuses the messages.
+        RefusedInput: E-CHAT-TEMPLATE without a template, E-CHAT-RENDER when the template refuses the messages,
+        E-TEMPLATE-UNSAFE and E-TEMPLATE-LIMIT when it tries what none may, or takes too much (``kit.render``).
         """
         if self.source is None:
             raise RefusedInput(
@@ -50,35 +47,13 @@ class Template:
                 "the model has no chat template, so chat rows cannot be rendered",
                 hint="use an instruct model, or 'form: completion' in the data set",
             )
-        try:
-            return _environment(self.source).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos, eos_token=self.eos,
-            )  # fmt: skip
-        except (jinja2.TemplateError, TypeError) as error:
-            raise RefusedInput("E-CHAT-RENDER", f"the chat template does not accept a row: {error}") from error
-
-
-def _environment(source: str) -> jinja2.Template:
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    env.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    env.globals["raise_exception"] = _raise
-    if not re.search(r"strftime_now\s+is\s+(not\s+)?defined", source):
-        env.globals["strftime_now"] = _strftime
-    # transformers marks the assistant's turns with {% generation %}; the marks print nothing
-    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
-    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
-    return env.from_string(source)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime(form: str) -> str:
-    import datetime as dt
-
-    return dt.date(*_DATE).strftime(form)
+        variables = {
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+        }
+        return _RENDERER.render(self.source, variables)
 
 
 def render(row: Row, template: Template) -> tuple[str, str]:

@@ -155,7 +155,9 @@ def url_file(url: str, target: Path, progress: Progress) -> str:
     except urllib.error.HTTPError as error:
         error.close()
         code = "E-FETCH-NOTFOUND" if error.code in {404, 410} else "E-FETCH-HTTP"
-        raise RefusedInput(code, f"{url} answered {error.code} {error.reason}") from error
+        # Without its query, which may hold a signature.
+        shown = url.partition("?")[0]
+        raise RefusedInput(code, f"{shown} answered {error.code} {error.reason}") from error
     except http.client.IncompleteRead as error:
         raise _truncated(name, len(error.partial), error.expected) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ingot.errors import RefusedInput
 
 _MAX_KEYS = 1 << 16
-_MAX_TENSORS = 1 << 20
+_MAX_TENSORS = 1 << 17
 _MAX_NAME = 1 << 16
 _MAX_DIMS = 4
 
@@ -94,7 +94,8 @@ def read_gguf(path: Path) -> Gguf:
     """Check and open a GGUF; tensors are read later, one by one.
 
     RefusedInput: E-GGUF-MAGIC, E-GGUF-VERSION, E-GGUF-COUNT, E-GGUF-LENGTH (a length beyond the end of the file),
-    E-GGUF-VALUE (a value or name of the wrong form), E-GGUF-TYPE, E-GGUF-BOUNDS, E-GGUF-OVERLAP, E-GGUF-DUPLICATE.
+    E-GGUF-VALUE (a value or name of the wrong form), E-GGUF-TYPE, E-GGUF-BOUNDS, E-GGUF-OVERLAP, E-GGUF-DUPLICATE,
+    E-GGUF-TRAILING (bytes that belong to no tensor).
     """
     if path.stat().st_size < 24:
         raise _refuse("E-GGUF-LENGTH", path, "it is too short for a header")
@@ -175,7 +176,7 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
 
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", 32)
-    if not isinstance(value, int) or not 1 <= value <= 1 << 20 or value & (value - 1):
+    if type(value) is not int or not 1 <= value <= 1 << 20 or value & (value - 1):
         raise _refuse("E-GGUF-VALUE", path, f"general.alignment is {value!r}, not a power of two up to 1 MiB")
     return value
 
@@ -208,7 +209,19 @@ def _place(
     for before, after in itertools.pairwise(ordered):
         if before.begin + before.size > after.begin:
             raise _refuse("E-GGUF-OVERLAP", cursor.path, f"tensors {before.name!r} and {after.name!r} share bytes")
+    _refuse_unused(cursor, ordered, start, alignment)
     return tuple(ordered)
+
+
+def _refuse_unused(cursor: _Cursor, ordered: list[TensorInfo], start: int, alignment: int) -> None:
+    """Between tensors and at the end only padding may lie: anything else would be another file inside this one."""
+    position = start
+    for info in ordered:
+        if info.begin - position >= alignment:
+            raise _refuse("E-GGUF-TRAILING", cursor.path, f"bytes before {info.name!r} belong to no tensor")
+        position = info.begin + info.size
+    if len(cursor.data) - position >= alignment:
+        raise _refuse("E-GGUF-TRAILING", cursor.path, f"{len(cursor.data) - position} bytes at its end are no tensor's")
 
 
 def _bytes_of(path: Path, name: str, shape: tuple[int, ...], kind: int) -> tuple[str, int]:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ingot.core.digest import read_json
 from ingot.errors import RefusedInput
 from ingot.kit.architectures import refuse_unknown_architecture
+from ingot.kit.code_guard import read_json_value, refuse_code
 from ingot.kit.safetensors_check import Entry, check_file
 
 _INDEX = "model.safetensors.index.json"
-_MAX_JSON = 64 << 20
-_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
+_WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
@@ -43,13 +43,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size. RefusedInput (E-NOT-HF) when it is none."""
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise RefusedInput("E-NOT-HF", f"{path.name} is larger than {_MAX_JSON} bytes")
-        value = read_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RefusedInput("E-NOT-HF", f"{path.name} is not valid JSON: {error}") from error
+    """A JSON object from a file of bounded size. RefusedInput (E-JSON-LIMIT, E-NOT-HF) when it is none."""
+    value = read_json_value(path)
     if not isinstance(value, dict):
         raise RefusedInput("E-NOT-HF", f"{path.name} is not a JSON object")
     return value
@@ -58,7 +53,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder.
 
-    RefusedInput: E-NOT-HF when there is none; E-CONFIG-CODE when it or tokenizer_config.json names code to load.
+    RefusedInput: E-NOT-HF when there is none, or an adapter lies beside it; E-CONFIG-CODE, E-FORMAT-CODE and
+    E-JSON-LIMIT as ``refuse_code`` has them.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -68,28 +64,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             facts=[f"files: {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'none'}"],
             hint="a GGUF becomes a Hugging Face folder with 'kind: convert'",
         )
-    config = read_json_file(path)
-    _refuse_code("config.json", config)
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file():
-        _refuse_code(tokenizer.name, read_json_file(tokenizer))
-    return config
-
-
-def _refuse_code(file: str, value: object) -> None:
-    if isinstance(value, dict):
-        found = sorted(_CODE_KEYS & set(value))
-        if found:
-            raise RefusedInput(
-                "E-CONFIG-CODE",
-                f"{file} asks for code from the model's folder ({found[0]}), which ingot never runs",
-                hint="use a model whose architecture is part of transformers",
-            )
-        for item in value.values():
-            _refuse_code(file, item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_code(file, item)
+    if (folder / _ADAPTER).exists():
+        # transformers would load the model that this file names, from wherever it lies, and not this folder's.
+        raise RefusedInput(
+            "E-NOT-HF",
+            f"the folder holds {_ADAPTER} beside config.json: it is a model and an adapter at once",
+            hint="keep the two in folders of their own; 'kind: merge' adds an adapter to its model",
+        )
+    refuse_code(folder)
+    return read_json_file(path)
 
 
 def tensor_files(folder: Path) -> list[Path]:
@@ -107,6 +90,9 @@ def tensor_files(folder: Path) -> list[Path]:
         for name in sorted(names):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors", name) or not (folder / name).is_file():
                 raise RefusedInput("E-ST-INDEX", f"{_INDEX} names {name!r}, which is not a file of the folder")
+        if _WEIGHTS not in names and (folder / _WEIGHTS).exists():
+            # transformers would take this one and not those that the index names.
+            raise RefusedInput("E-ST-INDEX", f"{_WEIGHTS} lies beside {_INDEX}, which does not name it")
         return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
     if files:
@@ -180,7 +166,7 @@ def _write_part(out: Path, number: int, shard: dict[str, torch.Tensor]) -> Path:
 
 def _name_parts(out: Path, parts: list[tuple[Path, list[str], int]]) -> list[Path]:
     if len(parts) == 1:
-        return [parts[0][0].rename(out / "model.safetensors")]
+        return [parts[0][0].rename(out / _WEIGHTS)]
     weight_map: dict[str, str] = {}
     files = []
     for number, (path, names, _) in enumerate(parts, 1):

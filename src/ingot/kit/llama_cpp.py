@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ingot.errors import IngotError, StageFailed
 from ingot.kit.chat import Template
+from ingot.kit.gguf_reader import read_gguf
 
 _BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
@@ -58,6 +59,8 @@ class Model:
 
     def __init__(self, path: Path, *, context: int, threads: int) -> None:
         """See ``open_model``."""
+        # The C++ parser is not made for files that lie: nothing reaches it unchecked.
+        read_gguf(path)
         _LOG.install()
         self._model: Any = None
         self._context: Any = None
@@ -187,7 +190,10 @@ class Model:
 
 
 def open_model(path: Path, *, context: int = 512, threads: int = 1) -> Model:
-    """Open a GGUF on the CPU with room for ``context`` tokens. StageFailed (E-LLAMA-CPP) when llama.cpp refuses it."""
+    """Open a GGUF on the CPU with room for ``context`` tokens.
+
+    RefusedInput (E-GGUF-*) for an unsound file, StageFailed (E-LLAMA-CPP) when llama.cpp refuses it.
+    """
     return Model(path, context=context, threads=threads)
 
 
@@ -208,6 +214,7 @@ def logits(model: Model, ids: Sequence[int]) -> npt.NDArray[np.float32]:
 
 def quantize(source: Path, target: Path, file_type: str, *, threads: int) -> None:
     """llama.cpp's own quantizer, from an unquantized GGUF. StageFailed (E-LLAMA-CPP) when it fails."""
+    read_gguf(source)
     _LOG.install()
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.nthread = threads

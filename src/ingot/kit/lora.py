@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from ingot.kit.code_guard import refuse_code
 from ingot.kit.safetensors_check import check_file
 
 CONFIG = "adapter_config.json"
@@ -135,12 +136,13 @@ class Adapter:
 def read_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA adapter. It is held in memory, the base is not.
 
-    RefusedInput: E-NOT-ADAPTER when the files are not there, E-MERGE-METHOD when a merge is not defined by
-    ``W + s·B·A``, E-MERGE-SHAPE when A and B do not fit each other or the rank.
+    RefusedInput: E-NOT-ADAPTER when the files are not there, E-CONFIG-CODE and E-FORMAT-CODE (``refuse_code``),
+    E-MERGE-METHOD when a merge is not ``W + s·B·A``, E-MERGE-SHAPE when A and B do not fit each other or the rank.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise RefusedInput("E-NOT-ADAPTER", f"the folder holds no {name}, so it is not a PEFT adapter")
+    refuse_code(folder)
     config = hf.read_json_file(folder / CONFIG)
     _check_method(config)
     check_file(folder / WEIGHTS)

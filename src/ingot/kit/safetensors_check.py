@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingot.core.digest import read_json
+from ingot.core.digest import DuplicateKey, read_json
 from ingot.errors import RefusedInput
 
-_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_MAX_HEADER = 64 << 20
+_MAX_VALUES = 4_000_000  # commas of a header, which bound what its values take in memory
 _MAX_RANK = 32
+_MAX_NAME = 1024
 
 #: Bits of one element, by the format's dtype names.
 DTYPE_BITS: Mapping[str, int] = {
@@ -42,8 +44,9 @@ def check_file(path: Path) -> tuple[Entry, ...]:
     """The entries of a safetensors file in order of their bytes.
 
     RefusedInput: E-ST-SHORT (no whole header), E-ST-SIZE (header length out of bounds), E-ST-HEADER (not JSON of
-    the right form), E-ST-DTYPE, E-ST-BOUNDS (bytes outside the file or unlike shape and dtype), E-ST-OVERLAP (gap,
-    overlap or bytes that belong to no tensor).
+    the right form), E-ST-DUPKEY, E-ST-NAME (a tensor's name that is a path or cannot be printed), E-ST-DTYPE,
+    E-ST-BOUNDS (bytes outside the file or unlike shape and dtype), E-ST-OVERLAP (gap, overlap or bytes that belong
+    to no tensor).
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -60,8 +63,13 @@ def check_file(path: Path) -> tuple[Entry, ...]:
 
 
 def _entries(path: Path, raw: bytes) -> list[Entry]:
+    # The reference reader accepts white space before the brace; what begins otherwise may be another format as well.
+    if not raw.startswith(b"{") or raw.count(b",") > _MAX_VALUES:
+        raise _refuse("E-ST-HEADER", path, "its header does not begin with '{', or holds millions of values")
     try:
         header = read_json(raw)
+    except DuplicateKey as error:
+        raise _refuse("E-ST-DUPKEY", path, "its header names something twice") from error
     except (ValueError, RecursionError) as error:
         raise _refuse("E-ST-HEADER", path, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
@@ -69,7 +77,16 @@ def _entries(path: Path, raw: bytes) -> list[Entry]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refuse("E-ST-HEADER", path, "its __metadata__ is not a map of strings")
+    for name in header:
+        if not _is_plain(name):
+            raise _refuse("E-ST-NAME", path, f"the name of a tensor is a path or cannot be printed: {name[:80]!r}")
     return [_entry(path, name, item) for name, item in header.items()]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a tensor's name is one wherever it is used: no path out of a folder, nothing unprintable."""
+    parts = name.replace("\\", "/").split("/")
+    return 0 < len(name) <= _MAX_NAME and name.isprintable() and ".." not in parts and bool(parts[0])
 
 
 def _entry(path: Path, name: str, item: object) -> Entry:

@@ -118,7 +118,7 @@ class Fetch(Stage):
         E-FETCH-MEMBER, E-FETCH-ARCHIVE, E-FETCH-BOMB, E-FETCH-HTTP, E-FETCH-GATED, E-FETCH-HUB, E-FETCH-EMPTY,
         E-FORMAT-PICKLE.
         """
-        from ingot.kit.pickle_guard import refuse_pickles
+        from ingot.core.pickles import refuse_pickles
 
         if self.hf is not None:
             from ingot.kit.hub import snapshot

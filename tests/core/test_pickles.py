@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from ingot.core.pickles import find_pickle, is_pickle, refuse_pickles
 from ingot.errors import RefusedInput
-from ingot.kit.pickle_guard import find_pickle, is_pickle, refuse_pickles
 
 
 class Harmful:

@@ -1,0 +1,157 @@
+"""Chat templates, which are programs of strangers, rendered in a process of their own that can do nothing else.
+
+The sandbox of Jinja keeps a template from Python's internals, not from a loop without end or a text of gigabytes, so
+each conversation gets two seconds of CPU time and the process 512 MiB. ``python -m ingot.kit.render`` reads one JSON
+object a line and answers with one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from ingot.errors import RefusedInput
+
+CPU_SECONDS = 2
+MEMORY_BYTES = 512 << 20
+_MAX_TEXT = 32 << 20
+
+#: What a template sees as today where it insists on a date: the clock must not get into bytes or scores.
+_DATE = (2024, 7, 26)
+
+
+class Renderer:
+    """The process that renders, started when it is first needed, and again after one that a template brought down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+        """The text of a template.
+
+        RefusedInput: E-CHAT-RENDER (the template fails), E-TEMPLATE-UNSAFE (it reaches for Python's internals),
+        E-TEMPLATE-LIMIT (it takes too long, or too much memory).
+        """
+        answer = self._ask(json.dumps({"source": source, "variables": dict(variables)}).encode() + b"\n")
+        if "text" in answer:
+            return str(answer["text"])
+        what = {
+            "E-CHAT-RENDER": "the chat template does not accept a row",
+            "E-TEMPLATE-UNSAFE": "the chat template reaches for what no template may use",
+            "E-TEMPLATE-LIMIT": "the chat template was stopped",
+        }[answer["code"]]
+        raise RefusedInput(answer["code"], f"{what}: {answer['why']}")
+
+    def _ask(self, line: bytes) -> dict[str, Any]:
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+                said = process.stdout.readline()
+            except BrokenPipeError:
+                said = b""
+            if said.endswith(b"\n"):
+                answer: dict[str, Any] = json.loads(said)
+                return answer
+            self._end()
+        limits = f"one conversation gets {CPU_SECONDS} s of CPU time and {MEMORY_BYTES >> 20} MiB"
+        return {"code": "E-TEMPLATE-LIMIT", "why": limits}
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ingot.kit.render"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+
+def main() -> None:
+    """Answer each line of standard input with one on standard output."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    for line in sys.stdin.buffer:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        # The kernel counts whole seconds since the start of the process and ends it.
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS)
+        sys.stdout.buffer.write(json.dumps(_answer(**json.loads(line))).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _limit(which: int, value: int) -> None:
+    # A system that does not know this limit has the others.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
+
+
+def _answer(source: str, variables: dict[str, Any]) -> dict[str, str]:
+    from jinja2.sandbox import SecurityError
+
+    try:
+        text = _compiled(source).render(**variables)
+    except SecurityError as error:
+        return {"code": "E-TEMPLATE-UNSAFE", "why": str(error)}
+    except (MemoryError, OverflowError, RecursionError) as error:
+        return {"code": "E-TEMPLATE-LIMIT", "why": f"{type(error).__name__} {error}".strip()}
+    except Exception as error:  # noqa: BLE001 - a template is a program: it may fail in any way
+        return {"code": "E-CHAT-RENDER", "why": f"{error}" or type(error).__name__}
+    if len(text) > _MAX_TEXT:
+        return {"code": "E-TEMPLATE-LIMIT", "why": f"it made {len(text):,} characters of one conversation"}
+    return {"text": text}
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Any:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    env.globals["raise_exception"] = refuse
+    if not re.search(r"strftime_now\s+is\s+(not\s+)?defined", source):
+        env.globals["strftime_now"] = _strftime
+    # transformers marks the assistant's turns with {% generation %}; the marks print nothing
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
+    return env.from_string(source)
+
+
+def _strftime(form: str) -> str:
+    import datetime as dt
+
+    return dt.date(*_DATE).strftime(form)
+
+
+if __name__ == "__main__":
+    main()
