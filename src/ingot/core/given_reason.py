@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ingot.core.scalars import holds_secret, shorten
+from ingot.core.redact import holds_secret
+from ingot.core.scalars import shorten
 from ingot.errors import UsageError
 
 MAX_LENGTH = 500
