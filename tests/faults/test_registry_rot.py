@@ -9,7 +9,8 @@ import base64
 import os
 import random
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from ingot.core.digest import canonical_json
 from ingot.core.index import Index
+from ingot.core.log import Log
 from ingot.core.log_audit import NOTES
 from ingot.core.merkle import leaf_hash, root_of
 from ingot.core.note import Checkpoint, SigningKey
@@ -294,12 +296,6 @@ def index_of(at: Project) -> Index:
     return index
 
 
-def settled(at: Project) -> None:
-    """Let the lines' time stamps grow older than a tick, so that their stat is remembered, and remember it."""
-    past = at.log().stat().st_mtime_ns - 10**9
-    os.utime(at.log(), ns=(past, past))
-
-
 def replaced(at: Project, lines: list[bytes], *, keep_time: bool = True) -> None:
     status = at.log().stat()
     at.log().write_bytes(b"".join(line + b"\n" for line in lines))
@@ -352,14 +348,16 @@ def test_a_checkpoint_that_nobody_signed_is_not_taken_in(tmp_path: Path, key: st
 
 def test_lines_with_a_known_stat_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = filled(tmp_path)
-    settled(at)
     wait_until_settled(at)
     index_of(at).save()
     read: list[Path] = []
-    real = type(at.registry()._log("ingot.local/" + at.folder().name)).scan
-    monkeypatch.setattr(
-        "ingot.core.log.Log.scan", lambda log, offset=0: read.append(log.lines_path) or real(log, offset)
-    )
+    real = Log.scan
+
+    def scan(log: Log, offset: int = 0) -> Iterator[bytes]:
+        read.append(log.lines_path)
+        return real(log, offset)
+
+    monkeypatch.setattr(Log, "scan", scan)
     index = index_of(at)
     index.sync()
     assert read == []
@@ -370,9 +368,7 @@ def test_lines_with_a_known_stat_are_not_read_again(tmp_path: Path, monkeypatch:
 
 
 def wait_until_settled(at: Project) -> None:
-    """ctime cannot be set: touch the clock's reading of it instead."""
-    import time
-
+    """A change within the last tick of the clock is never taken for settled, and ctime cannot be set."""
     while time.time_ns() - at.log().stat().st_ctime_ns < 150_000_000:
         time.sleep(0.02)
 
