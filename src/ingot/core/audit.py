@@ -210,7 +210,8 @@ class _Auditor:
 
     def _check_protection(self, digest: str, folder: Path, names: Iterable[str]) -> None:
         """Published files are read-only and have one name each: what can be written to will be written to one day."""
-        for name in ("", *names):
+        folders = {str(parent) for name in names for parent in Path(name).parents}
+        for name in sorted({*folders, *names}):
             status = os.lstat(folder / name)
             mode, is_folder = stat.S_IMODE(status.st_mode), stat.S_ISDIR(status.st_mode)
             wanted = 0o555 if is_folder else 0o444
@@ -220,7 +221,8 @@ class _Auditor:
                 what = f"has {status.st_nlink} names (hard links): what is written to another one changes it"
             else:
                 continue
-            self.note("artifact_unprotected", f"{_object(digest)}/{name}".rstrip("/"), f"{what}; its bytes are whole")
+            where = f"{_object(digest)}/{name}".removesuffix("/.")
+            self.note("artifact_unprotected", where, f"{what}; its bytes are whole")
 
     def _compare(self, digest: str, record: FileRecord, listed: Receipt | None, target: str) -> None:
         if listed is None:

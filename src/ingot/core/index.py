@@ -23,6 +23,7 @@ from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, receipt_of
 from ingot.core.store import Store
+from ingot.errors import RegistryDamaged
 
 
 class Seen(NamedTuple):
@@ -170,6 +171,14 @@ class Index:
         return not self._loaded or _hash(next(first)) == _hash(seen.last)
 
     def _add(self, entry: Entry, time: str) -> None:
+        try:
+            self._take_in(entry, time)
+        except (KeyError, TypeError, ValueError) as error:
+            # The log is signed, but its writer may have been any program.
+            what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {error!r}"
+            raise RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more") from error
+
+    def _take_in(self, entry: Entry, time: str) -> None:
         place = {"origin": entry.origin, "index": entry.index}
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)

@@ -131,6 +131,8 @@ class Log:
         """The log's public key; RegistryDamaged (E-REG-NOTE) when it is missing or of another log."""
         data = read_small(self.vkey_path)
         text = "" if data is None else data.decode("utf-8", "replace")
+        if not text.endswith("\n"):
+            raise RegistryDamaged("E-REG-NOTE", f"the key of {self.origin} is not one line")
         key = VerifierKey.parse(text.removesuffix("\n"))
         if key.name != self.origin:
             raise RegistryDamaged("E-REG-NOTE", f"the key in registry/{self.folder.name} is of {key.name}")

@@ -24,7 +24,7 @@ from ingot.core.digest import is_digest, sha256_bytes
 from ingot.core.log import START, Log, Prefix, decode_line, is_canonical, logs_in, read_small
 from ingot.core.log_places import Places
 from ingot.core.note import Checkpoint, VerifierKey
-from ingot.core.pins import Pin, StatePins, lock_at_head, read_lock
+from ingot.core.pins import Pin, StatePins, lock_at_head, verified_lock
 from ingot.core.statement import evidence_of
 from ingot.errors import DiskFailed, RegistryDamaged
 
@@ -69,13 +69,13 @@ def audit(places: Places) -> list[dict[str, str]]:
     found = Findings()
     state = StatePins(places.pins)
     name = places.lock_file.name
-    in_tree = found.attempt("lock_malformed", name, lambda: read_lock(places.lock_file)) or []
+    in_tree = found.attempt("lock_malformed", name, lambda: verified_lock(places.lock_file)) or []
     at_head = found.attempt("head_unreadable", f"{name} at HEAD", lambda: lock_at_head(places.lock_file)) or []
     pinned = [Source(pin, name) for pin in in_tree] + [Source(pin, f"{name} as committed") for pin in at_head]
     logs = found.attempt("unreadable", places.root.name, lambda: logs_in(places.root)) or []
     for log in logs:
         mine = [source for source in pinned if source.pin.origin == log.origin]
-        seen = found.attempt("pin_malformed", log.origin, partial(state.read, log.origin))
+        seen = found.attempt("pin_malformed", log.origin, partial(state.verified, log.origin))
         if seen is not None:
             mine.append(Source(seen[0], "the newest checkpoint seen by this user", local=True))
         _LogAudit(log, mine, found).run()

@@ -119,7 +119,13 @@ class LogWriter:
                 if own is not None:
                     return action(own)
             behind.append(log.origin)
+        others = [log.origin for log in logs_in(self.places.root)]
         log, key = self._begin()
+        if not behind and others:
+            self.notices.append(
+                f"{', '.join(others)}: no signing key of this user ({self.places.keys}), as in a new clone or after the "
+                f"key was lost; new entries go to a new log, {log.origin}"
+            )
         if behind:
             self.notices.append(
                 f"{', '.join(behind)}: the log in this work tree is older than the newest seen of it "

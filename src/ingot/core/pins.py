@@ -60,12 +60,26 @@ class StatePins:
             ) from error
         return Pin(checkpoint.origin, checkpoint.size, checkpoint.root, vkey), note
 
+    def verified(self, origin: str) -> tuple[Pin, bytes] | None:
+        """As ``read``; E-REG-PIN also unless every byte is as ``write`` leaves it and the note is signed."""
+        found = self.read(origin)
+        if found is not None:
+            pin, note = found
+            if read_small(self.path(origin)) != _encode_pin(note, pin.vkey) or pin.origin != origin:
+                raise RegistryDamaged("E-REG-PIN", f"the pin of {origin} was changed", facts=[str(self.path(origin))])
+            Note.parse(note).verify(VerifierKey.parse(pin.vkey))
+        return found
+
     def write(self, origin: str, note: bytes, vkey: str) -> None:
         """Remember a signed checkpoint, durably; call it under the origin's lock."""
         disk.make_dirs_durable(self.folder, 0o700)
         disk.sweep_aside(self.path(origin))
-        value = {"format": 1, "note": note.decode(), "vkey": vkey}
-        disk.write_file_atomic(self.path(origin), json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+        disk.write_file_atomic(self.path(origin), _encode_pin(note, vkey))
+
+
+def _encode_pin(note: bytes, vkey: str) -> bytes:
+    value = {"format": 1, "note": note.decode(), "vkey": vkey}
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def verify_log(log: Log, verifier: VerifierKey, pins: list[Pin], start: Prefix) -> tuple[Checkpoint | None, Prefix]:
@@ -80,18 +94,22 @@ def verify_log(log: Log, verifier: VerifierKey, pins: list[Pin], start: Prefix) 
     if note is None or checkpoint is None:
         return None, START
     note.verify(verifier)
-    prefix = start if start.frontier.size <= checkpoint.size else START
+    prefix, fork = start if start.frontier.size <= checkpoint.size else START, None
     for pin in sorted(pins, key=lambda pin: pin.size):
         if prefix.frontier.size <= pin.size <= checkpoint.size:
             prefix = log.read(pin.size, prefix)
-            if prefix.frontier.root() != pin.root:
-                raise RegistryDamaged(
+            if prefix.frontier.root() != pin.root and fork is None:
+                fork = RegistryDamaged(
                     "E-REG-FORK",
                     f"the first {pin.size} entries of {log.origin} are not those that were seen before",
                     facts=[f"root seen: {pin.root.hex()}", f"root now:  {prefix.frontier.root().hex()}"],
                     hint="the log was rewritten, or its key was used in two places; `doit audit` shows both",
                 )
-    return checkpoint, log.verified(checkpoint, prefix)
+    # Lines that are not even those of their own checkpoint are damage; only signed ones are another history.
+    whole = log.verified(checkpoint, prefix)
+    if fork is not None:
+        raise fork
+    return checkpoint, whole
 
 
 def encode_lock(pins: Iterable[Pin]) -> bytes:
@@ -142,6 +160,21 @@ def _pin(origin: str, value: object) -> Pin:
     if type(size) is not int or size < 1 or len(root) != 32 or vkey.name != origin:
         raise ValueError(f"not a checkpoint: {origin}")
     return Pin(origin, size, root, str(vkey))
+
+
+def verified_lock(path: Path) -> list[Pin]:
+    """As ``read_lock``; E-REG-LOCK also unless each line is as ``encode_lock`` writes it, in any order and number.
+
+    A union merge of two lock files passes; a file that says the same with other bytes was edited.
+    """
+    data, pins = read_small(path), read_lock(path)
+    if data is not None and (data[-1:] != b"\n" or _lines(data) != _lines(encode_lock(pins))):
+        raise RegistryDamaged("E-REG-LOCK", "ingot.lock says the same in other characters than ingot writes")
+    return pins
+
+
+def _lines(data: bytes) -> set[bytes]:
+    return set(data.removesuffix(b"\n").split(b"\n"))
 
 
 def read_lock(path: Path) -> list[Pin]:
