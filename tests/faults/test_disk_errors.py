@@ -199,10 +199,10 @@ class Sweep:
 
 _EVERYDAY = [
     Sweep(errno.ENOSPC, lasting=True, every=1, make=first_time),
-    Sweep(errno.EDQUOT, lasting=False, every=2, make=first_time),
-    Sweep(errno.EMFILE, lasting=False, every=2, make=first_time),
-    Sweep(errno.EACCES, lasting=False, every=4, make=first_time),
-    Sweep(errno.EIO, lasting=False, every=4, make=first_time),
+    Sweep(errno.EDQUOT, lasting=False, every=3, make=first_time),
+    Sweep(errno.EMFILE, lasting=False, every=3, make=first_time),
+    Sweep(errno.EACCES, lasting=False, every=5, make=first_time),
+    Sweep(errno.EIO, lasting=False, every=5, make=first_time),
     Sweep(errno.ENOSPC, lasting=False, every=3, make=grown),
     Sweep(errno.EMFILE, lasting=True, every=5, make=grown),
     Sweep(errno.EIO, lasting=False, every=7, make=grown),
