@@ -57,6 +57,7 @@ def _checks(project: Project, todo: Sequence[Planned], *, probe: bool) -> Iterat
         return builds[-1] if builds else None
 
     yield doctor.disk(project.store.root, todo, earlier)
+    yield from doctor.file_system(project.store.root)
     yield doctor.memory(todo, earlier)
     for name, url in doctor.remotes(nodes).items():
         yield (

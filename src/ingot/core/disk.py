@@ -29,12 +29,18 @@ _CODES = {
     errno.ENFILE: ("E-FILES", "the system has too many open files", None),
     errno.EACCES: ("E-ACCESS", "permission denied", "check the owner and the mode of the path"),
     errno.EPERM: ("E-ACCESS", "the operation is not permitted", "check the owner and the mode of the path"),
+    errno.ELOOP: ("E-LINK", "a symbolic link lies where a file of ingot's own belongs", "remove the link"),
+    errno.EFBIG: (
+        "E-SPACE",
+        "a file would be larger than the system's limit allows",
+        "raise the limit: ulimit -f unlimited",
+    ),
     errno.EROFS: ("E-ACCESS", "the file system is read-only", "mount it writable, or work elsewhere"),
 }
 
 
 def failure(error: OSError, path: Path) -> DiskFailed:
-    """The ``DiskFailed`` that explains an ``OSError``: E-SPACE, E-FILES, E-ACCESS, else E-IO; names the path."""
+    """The ``DiskFailed`` that explains an ``OSError`` and names the path: a code of ``_CODES``, else E-IO."""
     reason = (error.strerror or type(error).__name__).lower()
     code, what, hint = _CODES.get(error.errno or 0, ("E-IO", f"the disk operation failed ({reason})", None))
     named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(path)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ingot.core import procfs
+from ingot.core import filesystems, procfs
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
 from ingot.core.plan import Planned, tool_version
+from ingot.errors import DiskFailed
 
 Word = Literal["ok", "note", "missing"]
 #: Receipts of earlier results of a target, the newest first.
@@ -109,6 +110,18 @@ def disk(store: Path, todo: Iterable[Planned], earlier: Earlier) -> Check:
             "disk", "missing", f"{facts}, and 1 GB in reserve", f"free {_gigabytes(known + RESERVE_BYTES - free)}"
         )
     return Check("disk", "ok", facts)
+
+
+def file_system(store: Path, mounts: str | None = None) -> Iterator[Check]:
+    """What is to be known of the file system on which the store lies; nothing where it is an ordinary one."""
+    try:
+        filesystems.require_local([store], mounts)
+    except DiskFailed as error:
+        yield Check(
+            "file system", "missing", error.what, f"export {filesystems.ALLOW}=1  # if only this machine uses it"
+        )
+    for text in filesystems.warnings([store], mounts):
+        yield Check("file system", "note", text)
 
 
 def memory(

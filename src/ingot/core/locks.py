@@ -103,7 +103,7 @@ def held_for_long(path: Path, waiting: Callable[[Holder | None], None]) -> Itera
     """Hold a lock that others may keep for hours; it is waited for, and ``waiting`` is told once by whom it is held."""
     descriptor = _try(path)
     if descriptor is None:
-        waiting(holder(path))
+        waiting(_introduced(path))
     while descriptor is None:
         descriptor = _try(path, block=True)
     try:
@@ -129,6 +129,16 @@ def _try(path: Path, *, block: bool = False) -> int | None:
         # Whoever holds a file that has lost its name keeps nobody out.
         os.close(descriptor)
         return None
+
+
+def _introduced(path: Path) -> Holder | None:
+    """The holder, who may have taken the lock a moment ago and not have written who it is yet."""
+    for _attempt in range(10):
+        found = holder(path)
+        if found is not None:
+            return found
+        time.sleep(_POLL_S)
+    return None
 
 
 def _sign(descriptor: int) -> None:

@@ -109,7 +109,7 @@ class _LogAudit:
         found.attempt("unreadable", f"{self.place}/evidence", self._check_evidence_files)
 
     def _just_begun(self) -> bool:
-        """Whether its writer has made no more than the folder yet, or died then: there is nothing that could be wrong."""
+        """Whether its writer has made no more than the folder, or died then: nothing is there that could be wrong."""
         log = self.log
         files = (log.vkey_path, log.checkpoint_path, log.lines_path)
         return not self.pinned and log.folder.is_dir() and not any(os.path.lexists(path) for path in files)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ingot.core import disk, gates
+from ingot.core import disk, filesystems, gates
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
@@ -157,6 +157,11 @@ class Project:
                 f"the key folder {keys} lies inside the project",
                 hint="set XDG_CONFIG_HOME to a folder outside it: a signing key must never be committed",
             )
+        lasting = (self.store.root, self.root / "registry")
+        filesystems.require_local(lasting)
+        if not own:
+            # Once in the life of a project is enough.
+            self.registry.notices.extend(filesystems.warnings(lasting))
         places = [self.store.root / name for name in ("objects", "results", "staging", "locks")]
         places += [self.root / "registry", pins, *(log.folder for log in own), *([] if own else [keys])]
         for place in places:

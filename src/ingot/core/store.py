@@ -264,7 +264,8 @@ class Store:
     def link_latest(self, spec: str, name: str, digest: str) -> Path:
         """Point ``cache/latest/<spec>/<target>`` at an object; returns the link."""
         folder = self.root / "latest" / spec
-        folder.mkdir(parents=True, exist_ok=True)
+        # Whatever the umask, others may not put links where a person looks for results.
+        disk.make_dirs_durable(folder)
         link = folder / name
         goal = os.path.relpath(self.object_path(digest), folder)
         if not link.is_symlink() or os.readlink(link) != goal:

@@ -28,7 +28,8 @@ from ingot.errors import IngotError, StageFailed
 _INTERVAL_S = 0.05
 #: What the disk or the system's limits are to blame for; other errors of the system are the stage's own.
 _DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+    | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 )
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000

@@ -1,4 +1,4 @@
-"""An operating system that fails: the N-th call of some kinds on files of one folder raises an error, or from it on all.
+"""An operating system that fails: the N-th call of some kinds on files of one folder, or all from it on.
 
 The calls are those that Python's own code and ingot's make in this process: functions of ``os``, and reads and writes
 of files that were opened by ``open`` (which ``pathlib`` and ``os.fdopen`` use). Real files, real processes; only the
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 #: Functions of ``os`` by what says where they act: a path, a descriptor, or the second of two paths.
 _BY_PATH = ("mkdir", "rmdir", "unlink", "remove", "chmod", "stat", "lstat", "readlink", "scandir", "listdir", "utime")
@@ -40,7 +40,7 @@ READS = frozenset({"read", "pread"})
 
 @dataclass
 class Machine:
-    """Counts the calls of the kinds ``calls`` below ``folder`` and fails the ``at``-th (all from it on if ``lasting``)."""
+    """Counts calls of the kinds ``calls`` below ``folder`` and fails the ``at``-th, all from it on if ``lasting``."""
 
     folder: Path
     number: int
@@ -124,7 +124,7 @@ class _File:
 
         return failing
 
-    def __enter__(self) -> _File:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_what: object) -> None:

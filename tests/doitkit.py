@@ -1,4 +1,4 @@
-"""``doit`` in this process, from the command line to the last word on the screen: a hundred times cheaper than a process.
+"""``doit`` in this process, from the command line to the last word on the screen: ten times cheaper than a process.
 
 Only the child that would run a stage is left out: a target's stage writes a small file here, made of its parameters and
 of what its inputs hold, so that what is built differs where it should.
