@@ -204,11 +204,12 @@ def _goals_to(stacks: Mapping[str, tuple[Level, ...]], name: str, to: str) -> di
             "E-TARGET", f"--to names a digest of one target, and {name} means {len(stacks)}", facts=list(stacks)
         )
     ((target, stack),) = stacks.items()
-    found = [level for level in stack[:-1] if len(to) >= _DIGITS and level.digest.startswith(to)]
+    earlier = [level for level in stack if level.digest != stack[-1].digest]
+    found = [level for level in earlier if len(to) >= _DIGITS and level.digest.startswith(to)]
     if len({level.digest for level in found}) == 1:
         return {target: found[-1]}
     what = f"{to[:64]} is no digest that was active for {target} before the present one"
-    facts = [f"{level.digest[:12]}, promoted {level.promoted.time[:16].replace('T', ' ')} UTC" for level in stack[:-1]]
+    facts = [f"{level.digest[:12]}, promoted {level.promoted.time[:16].replace('T', ' ')} UTC" for level in earlier]
     hint = f"rollback only goes back; doit promote {target} --digest DIGEST takes any recorded result"
     raise UsageError("E-DIGEST", what, facts=facts, hint=hint)
 
