@@ -1,4 +1,4 @@
-"""What the log says, indexed: the newest entry of each target, the results of each key, the gates that failed.
+"""What the log says, indexed: the newest entry of each target, the results of each key, failed gates, what builds took.
 
 Everything here is derived: ``cache/index.json`` and ``cache/results/`` may lag behind the log or be deleted, and
 are brought up to date from it. ``heads`` says up to where each log has been read.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ingot.core import disk
 from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.past import History
 from ingot.core.registry import Entry, Head, Registry
 from ingot.core.statement import decision_of, receipt_of
 from ingot.core.store import Store
@@ -32,6 +33,9 @@ class Seen(NamedTuple):
 
 
 _NOTHING = Seen(0, "", "", "")
+
+#: Raised when an index of before lacks something: the logs are read again. 3: what builds took.
+_FORMAT = 3
 
 
 class Index:
@@ -53,18 +57,24 @@ class Index:
         #: spec:target → {"digest", "key", "origin", "index", "time"} of its newest entry.
         self.latest: dict[str, dict[str, Any]] = {}
         self._gates: set[str] = set()
+        #: What past builds took: what predictions are made from.
+        self.history = History()
         self._load()
 
     def _load(self) -> None:
         try:
             data = json.loads(self._path.read_bytes())
-            if data["format"] == 2:
+            if data["format"] == _FORMAT:
                 self._heads = {origin: Seen(*seen) for origin, seen in data["heads"].items()}
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
+                self.history = History(data["history"])
                 self._loaded = True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Lost or damaged: everything is read from the logs again.
-            self._heads, self.latest, self._gates = {}, {}, set()
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self._heads, self.latest, self._gates, self.history = {}, {}, set(), History()
 
     def sync(self) -> None:
         """Read what the logs gained since; start over when a log is not a continuation of what was read."""
@@ -100,7 +110,7 @@ class Index:
 
     def _catch_up(self, heads: Mapping[str, Head]) -> None:
         if not self._heads or not self._filed() or not all(self._continues(origin, heads) for origin in self._heads):
-            self._heads, self.latest, self._gates = {}, {}, set()
+            self._start_over()
             self._store.drop_results()
         news: list[tuple[str, Entry]] = []
         seen = dict(self._heads)
@@ -133,6 +143,7 @@ class Index:
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)
             self._store.add_result(str(receipt["key"]), receipt | place)
+            self.history.add(receipt)
             self._point(str(receipt["target"]), receipt, place | {"time": time})
         elif entry.type == "selected":
             decision = decision_of(entry.statement)
@@ -174,7 +185,13 @@ class Index:
         with self._lock:
             if self._changed:
                 heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
-                data = {"format": 2, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
+                data = {
+                    "format": _FORMAT,
+                    "heads": heads,
+                    "latest": self.latest,
+                    "gates": sorted(self._gates),
+                    "history": self.history.to_json(),
+                }
                 disk.write_file_atomic(self._path, json.dumps(data, separators=(",", ":")).encode(), durable=False)
                 self._changed = False
 
