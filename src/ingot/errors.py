@@ -14,6 +14,7 @@ fault makes the doit task fail and shows its code)::
     ├── RegistryDamaged   5   the log, a signature or a pin does not verify
     ├── Busy              6   another process holds the lock
     ├── DiskFailed        7   the disk is full, read-only or failing
+    ├── WillNotFit        7   what is to be built is predicted to need more disk or memory than there is
     └── UntrustedRemote   8   a remote gave something other than what was pinned
 """
 
@@ -156,6 +157,12 @@ class DiskFailed(IngotError):
     exit_code = 7
 
 
+class WillNotFit(IngotError):
+    """What is to be built is predicted to need more disk (E-SPACE) or memory (E-MEMORY) than there is."""
+
+    exit_code = 7
+
+
 class UntrustedRemote(IngotError):
     """A remote gave something other than what was pinned."""
 
@@ -175,6 +182,7 @@ _BY_NAME: dict[str, type[IngotError]] = {
         RegistryDamaged,
         Busy,
         DiskFailed,
+        WillNotFit,
         UntrustedRemote,
     )
 }

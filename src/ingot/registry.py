@@ -106,7 +106,8 @@ def _standing(project: Project) -> Standing:
 
 def history(name: str | None = None, root: Path | None = None) -> list[dict[str, Any]]:
     """The entries of all logs, oldest first; of one spec or target where ``name`` says so. UsageError (E-TARGET)."""
-    return [described(entry) for entry in entries_about(open_log(root), name)]
+    project = open_log(root)
+    return [described(entry, project) for entry in entries_about(project, name)]
 
 
 def entries(root: Path | None = None) -> Iterator[dict[str, Any]]:
@@ -209,7 +210,7 @@ def _is_about(target: str | None, name: str) -> bool:
     return target is not None and (target == name or target.startswith((f"{name}:", f"{name}@")))
 
 
-def described(entry: Entry) -> dict[str, Any]:
+def described(entry: Entry, project: Project) -> dict[str, Any]:
     """An entry as ``doit history --json`` shows it."""
     from ingot.core.statement import decision_of, receipt_of
 
@@ -223,6 +224,9 @@ def described(entry: Entry) -> dict[str, Any]:
             "kind": receipt["kind"],
             "key": receipt["key"],
             "wall_s": receipt["timings"]["wall_s"],
+            "peak_anon_bytes": receipt["timings"].get("peak_anon_bytes"),
+            "bytes": project.index.history.size_of(receipt["digest"]),
+            "predicted": receipt.get("predicted"),
             "git": receipt["git"],
         }
     decision = decision_of(entry.statement)

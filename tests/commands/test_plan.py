@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ingot import registry
 from ingot.core.locks import is_held
-from projectkit import Sandbox
-from recordkit import copied, simple
+from projectkit import DOIT, Sandbox
+from recordkit import append, copied, receipts, simple
 
 ABC = "targets:\n" + simple("a") + simple("b", depends="a") + simple("c", content="c")
 
@@ -50,6 +56,7 @@ def test_json_has_the_documented_fields(fresh: Sandbox) -> None:
         "key": None,
         "digest": None,
         "gate": None,
+        "predicted": None,
     }
     assert len(a["key"]) == 64
     assert (b["state"], b["key"], b["reasons"][0]["code"]) == ("waiting", None, "input_stale")
@@ -130,6 +137,109 @@ def test_a_target_that_another_process_builds_is_building(fresh: Sandbox) -> Non
         assert "1 is being built by another process" in fresh.ok("plan")
     (item, *_rest) = fresh.json("plan")["targets"]
     assert item["state"] == "stale"
+
+
+@pytest.fixture
+def asked(built: Sandbox) -> Sandbox:
+    """a stale, b waiting for it, and a target of which nothing is known; what a and b took is as the log says."""
+    for target, seconds, memory, size in (("s:a", 100.0, 2 * 10**9, 40 * 10**6), ("s:b", 80.0, 10**9, 80 * 10**6)):
+        like = receipts(built)[target]
+        timings = like["timings"] | {"wall_s": seconds, "peak_anon_bytes": memory}
+        for _ in range(3):
+            append(built, target, timings=timings, files=[{**like["files"][0], "size": size}])
+    built.spec(ABC.replace("echo x", "echo y", 1) + simple("unheard", content="of"))
+    return built
+
+
+def test_what_a_run_will_take_is_predicted(asked: Sandbox) -> None:
+    data = asked.json("plan")
+    predicted = {item["target"]: item["predicted"] for item in data["targets"]}
+    assert predicted["s:c"] is None, "fresh"
+    assert predicted["s:unheard"] is None, "no history yet"
+    assert predicted["s:a"] == {
+        "wall_s": 100.0, "peak_anon_bytes": 2 * 10**9, "bytes": 40 * 10**6, "scratch_bytes": 0, "n": 4,
+        "basis": "same_target",
+    }  # fmt: skip
+    assert (predicted["s:b"]["basis"], predicted["s:b"]["n"]) == ("same_parameters", 4)
+    assert data["totals"]["targets"] == 3
+    assert data["totals"]["unknown"] == ["s:unheard"]
+    assert data["totals"]["wall_s"] == 100.0 + predicted["s:b"]["wall_s"]
+    assert data["memory"]["needed_bytes"] == 2 * 10**9
+    assert data["memory"]["at"] == ["s:a"]
+    assert data["disk"]["needed_bytes"] == 40 * 10**6 + predicted["s:b"]["bytes"]
+    assert data["disk"]["free_bytes"] > data["disk"]["reserve_bytes"] > 0
+
+
+def test_a_pipe_gets_all_columns_and_a_total(asked: Sandbox) -> None:
+    lines = asked.ok("plan").splitlines()
+    assert lines[0].split() == ["target", "kind", "state", "time", "memory", "disk", "builds", "why"]
+    cells = {line.split()[0]: line for line in lines[1:5]}
+    assert "~2 min  ~2.0 GB  ~40.0 MB       4  command.2" in cells["s:a"]
+    assert cells["s:c"].split() == ["s:c", "command", "fresh"]
+    assert cells["s:unheard"].split() == ["s:unheard", "command", "stale", "?", "?", "?", "?", "never", "built"]
+    (total,) = [line for line in lines if line.startswith("predicted: ")]
+    assert re.fullmatch(
+        r"predicted: about 3 min, peak 2.0 GB, disk \+\d+.\d MB at least, .* free \(from 4 builds each\)", total
+    )
+    assert "no history yet, and not counted: s:unheard" in lines
+    assert "3 min of work, peak 2.0 GB" in asked.ok("plan", "-n", "2")
+    assert "at most" in asked.ok("plan", "s:b")
+
+
+@pytest.mark.parametrize(("columns", "titles"), [(80, ["time"]), (130, ["time", "memory", "disk", "builds"])])
+def test_a_terminal_gets_what_it_has_room_for(asked: Sandbox, columns: int, titles: list[str]) -> None:
+    lines = on_terminal(asked, columns, "plan").splitlines()
+    assert lines[0].split() == ["target", "kind", "state", *titles, "why"]
+    assert max(len(line.rstrip()) for line in lines[:6]) <= columns
+    assert any(line.startswith("s:a") and "~2 min" in line for line in lines)
+
+
+def test_without_any_history_there_is_no_column_of_question_marks(fresh: Sandbox) -> None:
+    text = fresh.ok("plan")
+    assert text.splitlines()[0].split() == ["target", "kind", "state", "why"]
+    assert "predicted: nothing, there is no history yet\n" in text
+    assert "?" not in text
+
+
+def test_what_is_fresh_is_not_predicted(built: Sandbox) -> None:
+    assert "predicted" not in built.ok("plan")
+
+
+def test_predicted_and_actual_stand_side_by_side(asked: Sandbox) -> None:
+    asked.ok()
+    (entry,) = [entry for entry in asked.entries("build") if entry["target"] == "s:a" and entry["predicted"]]
+    assert entry["predicted"]["wall_s"] == 100.0
+    assert entry["bytes"] == 2
+    assert entry["wall_s"] < 100
+    assert entry["peak_anon_bytes"] == receipts(asked)["s:a"]["timings"]["peak_anon_bytes"]
+    text = asked.ok("history", "s:a")
+    assert re.search(r"\d s \(predicted 1 min 40 s\)", text)
+    assert "(predicted 2.0 GB)" in text
+    assert "2 B (predicted 40.0 MB)" in text
+    assert "(predicted 1 min 40 s)" in on_terminal(asked, 110, "history", "s:a")
+    assert "predicted" not in on_terminal(asked, 80, "history", "s:a")
+    shown = asked.ok("show", "s:a")
+    assert "2 B (predicted 40.0 MB) in 1 file" in shown
+    assert "(predicted 1 min 40 s)" in shown
+    assert "(predicted 2.0 GB) anonymous" in shown
+    assert "predicted from  4 builds of the same target" in shown
+    assert asked.json("show", "s:a")["predicted"]["n"] == 4
+    assert "predicted" not in asked.ok("show", "s:unheard")
+
+
+def on_terminal(sandbox: Sandbox, columns: int, *arguments: str) -> str:
+    """What a command prints on a terminal of that width, without its colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen([DOIT, *arguments], cwd=sandbox.root, env=sandbox.env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    found = b""
+    with suppress(OSError):
+        while block := os.read(ours, 65536):
+            found += block
+    os.close(ours)
+    assert process.wait() == 0, found
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", found.decode()).replace("\r\n", "\n")
 
 
 def test_asking_for_a_lock_does_not_take_it(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_what_no_log_holds_is_looked_for_once(base: Sandbox, monkeypatch: pytest
     assert len(read) == 1
 
 
-@pytest.mark.parametrize("text", ["", "\0\0\0", "[]", '{"format": 2}', '{"format": 2, "heads": {"x": 3}}', "{"])
+@pytest.mark.parametrize("text", ["", "\0\0\0", "[]", '{"format": 3}', '{"format": 3, "heads": {"x": 3}}', "{"])
 def test_a_damaged_index_is_made_anew(base: Sandbox, text: str) -> None:
     (base.root / "cache" / "index.json").write_text(text)
     index, _registry = opened(base)

@@ -29,7 +29,7 @@ class Run:
         self.board = Board()
         store = SimpleNamespace(object_path=lambda digest: root / digest)
         self.project = SimpleNamespace(nodes={}, store=store)
-        fake: Any = SimpleNamespace(project=self.project, outcomes={}, verdicts={})
+        fake: Any = SimpleNamespace(project=self.project, outcomes={}, verdicts={}, refused=None)
         self.session: Session = fake
 
     def target(self, name: str, kind: str, fate: Fate = "built", **more: Any) -> None:

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ingot import registry
 from ingot.commands.base import IngotCommand, keep_derived
-from ingot.commands.screen import Screen, duration_text, when_text
+from ingot.commands.screen import Screen, duration_text, measured_text, size_text, when_text
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
+    from ingot.core.project import Project
     from ingot.core.registry import Entry
 
 Json = Mapping[str, Any]
 
 #: In fewer columns digests and times taken are left out, so that the last column has room to say something.
 _WIDE = 100
+#: In fewer columns memory and size are left out too.
+_WIDEST = 140
 
 
 class History(IngotCommand):
@@ -34,37 +37,46 @@ class History(IngotCommand):
         project = registry.open_log()
         entries = registry.entries_about(project, arguments[0] if arguments else None)
         if options["json"]:
-            screen.json([registry.described(entry) for entry in entries])
+            screen.json([registry.described(entry, project) for entry in entries])
         else:
             everything = entries if not arguments else registry.entries_about(project, None)
-            _show(screen, entries, everything)
+            _show(screen, project, entries, everything)
         keep_derived(project)
         return 0
 
 
-def _show(screen: Screen, entries: Sequence[Entry], everything: Sequence[Entry]) -> None:
-    rows = list(_rows(entries, everything))
+def _show(screen: Screen, project: Project, entries: Sequence[Entry], everything: Sequence[Entry]) -> None:
+    rows = list(_rows(project, entries, everything))
     if not rows:
         screen.line("no entries yet: nothing was built")
         return
-    titles = ("when (UTC)", "what", "target", "digest", "took", "why")
-    if screen.width is None or screen.width >= _WIDE:
-        screen.table(titles, rows, right=(4,))
-    else:
-        screen.table((*titles[:3], titles[5]), [(*row[:3], row[5]) for row in rows])
+    titles = ("when (UTC)", "what", "target", "digest", "took", "memory", "size", "why")
+    width = _WIDEST if screen.width is None else screen.width
+    left_out = (
+        () if width >= _WIDEST else ("memory", "size") if width >= _WIDE else ("digest", "took", "memory", "size")
+    )
+    columns = [at for at, title in enumerate(titles) if title not in left_out]
+    screen.table([titles[at] for at in columns], [[row[at] for at in columns] for row in rows])
 
 
-def _rows(entries: Sequence[Entry], everything: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+def _rows(project: Project, entries: Sequence[Entry], everything: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
     """One row an entry; what it is compared with may be an entry about another target."""
-    known, listed = _Known(), {(entry.origin, entry.index) for entry in entries}
+    known, listed = _Known(project), {(entry.origin, entry.index) for entry in entries}
     for entry in everything:
         if (entry.origin, entry.index) in listed:
-            data = registry.described(entry)
+            data = registry.described(entry, project)
             target = "" if data["target"] is None else str(data["target"])
-            took = duration_text(data["wall_s"]) if "wall_s" in data else ""
             what = "restored" if entry.type == "selected" else entry.type
-            yield _when(entry.time), what, target, str(data["digest"])[:12], took, _why(entry, data, known)
+            head = _when(entry.time), what, target, str(data["digest"])[:12]
+            yield *head, *_measured(data), _why(entry, data, known)
         known.take(entry)
+
+
+def _measured(data: Json) -> Iterator[str]:
+    """Time, memory and size of a build, each as it was measured and as it had been predicted."""
+    predicted = data.get("predicted") or {}
+    for name, text in (("wall_s", duration_text), ("peak_anon_bytes", size_text), ("bytes", size_text)):
+        yield measured_text(data.get(name), predicted.get(name), text)
 
 
 def _when(time: str) -> str:
@@ -74,7 +86,8 @@ def _when(time: str) -> str:
 class _Known:
     """What the entries up to now say: the result that each target had last, and all builds of each key."""
 
-    def __init__(self) -> None:
+    def __init__(self, project: Project) -> None:
+        self._project = project
         self.last: dict[str, Json] = {}
         self.builds: dict[str, list[Json]] = {}
         self.places: dict[tuple[str, int], Json] = {}
@@ -95,7 +108,7 @@ class _Known:
                 own = {name: data[name] for name in ("key", "key_parts")}
                 self.last[str(data["target"])] = {**build, **own}
         elif entry.type == "selected":
-            data = registry.described(entry)
+            data = registry.described(entry, self._project)
             again = self.build(data)
             if again is not None:
                 self.last[str(data["target"])] = again

@@ -1,42 +1,66 @@
-"""``doit plan``: what a run would do to each target, and why."""
+"""``doit plan``: what a run would do to each target, why, and what that is predicted to take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project, select
 from ingot.commands.screen import Screen, plural
+from ingot.core.quantities import about_text, size_text
 
 if TYPE_CHECKING:
+    from ingot.core.capacity import Peak
+    from ingot.core.forecast import Forecast
     from ingot.core.plan import Planned
     from ingot.core.project import Project
+
+
+#: In fewer columns memory, disk and number of builds are left out, so that the reasons have room.
+_WIDE = 110
+#: Targets without a history that are named.
+_NAMED = 3
+
+_PARALLEL: Mapping[str, Any] = {
+    "name": "parallel",
+    "short": "n",
+    "long": "process",
+    "type": int,
+    "default": 1,
+    "help": "predict a run that builds so many targets at a time, as doit -n does",
+}
 
 
 class Plan(IngotCommand):
     """Show the fate of targets; builds nothing."""
 
     name = "plan"
-    doc_purpose = "show what would be built, and why"
-    doc_usage = "[SPEC | SPEC:TARGET ...] [--json] [--all]"
+    doc_purpose = "show what would be built, why, and what it will take"
+    doc_usage = "[SPEC | SPEC:TARGET ...] [-n N] [--json] [--all]"
     doc_description = (
         "For each target: fresh (its result is at hand), stale (it would be built), waiting (an input would be built "
         "first) or building (another process builds it now), with the reasons. With names: these targets and "
-        "everything they are built from."
+        "everything they are built from. Time, memory and bytes are predicted from earlier builds (of the same "
+        "parameters, target or kind, scaled by the size of the inputs), never where there are none; what cannot fit "
+        "is refused by doit before it starts, unless with --force."
     )
-    cmd_options = (JSON_OPTION, flag("all", "show the fresh steps of a report too", short="a"))
+    cmd_options = (JSON_OPTION, _PARALLEL, flag("all", "show the fresh steps of a report too", short="a"))
 
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
         """Always 0: a plan is no judgement."""
+        from ingot.core.forecast import forecast
+
         project = open_project()
         chosen = select(project, arguments, inputs=True)
         planned = {name: _building(project, item) for name, item in project.plan(chosen).items()}
+        found = forecast(project, planned, list(planned), parallel=options["parallel"])
         items = [planned[node.id] for node in chosen]
         if options["json"]:
-            screen.json({"format": 1, "targets": [to_json(project, item) for item in items]})
+            targets = [to_json(project, item) | {"predicted": _predicted(found, item)} for item in items]
+            screen.json({"format": 1, "targets": targets} | _forecast_json(found))
         else:
-            _show(screen, project, items, everything=options["all"])
+            _show(screen, project, items, found, everything=options["all"])
         keep_derived(project)
         return 0
 
@@ -66,6 +90,29 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
     }
 
 
+def _predicted(found: Forecast, item: Planned) -> dict[str, Any] | None:
+    prediction = found.predictions.get(item.node.id)
+    return None if prediction is None else prediction.to_dict()
+
+
+def _forecast_json(found: Forecast) -> dict[str, Any]:
+    """The whole run: seconds, the fullest moment of the disk, the peak of memory, and what does not fit."""
+    room = found.room
+    return {
+        "totals": {"targets": len(found.predictions), "unknown": list(found.unknown), "wall_s": found.work.seconds()},
+        "disk": _peak_json(found.disk) | {"free_bytes": room.free_bytes, "reserve_bytes": room.reserve_bytes},
+        "memory": _peak_json(found.memory)
+        | {"available_bytes": room.available_bytes or None, "total_bytes": room.total_bytes or None},
+        "refused": [refusal.to_dict() for refusal in found.refusals()],
+    }
+
+
+def _peak_json(peak: Peak | None) -> dict[str, Any]:
+    return (
+        {"needed_bytes": None, "at": []} if peak is None else {"needed_bytes": peak.needed_bytes, "at": list(peak.at)}
+    )
+
+
 def gate_word(project: Project, item: Planned) -> str | None:
     """``pass``, ``fail`` or ``unknown`` by what is recorded; None for a target that no gate judges."""
     from ingot.core.gates import passes
@@ -76,7 +123,7 @@ def gate_word(project: Project, item: Planned) -> str | None:
     return {True: "pass", False: "fail", None: "unknown"}[passes(verdicts)]
 
 
-def _show(screen: Screen, project: Project, items: Sequence[Planned], *, everything: bool) -> None:
+def _show(screen: Screen, project: Project, items: Sequence[Planned], found: Forecast, *, everything: bool) -> None:
     shown = [item for item in items if everything or not item.node.hidden or item.state != "fresh"]
     if not shown:
         from ingot.view.closing import NO_SPECS
@@ -84,16 +131,78 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], *, everyth
         screen.line(NO_SPECS if not project.default_specs else "nothing to plan: the specs have no targets")
         return
     gates = [gate_word(project, item) for item in shown]
+    with_gates = ("gate",) if any(gates) else ()
+    columns = _columns(screen, found)
     rows = [
-        (item.node.id, item.node.kind, item.state, *((word or "",) if any(gates) else ()), _reasons(item))
+        (*_fate(item), *(word or "" for _ in with_gates), *_cells(found, item, columns), _reasons(item))
         for item, word in zip(shown, gates, strict=True)
     ]
-    screen.table(("target", "kind", "state", *(("gate",) if any(gates) else ()), "why"), rows)
+    start = 3 + len(with_gates)
+    right = tuple(range(start, start + len(columns)))
+    screen.table(("target", "kind", "state", *with_gates, *columns, "why"), rows, right)
     screen.line()
     screen.line(_summary(items))
+    for line in _forecast_lines(found):
+        screen.line(line)
     for verdict in _failing(project, shown):
         screen.line(f"gate: {verdict}")
     _note_missing(screen, items)
+
+
+def _fate(item: Planned) -> tuple[str, str, str]:
+    return item.node.id, item.node.kind, item.state
+
+
+def _columns(screen: Screen, found: Forecast) -> tuple[str, ...]:
+    """What is predicted, as far as there is room and anything is known."""
+    if all(prediction is None for prediction in found.predictions.values()):
+        return ()
+    return ("time", "memory", "disk", "builds") if screen.width is None or screen.width >= _WIDE else ("time",)
+
+
+def _cells(found: Forecast, item: Planned, columns: Sequence[str]) -> tuple[str, ...]:
+    """Predictions of one target; a question mark where there is no history, nothing for a target that is not built."""
+    if item.node.id not in found.predictions:
+        return ("",) * len(columns)
+    it = found.predictions[item.node.id]
+    if it is None:
+        return ("?",) * len(columns)
+    cells = {
+        "time": "?" if it.wall_s is None else f"~{about_text(it.wall_s)}",
+        "memory": "?" if it.peak_anon_bytes is None else f"~{size_text(it.peak_anon_bytes)}",
+        "disk": f"~{size_text(it.bytes)}",
+        "builds": str(it.n),
+    }
+    return tuple(cells[name] for name in columns)
+
+
+def _forecast_lines(found: Forecast) -> Iterator[str]:
+    """What the run as a whole is predicted to take, what is not known of it, and what doit would refuse."""
+    if not found.predictions:
+        return
+    known = len(found.unknown) < len(found.predictions)
+    yield f"predicted: {_totals(found)}" if known else "predicted: nothing, there is no history yet"
+    refusals = found.refusals()
+    if known and found.unknown and not refusals:
+        more = f" and {len(found.unknown) - _NAMED} more" if len(found.unknown) > _NAMED else ""
+        yield f"no history yet, and not counted: {', '.join(found.unknown[:_NAMED])}{more}"
+    for refusal in refusals:
+        yield f"doit would refuse: {refusal.error()}"
+
+
+def _totals(found: Forecast) -> str:
+    """``about 3 min, peak 3.4 GB, disk +1.2 GB at most, 20.0 GB free (from 1 to 5 builds each)``."""
+    counts = sorted({it.n for it in found.predictions.values() if it is not None})
+    seconds, parts = found.work.seconds(), []
+    if seconds is not None:
+        parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}")
+    if found.memory is not None:
+        parts.append(f"peak {size_text(found.memory.needed_bytes)}")
+    if found.disk is not None:
+        bound = "at least" if found.unknown else "at most"
+        parts.append(f"disk +{size_text(found.disk.needed_bytes)} {bound}, {size_text(found.room.free_bytes)} free")
+    span = plural(counts[0], "build") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} builds"
+    return f"{', '.join(parts)} (from {span} each)"
 
 
 def _reasons(item: Planned) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ingot.core import quantities
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+size_text = quantities.size_text
+duration_text = quantities.duration_text
 
 _GAP = "  "
 #: Columns in which wrapped text can still be read.
@@ -111,27 +116,10 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
 
 
-def size_text(count: float) -> str:
-    """Bytes in decimal units: ``98.4 MB``, ``512 B``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.95:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.2f} TB"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people say them: ``0.03 s``, ``12.4 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+def measured_text(value: float | None, predicted: float | None, text: Callable[[float], str]) -> str:
+    """What was measured, and what had been predicted of it: ``12.4 s (predicted 14.0 s)``."""
+    shown = "" if value is None else text(value)
+    return shown if predicted is None or value is None else f"{shown} (predicted {text(predicted)})"
 
 
 def plural(count: int, noun: str) -> str:

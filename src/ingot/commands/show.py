@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
-from ingot.commands.screen import Screen, duration_text, number_text, size_text, when_text
+from ingot.commands.screen import (
+    Screen,
+    duration_text,
+    measured_text,
+    number_text,
+    plural,
+    size_text,
+    when_text,
+)
 from ingot.core.acceptance import words
 from ingot.core.lookup import place_text
 
@@ -103,12 +111,19 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
     yield "artifact", _place(project, receipt)
     size = sum(int(file["size"]) for file in receipt["files"])
-    yield "size", f"{size_text(size)} in {len(receipt['files'])} file{'s' * (len(receipt['files']) != 1)}"
+    predicted = receipt.get("predicted") or {}
+    written = measured_text(size, predicted.get("bytes"), size_text)
+    yield "size", f"{written} in {plural(len(receipt['files']), 'file')}"
     yield "digest", str(receipt["digest"])
     yield "key", str(receipt["key"])
     timings = receipt["timings"]
-    yield "built", f"{when_text(receipt['built_at'])} in {duration_text(timings['wall_s'])}"
-    yield "peak memory", _memory(timings)
+    took = measured_text(timings["wall_s"], predicted.get("wall_s"), duration_text)
+    yield "built", f"{when_text(receipt['built_at'])} in {took}"
+    yield "peak memory", _memory(timings, predicted)
+    if predicted:
+        from ingot.core.predict import source_text
+
+        yield "predicted from", source_text(predicted["n"], predicted["basis"])
     yield "environment", _environment(receipt["environment"])
     yield "git", _git(receipt["git"])
     yield "log", f"{receipt['origin']} entry {receipt['index']}"
@@ -125,9 +140,9 @@ def _place(project: Project, receipt: Json) -> str:
     return os.path.relpath(path)
 
 
-def _memory(timings: Json) -> str:
+def _memory(timings: Json, predicted: Json) -> str:
     anon, rss = timings.get("peak_anon_bytes"), timings.get("peak_rss_bytes")
-    parts = [] if anon is None else [f"{size_text(anon)} anonymous"]
+    parts = [] if anon is None else [f"{measured_text(anon, predicted.get('peak_anon_bytes'), size_text)} anonymous"]
     parts += [] if rss is None else [f"{size_text(rss)} resident"]
     return ", ".join(parts) or "not measured"
 

@@ -23,13 +23,14 @@ from ingot.core.graph import Node
 from ingot.core.key import key_of
 from ingot.core.plan import Planned, input_ids
 from ingot.core.redact import redact
-from ingot.core.staging import Staging
+from ingot.core.staging import Staging, Watch, bytes_below
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
 from ingot.errors import IngotError, RefusedInput, StageFailed
 from ingot.version import __version__
 
 if TYPE_CHECKING:
+    from ingot.core.predict import Prediction
     from ingot.core.project import Project
 
 Fate = Literal["fresh", "built", "restored"]
@@ -57,8 +58,11 @@ class Builder:
         self._project = project
         self._listener = listener
 
-    def ensure(self, planned: Planned, *, force: bool = False) -> Built:
-        """Bring one target up to date whose inputs are. With ``force`` it is built although it is fresh."""
+    def ensure(self, planned: Planned, *, force: bool = False, predicted: Prediction | None = None) -> Built:
+        """Bring one target up to date whose inputs are. With ``force`` it is built although it is fresh.
+
+        ``predicted`` is what was predicted of it when the run started, recorded with what was measured.
+        """
         if planned.state == "fresh" and not planned.restored and not force:
             return self._select(planned)
         assert planned.key is not None
@@ -67,7 +71,7 @@ class Builder:
             again = self._project.check(planned.node)
             if again.state == "fresh" and not force:
                 return self._select(again)
-            return self._build(again)
+            return self._build(again, predicted)
 
     @contextmanager
     def _key_lock(self, planned: Planned) -> Iterator[None]:
@@ -96,7 +100,7 @@ class Builder:
         self._publish_view(planned.node, str(receipt["digest"]))
         return Built("restored" if planned.restored else "fresh", receipt)
 
-    def _build(self, planned: Planned) -> Built:
+    def _build(self, planned: Planned, predicted: Prediction | None) -> Built:
         node, project = planned.node, self._project
         if planned.presence == "damaged" and planned.receipt is not None:
             project.store.quarantine(str(planned.receipt["digest"]), planned.receipt["files"])
@@ -106,6 +110,8 @@ class Builder:
         with project.store.staging() as staging:
             job = self._job(planned, staging)
             receipt = self._receipt(planned, job)
+            if predicted is not None:
+                receipt["predicted"] = predicted.to_dict()
             _refuse_too_large(receipt)
             with self._log_named(log):
                 receipt |= self._run(node, job, log, staging)
@@ -128,10 +134,12 @@ class Builder:
 
     def _run(self, node: Node, job: dict[str, Any], log: Path, staging: Staging) -> dict[str, Any]:
         """Run the stage; what was measured, as fields of the receipt."""
+        source_bytes = _source_bytes(node, staging)
         started, clock = _now(), time.monotonic()
-        outcome = self._project.executor.run(
-            job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
-        )
+        with Watch(staging) as beside:
+            outcome = self._project.executor.run(
+                job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
+            )
         wall = time.monotonic() - clock
         return {
             "metrics": outcome.metrics,
@@ -143,6 +151,8 @@ class Builder:
                 "cpu_s": round(outcome.cpu_s, 3),
                 "peak_anon_bytes": outcome.peak_anon,
                 "peak_rss_bytes": outcome.peak_rss,
+                "peak_scratch_bytes": beside.most,
+                "source_bytes": source_bytes,
             },
         }
 
@@ -244,6 +254,15 @@ class Builder:
 
     def _publish_view(self, node: Node, digest: str) -> None:
         self._project.store.link_latest(node.spec, node.name, digest)
+
+
+def _source_bytes(node: Node, staging: Staging) -> int:
+    """Bytes of the project files in the snapshot, counted as ``SourceReader.size`` does."""
+    return sum(
+        bytes_below(staging.sources / str(index))
+        for index, (_pointer, source, _base) in enumerate(node.sources)
+        if not source.get("python_stdlib")
+    )
 
 
 def _environment(job: Mapping[str, Any], network: str) -> dict[str, Any]:

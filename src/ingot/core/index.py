@@ -1,4 +1,4 @@
-"""What the log says, indexed: the newest entry of each target, the results of each key, the gates that failed.
+"""What the log says, indexed: the newest entry of each target, the results of each key, failed gates, what builds took.
 
 Everything here is derived: ``cache/index.json`` and ``cache/results/`` may lag behind the log or be deleted, and
 are brought up to date from it. ``heads`` says up to where each log has been read. What others wrote to a log is taken
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ingot.core import acceptance, disk
 from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.past import History
 from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, receipt_of
 from ingot.core.store import Store
@@ -65,6 +66,8 @@ class Index:
         #: spec:target → {"digest", "key", "origin", "index", "time"} of its newest entry.
         self.latest: dict[str, dict[str, Any]] = {}
         self._gates: set[str] = set()
+        #: What past builds took: what predictions are made from.
+        self.history = History()
         self._load()
 
     def _load(self) -> None:
@@ -75,10 +78,15 @@ class Index:
                 self._proven = {origin: _stamp(stamp) for origin, stamp in data["stamps"].items()}
                 self._stamps = dict(self._proven)
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
+                self.history = History(data["history"])
                 self._loaded = True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Lost or damaged, or another's: everything is read from the logs again.
-            self._heads, self._proven, self._stamps, self.latest, self._gates = {}, {}, {}, {}, set()
+            self._proven, self._stamps = {}, {}
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self._heads, self.latest, self._gates, self.history = {}, {}, set(), History()
 
     def sync(self) -> None:
         """Read what the logs gained since; start over when a log is not a continuation of what was read.
@@ -138,7 +146,7 @@ class Index:
 
     def _catch_up(self, heads: Mapping[str, Head]) -> None:
         if not self._heads or not self._filed() or not all(self._continues(origin, heads) for origin in self._heads):
-            self._heads, self.latest, self._gates = {}, {}, set()
+            self._start_over()
             self._store.drop_results()
         news: list[tuple[str, Entry]] = []
         seen = dict(self._heads)
@@ -183,6 +191,7 @@ class Index:
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)
             self._store.add_result(str(receipt["key"]), receipt | place)
+            self.history.add(receipt)
             self._point(str(receipt["target"]), receipt, place | {"time": time})
         elif entry.type == "selected":
             decision = decision_of(entry.statement)
@@ -244,10 +253,16 @@ class Index:
         with self._lock:
             if self._changed:
                 heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
-                data = {"format": _FORMAT, "heads": heads, "latest": self.latest, "gates": sorted(self._gates)}
-                text = json.dumps(data | {"stamps": self._proven}, separators=(",", ":"))
-                sealed = self._store.seal.wrap(self._path.name, text.encode())
-                disk.write_file_atomic(self._path, sealed, durable=False)
+                data = {
+                    "format": _FORMAT,
+                    "heads": heads,
+                    "stamps": self._proven,
+                    "latest": self.latest,
+                    "gates": sorted(self._gates),
+                    "history": self.history.to_json(),
+                }
+                text = json.dumps(data, separators=(",", ":")).encode()
+                disk.write_file_atomic(self._path, self._store.seal.wrap(self._path.name, text), durable=False)
                 self._changed = False
 
 

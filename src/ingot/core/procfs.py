@@ -61,10 +61,49 @@ def tree_memory(pid: int) -> Memory:
     return sum((memory(each) for each in descendants(pid)), Memory())
 
 
-def available() -> tuple[int, int]:
-    """(available, total) memory of the machine in bytes; zeros where the system does not say."""
+def available(root: Path = Path("/")) -> tuple[int, int]:
+    """(available, total) memory in bytes: of the machine, or of a control group that allows less; zeros where unknown.
+
+    ``root`` is where ``proc`` and ``sys`` are.
+    """
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
     except OSError:
         return 0, 0
-    return _kilobytes(fields.get("MemAvailable")), _kilobytes(fields.get("MemTotal"))
+    free, total = _kilobytes(fields.get("MemAvailable")), _kilobytes(fields.get("MemTotal"))
+    for group in _groups(root):
+        limit = _group_limit(group)
+        if limit is not None and limit[1] < total:
+            free, total = min(free, limit[0]), limit[1]
+    return free, total
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders of this process's memory control groups, and of those that they lie in (version 2, then 1)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _number, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        path = base / name.lstrip("/")
+        found += [path, *(folder for folder in path.parents if folder.is_relative_to(base))]
+    return found
+
+
+def _group_limit(group: Path) -> tuple[int, int] | None:
+    """(what is left, the limit) of a control group; None where it has none. Clean file pages are counted as left."""
+    for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            total, used = int((group / limit).read_text()), int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            # ``max``, or no such file: the root group has none.
+            continue
+        reclaimable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+        return max(total - used + reclaimable, 0), total
+    return None

@@ -125,8 +125,8 @@ class Project:
             self.index.sync()
         return [{"origin": ref.origin, "index": ref.index} for ref in refs]
 
-    def require_everything(self, names: Iterable[str], *, force: bool = False) -> None:
-        """Before the first stage starts, find what would fail later, after minutes of work.
+    def require_everything(self, names: Iterable[str], *, force: bool = False) -> dict[str, Planned]:
+        """Before the first stage starts, find what would fail later, after minutes of work; gives the plan.
 
         ``names`` are the targets of the run; what is fresh needs nothing unless ``force``. Raises RefusedInput
         (E-SOURCE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
@@ -146,6 +146,7 @@ class Project:
             # A waiting target has not been looked at yet.
             self.planner.digests_of_sources(item.node)
         self.require_recordable()
+        return plan
 
     def require_recordable(self) -> None:
         """Make sure, as far as can be seen before there is a result, that results can be kept and recorded."""

@@ -7,15 +7,19 @@ live view listens to the messages of running stages and reads the outcomes at th
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingot.core.build import Builder, Built, Listener
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
 from ingot.core.plan import Planned
 from ingot.core.project import Project
-from ingot.errors import DiskFailed, GateFailed
+from ingot.errors import DiskFailed, GateFailed, WillNotFit
+
+if TYPE_CHECKING:
+    from ingot.core.predict import Prediction
 
 
 class Session:
@@ -29,6 +33,12 @@ class Session:
         self.listeners: list[Listener] = []
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
+        #: Whether to build although what is predicted does not fit, and how many targets at a time.
+        self.force = False
+        self.parallel = 1
+        #: Why this run was not started, when there is no room for it.
+        self.refused: WillNotFit | None = None
+        self._predictions: Mapping[str, Prediction | None] = {}
         self._builder = Builder(project, self._tell)
         self._checked = False
         self._said_fresh: set[str] = set()
@@ -66,21 +76,35 @@ class Session:
         planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
         if planned.state != "fresh" or self._always:
             self._require_everything()
-        built = self._builder.ensure(planned, force=self._always)
+        built = self._builder.ensure(planned, force=self._always, predicted=self._predictions.get(name))
         self.project.current[name] = built.receipt
         self.outcomes[name] = built
         self._judge(name)
 
     def _require_everything(self) -> None:
-        """Before the first stage starts, name what a target of this run lacks, and whether results can be recorded."""
+        """Before the first stage starts, name what is lacking, what could not be recorded, and what will not fit."""
         with self._lock:
             if not self._checked:
                 names = self.selected if self.selected is not None else tuple(self.project.nodes)
                 known = [name for name in names if name in self.project.nodes]
-                self.project.require_everything(known, force=self._always)
+                self._foresee(self.project.require_everything(known, force=self._always), known)
                 # The state of the project is that from which is built, not that after an hour.
                 git_state(self.project.root)
                 self._checked = True
+
+    def _foresee(self, plan: Mapping[str, Planned], names: Sequence[str]) -> None:
+        """Predict what this run will take; WillNotFit (E-SPACE, E-MEMORY) for what there is no room for."""
+        # Imported with the first target that is built: most runs build nothing.
+        from ingot.core.forecast import forecast
+
+        if self.refused is not None:
+            # With ``-c`` or ``-n`` others ask too: it was said at length once.
+            raise WillNotFit(self.refused.code, f"not started: {self.refused.what}")
+        found = forecast(self.project, plan, names, parallel=self.parallel, always=self._always)
+        self.refused = None if self.force else found.refusal()
+        if self.refused is not None:
+            raise self.refused
+        self._predictions = found.predictions
 
     def _judge(self, name: str) -> None:
         node = self.project.nodes[name]

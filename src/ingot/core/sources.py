@@ -60,6 +60,17 @@ class SourceReader:
         folder.mkdir(parents=True, exist_ok=True)
         return folder, "tree:" + sha256_bytes(tree_preimage(hashes))
 
+    def size(self, source: Mapping[str, object]) -> int:
+        """Bytes of the project files it stands for; RefusedInput (E-SOURCE) as ``digest``.
+
+        Text of ``python_stdlib`` counts nothing: one Python always has the same, and its size is known only to who
+        extracts it.
+        """
+        if source.get("python_stdlib"):
+            return 0
+        with self._explained(str(source.get("path", "files"))):
+            return sum(os.lstat(path).st_size for _name, path in self._files(source))
+
     def _stdlib_digest(self, which: str) -> str:
         name = f"python_stdlib:{which}:{stdlib_text.fingerprint()}"
         known = self._cache.get(name, _NO_STAT)

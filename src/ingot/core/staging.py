@@ -10,12 +10,17 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ingot.core import disk
+
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,36 @@ class Staging:
     def sources(self) -> Path:
         """Where snapshots of the sources lie."""
         return self.root / "sources"
+
+    def bytes_beside(self) -> int:
+        """Bytes of what lies here and will be dropped: scratch files and snapshots of sources."""
+        return bytes_below(self.scratch) + bytes_below(self.sources)
+
+
+class Watch:
+    """The most bytes seen beside the artifact while a stage runs: looked at every second, and at the end.
+
+    A temporary file that lives for less than a second may be missed.
+    """
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.most = 0
+
+    def _look(self) -> None:
+        while not self._over.wait(_LOOK_S):
+            self.most = max(self.most, self._staging.bytes_beside())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.most = max(self.most, self._staging.bytes_beside())
 
 
 @contextmanager
@@ -114,6 +149,21 @@ def _has_name(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def bytes_below(path: Path) -> int:
+    """Bytes of all files below a folder that others write to; what vanishes or may not be read is left out."""
+    total, todo = 0, [path]
+    while todo:
+        with suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        todo.append(Path(entry.path))
+                    elif stat.S_ISREG(status.st_mode):
+                        total += status.st_size
+    return total
 
 
 def remove_tree(path: Path) -> bool:

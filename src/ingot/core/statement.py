@@ -31,7 +31,9 @@ _RECEIPT = frozenset(
     {"type", "target", "spec", "spec_digest", "kind", "revision", "key", "key_parts", "reproducibility", "digest"}
     | {"inputs", "metrics", "environment", "timings", "git"}
 )
-_OPTIONAL = frozenset({"files", "files_evidence", "observed"})
+#: Fields that only some builds have, each in a field ``ingot_*`` of its own.
+_EXTRAS = ("observed", "predicted")
+_OPTIONAL = frozenset({"files", "files_evidence", *_EXTRAS})
 
 
 def now() -> str:
@@ -88,8 +90,7 @@ def _build(receipt: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "files_evidence" in receipt:
         predicate["runDetails"]["byproducts"] = [{"name": "files", "digest": {"sha256": receipt["files_evidence"]}}]
-    if "observed" in receipt:
-        predicate["ingot_observed"] = receipt["observed"]
+    predicate |= {f"ingot_{name}": receipt[name] for name in _EXTRAS if name in receipt}
     subjects = [{"name": receipt["target"], "digest": {TREE: receipt["digest"]}}]
     subjects += [_file_subject(record) for record in receipt.get("files", ())]
     return {"_type": STATEMENT, "subject": subjects, "predicateType": PROVENANCE, "predicate": predicate}
@@ -148,8 +149,7 @@ def _receipt(statement: Mapping[str, Any], read: Callable[[str], bytes] | None) 
         "timings": {"started": metadata["startedOn"], "finished": metadata["finishedOn"], **predicate["ingot_timings"]},
         "git": predicate["ingot_git"],
     }
-    if "ingot_observed" in predicate:
-        receipt["observed"] = predicate["ingot_observed"]
+    receipt |= {name: predicate[f"ingot_{name}"] for name in _EXTRAS if f"ingot_{name}" in predicate}
     return receipt | _files(details.get("byproducts"), files, read)
 
 

@@ -147,7 +147,7 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     at_hand, changed = _at_hand(session, board), _at_hand(session, board, changed=True)
     if any(name not in session.outcomes for name in board.names("failed")):
         yield "what is left, and why", "doit plan"
-        if _others(session, board):
+        if session.refused is None and _others(session, board):
             yield "go on with the others", "doit -c"
     reports = [node for node in at_hand if node.kind == "report"]
     for node in (reports or [node for node in changed if not node.hidden])[-1:]:

@@ -1,0 +1,49 @@
+"""``doit`` and ``doit run``: doit's own command, with ``--force`` to build what is predicted not to fit.
+
+Takes the place of doit's command of that name, in other projects too: there it is doit's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+from doit.cmd_run import Run as DoitRun
+
+from ingot.commands.base import flag
+
+_FORCE = "--force"
+
+
+class Run(DoitRun):  # type: ignore[misc]  # doit ships no types
+    """Run tasks; before the first stage starts, what is predicted not to fit is refused unless forced."""
+
+    name = "run"
+    cmd_options = (
+        *DoitRun.cmd_options,
+        flag("force", "build although disk or memory are predicted not to suffice (doit plan shows the prediction)"),
+    )
+    _force = False
+
+    def parse_execute(self, in_args: Sequence[str]) -> Any:
+        """``--force`` may follow the names of targets, which doit's options may not."""
+        others = [each for each in in_args if each != _FORCE]
+        return super().parse_execute([_FORCE, *others] if len(others) < len(in_args) else others)
+
+    def execute(self, params: Mapping[str, Any], args: Sequence[str]) -> Any:
+        """Load the tasks and run them."""
+        self._force = bool(params["force"])
+        return super().execute(params, args)
+
+    # doit reads from the signature which options to hand over.
+    @wraps(DoitRun._execute)  # noqa: SLF001 - what doit has its own commands override
+    def _execute(self, **options: Any) -> Any:
+        # Only dodo.py of a project of ours has loaded it.
+        reporter = sys.modules.get("ingot.reporter")
+        session = reporter.LiveReporter.session if reporter is not None else None
+        if session is not None:
+            session.force = self._force
+            session.parallel = max(1, int(options["num_process"]))
+        return super()._execute(**options)

@@ -1,0 +1,145 @@
+"""Whether what is to be built fits: the disk at its fullest, memory at its peak, against what there is.
+
+Laws. The disk fills in the order of building: at each moment there are the artifacts built so far, and in staging the
+artifact in work and what lies beside it; publishing renames, so an artifact counts once, and targets of equal content
+are built once. With ``parallel`` builds, targets of which none is made of another may be in work at the same time and
+add up, the largest taken first. A waiting target counts as built, although its inputs may come out as they were. A
+target without a prediction adds nothing: figures are then lower bounds, and what is not known refuses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ingot.core import procfs
+from ingot.core.plan import Planned, input_ids
+from ingot.core.predict import Prediction
+
+_RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 0.02
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes free where the store lies, bytes of them kept for the registry, available and total memory (0: unknown)."""
+
+    free_bytes: int
+    reserve_bytes: int
+    available_bytes: int
+    total_bytes: int
+
+    @property
+    def usable_bytes(self) -> int:
+        """What may be filled: the log must never meet a full disk."""
+        return max(self.free_bytes - self.reserve_bytes, 0)
+
+
+def room(store: Path) -> Room:
+    """What there is now. The reserve is 2 % of the file system, at most 1 GiB."""
+    place = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    status = os.statvfs(place)
+    reserve = min(_RESERVE_BYTES, int(status.f_blocks * status.f_frsize * _RESERVE_SHARE))
+    return Room(status.f_bavail * status.f_frsize, reserve, *procfs.available())
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest need that is known, and the targets that are in work then, the one that needs it first."""
+
+    needed_bytes: int
+    at: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The targets of a run, in the order of building, each content once, with what is predicted of them."""
+
+    plan: Mapping[str, Planned]
+    names: tuple[str, ...]
+    predictions: Mapping[str, Prediction | None]
+    parallel: int = 1
+
+    @cached_property
+    def above(self) -> dict[str, frozenset[str]]:
+        """For each target of the plan everything that it is made of, itself included."""
+        found: dict[str, frozenset[str]] = {}
+        for name, item in self.plan.items():
+            found[name] = frozenset((name,)).union(*(found[each] for each in input_ids(item.node)))
+        return found
+
+    def only(self, name: str) -> Work:
+        """The part of the work that one target needs."""
+        return replace(self, names=tuple(each for each in self.names if each in self.above[name]))
+
+    def known(self) -> Iterator[tuple[str, Prediction]]:
+        """The targets that have a prediction."""
+        for name in self.names:
+            prediction = self.predictions[name]
+            if prediction is not None:
+                yield name, prediction
+
+    def seconds(self) -> float | None:
+        """All builds one after the other; None when nothing is known."""
+        known = [it.wall_s for _name, it in self.known() if it.wall_s is not None]
+        return sum(known) if known else None
+
+    def disk(self) -> Peak | None:
+        """The moment when the disk is fullest, in bytes beyond what lies there now."""
+        items = [(name, it.bytes, it.bytes + (it.scratch_bytes or 0)) for name, it in self.known()]
+        level, fullest = 0, None
+        for index, (name, written, staged) in enumerate(items):
+            later = [(need, other) for other, _written, need in items[index + 1 :]]
+            fullest = self._higher(fullest, (level + staged, name), later)
+            level += written
+        return fullest
+
+    def memory(self) -> Peak | None:
+        """The moment when most memory is in use."""
+        needs = [(it.peak_anon_bytes, name) for name, it in self.known() if it.peak_anon_bytes is not None]
+        peak = None
+        for item in needs:
+            peak = self._higher(peak, item, needs)
+        return peak
+
+    def _higher(self, peak: Peak | None, item: tuple[int, str], others: Sequence[tuple[int, str]]) -> Peak:
+        """The higher of a peak and of the moment when a target is in work beside ``others`` (need, name)."""
+        together = [item]
+        for other in sorted(others, key=lambda pair: -pair[0]) if self.parallel > 1 else ():
+            if len(together) < self.parallel and not any(self._related(other[1], each) for _need, each in together):
+                together.append(other)
+        total = sum(need for need, _name in together)
+        if peak is not None and peak.needed_bytes >= total:
+            return peak
+        return Peak(total, tuple(name for _need, name in together))
+
+    def _related(self, one: str, other: str) -> bool:
+        return one in self.above[other] or other in self.above[one]
+
+
+def work(
+    plan: Mapping[str, Planned], todo: Sequence[str], predictions: Mapping[str, Prediction | None], parallel: int = 1
+) -> Work:
+    """The work of building ``todo``, which comes in the order of building."""
+    identities = _identities(plan)
+    once = {identities[name]: name for name in reversed(todo)}
+    return Work(plan, tuple(name for name in todo if once[identities[name]] == name), predictions, parallel)
+
+
+def _identities(plan: Mapping[str, Planned]) -> dict[str, int]:
+    """Targets that will be one result have one number; of waiting ones that is known by what they are made of."""
+    numbers: dict[object, int] = {}
+    found: dict[str, int] = {}
+    for name, item in plan.items():
+        node = item.node
+        content: object = item.digest if item.state == "fresh" else item.key
+        if content is None:
+            inputs = tuple(
+                (role, tuple(found[f"{node.spec}:{each}"] for each in names)) for role, names in node.inputs.items()
+            )
+            content = (node.kind, json.dumps([node.params, node.sources], sort_keys=True), node.seed, inputs)
+        found[name] = numbers.setdefault(content, len(numbers))
+    return found
