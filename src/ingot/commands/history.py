@@ -102,7 +102,7 @@ class _Known:
             self.builds.setdefault(receipt["key"], []).append(receipt)
             self.places[entry.origin, entry.index] = receipt
         elif entry.type == "accept":
-            data = registry.described(entry)
+            data = registry.described(entry, self._project)
             build = self.accepted(data)
             if build is not None:
                 own = {name: data[name] for name in ("key", "key_parts")}
