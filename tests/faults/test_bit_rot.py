@@ -1,4 +1,4 @@
-"""Artifacts that change after they were published: ``audit`` finds each, no build uses one, no byte is lost silently."""
+"""Artifacts that change once published: ``audit`` finds each, no build uses one, no byte is lost silently."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def flip_bit(bit: int) -> Callable[[bytearray], None]:
 
 
 @pytest.mark.fault(
-    "B2", "an artifact becomes writable or gets a second name: audit notes it, since its bytes are whole"
+    "B2", "an artifact becomes writable or gets a second name: audit notes it"
 )
 @pytest.mark.parametrize("how", ["file mode", "folder mode", "root mode", "hard link"])
 def test_what_only_invites_damage_is_a_note(scene: Scene, how: str) -> None:
@@ -480,7 +480,7 @@ def bit_flipper(bit: int) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.fault(
-    "B2", "a result that names another artifact is put into the cache: it decides nothing, audit notes it"
+    "B2", "a result that names another artifact is put into the cache: it decides nothing"
 )
 @pytest.mark.parametrize("how", ["edited", "sealed by another", "moved from another key"])
 def test_a_poisoned_result_makes_nothing_fresh(scene: Scene, how: str) -> None:
@@ -551,7 +551,7 @@ def test_links_for_people_are_put_right(scene: Scene, how: str) -> None:
 
 
 @pytest.mark.fault(
-    "B2", "the secret that seals the caches is lost, damaged or cannot be kept: everything is read again"
+    "B2", "the secret that seals the caches is lost or cannot be kept: all is read again"
 )
 @pytest.mark.parametrize("how", ["gone", "empty", "other", "folder"])
 def test_a_lost_secret_costs_time_only(scene: Scene, how: str) -> None:
