@@ -30,7 +30,7 @@ from ingot.errors import DiskFailed, RegistryDamaged
 from registrykit import DIGEST, Project, codes, project, receipt
 
 #: All bits of a small file are tried, of a larger one this many.
-_BITS_MAX = 2000
+_BITS_MAX = 1200
 
 
 def selected(number: int) -> dict[str, Any]:
