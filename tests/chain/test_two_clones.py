@@ -48,6 +48,7 @@ def test_the_receipt_names_the_commit_and_whether_the_tree_was_clean(first: Sand
     assert first.json("show", "s:a")["git"] == {"commit": first.git("rev-parse", "HEAD").strip(), "clean": False}
 
 
+@pytest.mark.fault("H4", "two clones with two keys are merged: no entry is lost, no conflict")
 def test_two_clones_with_two_keys_build_and_merge_clean(first: Sandbox, tmp_path: Path) -> None:
     second = clone(first, tmp_path / "second")
     third = clone(first, tmp_path / "third")
@@ -72,6 +73,7 @@ def test_two_clones_with_two_keys_build_and_merge_clean(first: Sandbox, tmp_path
     assert second.reasons("s:a") == ["found_again"]
 
 
+@pytest.mark.fault("H5", "branches are switched and switched back between builds: no log forks")
 def test_a_branch_switch_appends_to_no_older_log(first: Sandbox) -> None:
     before = first.git("rev-parse", "HEAD").strip()
     chain(first, b="more")
@@ -91,6 +93,7 @@ def test_a_branch_switch_appends_to_no_older_log(first: Sandbox) -> None:
     assert first.states()["s:a"] == "fresh"
 
 
+@pytest.mark.fault("H5", "two clones of one user build at once: no log forks")
 def test_a_second_clone_of_the_same_user_cannot_fork_the_log(first: Sandbox, tmp_path: Path) -> None:
     second = clone(first, tmp_path / "second", home=first.home)
     chain(first, b="one")

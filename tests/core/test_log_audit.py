@@ -71,6 +71,8 @@ SHORTENING: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
+@pytest.mark.fault("T1", "a line is edited, deleted, inserted, moved, doubled or joined: audit finds it")
+@pytest.mark.fault("T7", "an append on top of a log that was tampered with: refused, nothing is signed")
 @pytest.mark.parametrize("name", [*TAMPERING, *SHORTENING])
 def test_any_change_of_the_lines_is_found_and_never_signed(tmp_path: Path, name: str) -> None:
     at = filled(tmp_path)
@@ -85,6 +87,7 @@ def test_any_change_of_the_lines_is_found_and_never_signed(tmp_path: Path, name:
     assert at.checkpoint().read_bytes() == before
 
 
+@pytest.mark.fault("T5", "the holder of the key rewrites the log and signs again: found with a pin")
 @pytest.mark.parametrize("name", [*TAMPERING, *SHORTENING])
 @pytest.mark.parametrize("pin", ["state", "lock"])
 def test_the_holder_of_the_key_cannot_rewrite_what_is_pinned(tmp_path: Path, name: str, pin: str) -> None:
@@ -108,6 +111,7 @@ def test_the_holder_of_the_key_cannot_rewrite_what_is_pinned(tmp_path: Path, nam
         assert found & {"log_truncated", "log_behind"}
 
 
+@pytest.mark.fault("T5", "the same without any pin: not found, as docs/promises.md says")
 def test_without_a_pin_the_holder_of_the_key_is_not_found_out(tmp_path: Path) -> None:
     """The limit that docs/promises.md states."""
     at = filled(tmp_path)
@@ -144,6 +148,7 @@ def old_state(at: Project) -> Callable[[], None]:
     return restore
 
 
+@pytest.mark.fault("T4", "the log is cut to an older signed checkpoint: found by each pin")
 def test_an_older_signed_checkpoint_is_found_by_each_pin(tmp_path: Path) -> None:
     at = filled(tmp_path, 1)
     git(at.tree, "init", "-q")
@@ -169,6 +174,7 @@ def test_an_older_signed_checkpoint_is_found_by_each_pin(tmp_path: Path) -> None
     assert codes(at.registry()) == set()
 
 
+@pytest.mark.fault("T4", "the log is gone: found by the lock")
 def test_a_log_that_is_gone_is_found_by_the_lock(tmp_path: Path) -> None:
     at = filled(tmp_path)
     origin = f"ingot.local/{at.folder().name}"
@@ -178,6 +184,7 @@ def test_a_log_that_is_gone_is_found_by_the_lock(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault("T3", "the log is signed with a wrong key, its public key replaced too: audit finds it")
 def test_a_wrong_key_is_found(tmp_path: Path) -> None:
     at = filled(tmp_path)
     other = SigningKey(f"ingot.local/{at.folder().name}", bytes(32))
@@ -264,6 +271,7 @@ def test_canonical_form_of_large_numbers() -> None:
     assert not is_canonical(b'{"a":9007199254740993}')
 
 
+@pytest.mark.fault("T8", "lines that a dead writer left: noted, set aside, never signed")
 def test_an_unsigned_tail_is_a_note_and_no_entry(tmp_path: Path) -> None:
     at = filled(tmp_path)
     tail = canonical_json(selected(9)) + b"\n" + b'{"half":'
@@ -429,6 +437,7 @@ def test_another_log_whose_key_was_replaced_is_not_pinned(tmp_path: Path) -> Non
     assert codes(bob.registry()) == {"key_changed"}
 
 
+@pytest.mark.fault("T8", "other lines lie where a dead writer left its own: never signed")
 def test_other_lines_in_the_place_of_pinned_ones_are_not_signed(tmp_path: Path) -> None:
     """Only the very lines that the pin names complete a commit; with others the log is behind."""
     at = filled(tmp_path, 1)
@@ -446,6 +455,7 @@ def test_other_lines_in_the_place_of_pinned_ones_are_not_signed(tmp_path: Path) 
     assert b'"number":3' in log.read_bytes()
 
 
+@pytest.mark.fault("T6", "two checkpoints of one size and different roots meet: both are shown")
 def test_two_different_histories_of_one_origin_are_shown(tmp_path: Path) -> None:
     """A key copied to another machine, used in both places: found when the histories meet."""
     at = filled(tmp_path, 2)

@@ -96,6 +96,7 @@ def unpadded(line: bytes) -> bytes:
     return body[:-1] + bytes([other]) + line[len(body) :]
 
 
+@pytest.mark.fault("T3", "a signed note is malformed in one of many ways: refused")
 @pytest.mark.parametrize(
     "data",
     [
@@ -158,6 +159,7 @@ def test_a_note_of_another_key_is_refused() -> None:
         Note.parse(NOTE).verify(other)
 
 
+@pytest.mark.fault("T3", "a second signature of the known key fails: the whole note is refused")
 def test_one_bad_signature_of_a_known_key_spoils_the_note() -> None:
     name, blob = SIGNATURE.decode()[2:].split(" ")
     wrong = bytearray(base64.b64decode(blob))

@@ -114,6 +114,7 @@ def test_the_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert default_pins_dir() == tmp_path / ".local" / "state" / "ingot" / "pins"
 
 
+@pytest.mark.fault("T9", "an entry is larger than a line may be: refused before anything is written")
 def test_an_entry_that_is_too_long_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     at = project(tmp_path)
     for bad, code in (({"x": "y" * 70_000}, "E-LEAF-SIZE"), ({"x": float("nan")}, "E-JSON")):
@@ -210,6 +211,7 @@ def clone(at: Project, name: str, user: str) -> Project:
     return project(at.tree.parent, name, user)
 
 
+@pytest.mark.fault("H4", "two clones with two keys are merged: no entry is lost, no conflict")
 @pytest.mark.parametrize("started", [True, False], ids=["one-log-before", "no-log-before"])
 def test_two_clones_with_two_keys_merge_clean(tmp_path: Path, started: bool) -> None:
     ann = committed(tmp_path)
@@ -341,6 +343,7 @@ def test_what_changes_on_disk_between_two_appends_of_one_process_is_seen(tmp_pat
     assert numbers(at.registry()) == [1, 2, 3]
 
 
+@pytest.mark.fault("H5", "branches are switched and switched back between appends: no log forks")
 def test_switching_branches_back_and_forth_never_forks(tmp_path: Path) -> None:
     ann = committed(tmp_path)
     registry = ann.registry()
@@ -361,6 +364,7 @@ def test_switching_branches_back_and_forth_never_forks(tmp_path: Path) -> None:
     assert sorted(numbers(ann.registry())) == [1, 2, 3, 4]
 
 
+@pytest.mark.fault("H1", "an old backup of the registry is put back: nothing is appended to the older log")
 def test_a_restored_backup_is_not_appended_to(tmp_path: Path) -> None:
     at = project(tmp_path)
     (first,) = at.registry().append([selected(1)])

@@ -1,4 +1,4 @@
-"""What people do to a project between two runs: backups put back, keys lost, merges. Nothing is lost, nothing is wrong."""
+"""What people do to a project between two runs: backups put back, keys lost, merges. Nothing is lost or wrong."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ def test_a_lost_key(at: Sandbox, lost: str) -> None:
 CONFLICT = "<<<<<<< HEAD\n{}=======\n{}>>>>>>> other\n"
 
 
-@pytest.mark.fault(
-    "H3", "a merge leaves conflict marks in ingot.lock: audit says so, builds go on, either side mends it"
-)
+@pytest.mark.fault("H3", "a merge leaves conflict marks in ingot.lock: audit says so, builds go on")
 def test_a_conflict_in_the_lock(at: Sandbox) -> None:
     lock = at.root / "ingot.lock"
     ours, theirs = lock.read_text(), (at.root.parent / "backup" / "ingot.lock").read_text()

@@ -6,6 +6,7 @@ All in one process, since there are thousands of cases; ``test_tampering.py`` sh
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import shutil
@@ -29,7 +30,7 @@ from ingot.errors import DiskFailed, RegistryDamaged
 from registrykit import DIGEST, Project, codes, project, receipt
 
 #: All bits of a small file are tried, of a larger one this many.
-_BITS_MAX = 2000
+_BITS_MAX = 1200
 
 
 def selected(number: int) -> dict[str, Any]:
@@ -365,6 +366,15 @@ def test_lines_with_a_known_stat_are_not_read_again(tmp_path: Path, monkeypatch:
     index.sync()
     index.sync()
     assert read == [at.log()], "another stat: read once, and known from then on"
+
+
+def test_the_stat_of_a_moment_ago_is_not_relied_on(tmp_path: Path) -> None:
+    """Within one tick of the clock a file may change again and keep its stat."""
+    at = filled(tmp_path)
+    index_of(at).save()
+    content = Seal(at.home / "seal").unwrap("index.json", (at.tree / "cache" / "index.json").read_bytes())
+    assert content is not None
+    assert json.loads(content)["stamps"] == {}
 
 
 def wait_until_settled(at: Project) -> None:

@@ -123,8 +123,8 @@ class LogWriter:
         log, key = self._begin()
         if not behind and others:
             self.notices.append(
-                f"{', '.join(others)}: no signing key of this user ({self.places.keys}), as in a new clone or after the "
-                f"key was lost; new entries go to a new log, {log.origin}"
+                f"{', '.join(others)}: no signing key of this user in {self.places.keys} (a new clone, or the key was "
+                f"lost); new entries go to a new log, {log.origin}"
             )
         if behind:
             self.notices.append(
