@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ingot.core import disk
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.registry import Entry, Head, Registry
-from ingot.core.statement import decision_of, receipt_of
+from ingot.core.statement import decision_of, later_than, receipt_of
 from ingot.core.store import Store
 
 
@@ -144,6 +144,14 @@ class Index:
         known = self.latest.get(target)
         if known is None or _order(known) <= _order(place):
             self.latest[target] = {"digest": fields["digest"], "key": fields["key"], **place}
+
+    def time_to_select(self, target: str) -> str | None:
+        """The time that a selection must bear to be a target's newest entry; None where now will do.
+
+        Another log's newest entry may bear a time that is still to come: the clock of its writer was ahead.
+        """
+        known = self.latest.get(target)
+        return None if known is None else later_than(str(known["time"]))
 
     def gate_known(self, fields: Mapping[str, Any]) -> bool:
         """Whether this failure (same digest, gate, limit and reference) is already in a log."""

@@ -140,11 +140,12 @@ class SourceReader:
         digest = hashlib.sha256()
         with self._explained(os.path.relpath(source, self._root)):
             reader = os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with reader, target.open("xb") as writer:
-            while block := reader.read(1 << 20):
-                digest.update(block)
-                writer.write(block)
+        with reader, disk.explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as writer:
+                while block := reader.read(1 << 20):
+                    digest.update(block)
+                    writer.write(block)
         return digest.hexdigest()
 
     @contextmanager
