@@ -10,6 +10,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 #: How much of a failed stage's output is shown with its error.
 _TAIL_LINES, _TAIL_BYTES = 5, 4096
+#: Less free space than this is none.
+_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,14 @@ class Builder:
         assert planned.receipt is not None
         receipt = planned.receipt
         if planned.restored:
-            fields = {
-                "target": planned.node.id,
-                "spec": planned.node.spec,
-                "key": planned.key,
-                "digest": receipt["digest"],
-            }
-            self._project.record(decision_statement("selected", fields))
+            self._record_selected(planned.node, str(planned.key), str(receipt["digest"]))
         self._publish_view(planned.node, str(receipt["digest"]))
         return Built("restored" if planned.restored else "fresh", receipt)
+
+    def _record_selected(self, node: Node, key: str, digest: str) -> None:
+        fields = {"target": node.id, "spec": node.spec, "key": key, "digest": digest}
+        time_of_day = self._project.index.time_to_select(node.id)
+        self._project.record(decision_statement("selected", fields, time=time_of_day))
 
     def _build(self, planned: Planned, predicted: Prediction | None) -> Built:
         node, project = planned.node, self._project
@@ -125,6 +127,10 @@ class Builder:
         if planned.receipt is not None and planned.presence == "present" and "accepted" not in planned.receipt:
             receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
         recorded = project.record(build_statement(receipt, project.registry.store_evidence))
+        newest = project.index.latest[node.id]
+        if (newest["origin"], newest["index"]) != (recorded["origin"], recorded["index"]):
+            # Another log's entry bears a time to come: say that this result is in force, or every run would.
+            self._record_selected(node, str(planned.key), digest)
         project.store.remember(node.id)
         self._publish_view(node, digest)
         with suppress(OSError):
@@ -173,7 +179,7 @@ class Builder:
         except IngotError as error:
             if isinstance(error, StageFailed) or _size(log):
                 shown = f"log: {os.path.relpath(log, self._project.root)}"
-                error.facts = (*error.facts, *_last_lines(log), shown)
+                error.facts = (*error.facts, *_last_lines(log), *_no_room(log), shown)
             raise
 
     def _job(self, planned: Planned, staging: Staging) -> dict[str, Any]:
@@ -295,6 +301,15 @@ def _size(log: Path) -> int:
         return log.stat().st_size
     except OSError:
         return 0
+
+
+def _no_room(log: Path) -> list[str]:
+    """That the disk is full: a program may have failed for that, with no room left to say so."""
+    try:
+        free = shutil.disk_usage(log.parent).free
+    except OSError:
+        return []
+    return [f"the disk of cache/ is full: {free // 1000} kB are free"] if free < _FULL_BYTES else []
 
 
 def _last_lines(log: Path) -> list[str]:

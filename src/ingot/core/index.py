@@ -22,7 +22,7 @@ from ingot.core import acceptance, disk
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.past import History
 from ingot.core.registry import Entry, Head, Registry, Stamp
-from ingot.core.statement import decision_of, receipt_of
+from ingot.core.statement import decision_of, later_than, receipt_of
 from ingot.core.store import Store
 from ingot.errors import RegistryDamaged
 
@@ -207,6 +207,14 @@ class Index:
         known = self.latest.get(target)
         if known is None or _order(known) <= _order(place):
             self.latest[target] = {"digest": fields["digest"], "key": fields["key"], **place}
+
+    def time_to_select(self, target: str) -> str | None:
+        """The time that a selection must bear to be a target's newest entry; None where now will do.
+
+        Another log's newest entry may bear a time that is still to come: the clock of its writer was ahead.
+        """
+        known = self.latest.get(target)
+        return None if known is None else later_than(str(known["time"]))
 
     def gate_known(self, fields: Mapping[str, Any]) -> bool:
         """Whether this failure (same digest, gate, limit and reference) is already in a log."""

@@ -166,11 +166,12 @@ class SourceReader:
         with self._explained(os.path.relpath(source, self._root)):
             reader = os.fdopen(open_regular(source), "rb")
             refuse_sparse(os.path.relpath(source, self._root), os.fstat(reader.fileno()))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with reader, target.open("xb") as writer:
-            while block := reader.read(1 << 20):
-                digest.update(block)
-                writer.write(block)
+        with reader, disk.explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as writer:
+                while block := reader.read(1 << 20):
+                    digest.update(block)
+                    writer.write(block)
         return digest.hexdigest()
 
     @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingot.core.digest import canonical_json, is_digest, read_json
@@ -39,6 +39,14 @@ _OPTIONAL = frozenset({"files", "files_evidence", *_EXTRAS})
 def now() -> str:
     """The time of day as the log writes it: RFC 3339, UTC, microseconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def later_than(time: str) -> str | None:
+    """The first time after ``time``, as the log writes it, where that is still to come; None where it is past."""
+    moment = datetime.fromisoformat(time)
+    if moment < datetime.now(UTC):
+        return None
+    return (moment + timedelta(milliseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def build_statement(receipt: Mapping[str, Any], store: Callable[[bytes], str] | None = None) -> dict[str, Any]:

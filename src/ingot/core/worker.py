@@ -83,16 +83,22 @@ def run_job(job: dict[str, Any], connection: socket.socket) -> None:
     except IngotError as error:
         channel.send("error", **error.to_dict())
     except MemoryError as error:
-        traceback.print_exc()
+        _print_traceback()
         channel.send("error", **StageFailed("E-MEMORY", f"the stage ran out of memory: {error}").to_dict())
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a library raises becomes one clear message; the traceback is in the log
-        traceback.print_exc()
+        _print_traceback()
         channel.send("error", **_explained(error, Path(job["out"])).to_dict())
     finally:
         # The log's disk may be full; what the stage did has been reported.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _print_traceback() -> None:
+    """For the log, whose disk may be full: then what went wrong must be reported all the same."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
 
 
 def _explained(error: BaseException, out: Path) -> IngotError:
