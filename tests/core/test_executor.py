@@ -99,6 +99,7 @@ def test_output_goes_to_the_log_and_not_to_the_screen(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.fault("S2", "secrets in the environment of whoever starts a stage")
 def test_the_environment_is_fixed_and_holds_no_secret(
     executor: Executor, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_the_environment_is_fixed_and_holds_no_secret(
     assert "SECRET_CANARY" not in environment(network=True)
 
 
+@pytest.mark.fault("L2", "a stage looks for network interfaces and for a way out")
 def test_a_stage_has_no_network_where_the_system_allows_it(executor: Executor, store: Store) -> None:
     program = "import os; print(sorted(os.listdir('/sys/class/net')), file=open(r'{out}/net', 'w'))"
     reach = "import socket; socket.create_server(('127.0.0.1', 0)).close()"

@@ -292,6 +292,7 @@ ERRORS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
 ]
 
 
+@pytest.mark.fault("Y", "one mistake in a spec: fields, types, names, roles, cycles, matrices, gates, paths")
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in ERRORS], ids=[case[0] for case in ERRORS])
 def test_each_mistake_has_its_code_place_and_field(
     folder: Folder, text: str, expected: list[tuple[str, str, str]]

@@ -119,6 +119,7 @@ def test_a_damaged_object_makes_room_for_a_good_one(store: Store) -> None:
     assert len(list((store.root / "quarantine").iterdir())) == 1
 
 
+@pytest.mark.fault("M18", "names of files that nobody could print")
 @pytest.mark.parametrize("name", ["back\\slash", "new\nline", "-dash", "carriage\rreturn"])
 def test_names_that_the_digest_could_not_print_are_refused(store: Store, name: str) -> None:
     with pytest.raises(RefusedInput, match="cannot be part of an artifact"):
@@ -126,6 +127,7 @@ def test_names_that_the_digest_could_not_print_are_refused(store: Store, name: s
     assert list(store.objects()) == []
 
 
+@pytest.mark.fault("M18", "outputs that are no files: links, pipes, empty folders, hard links")
 def test_odd_outputs_are_refused(store: Store) -> None:
     with store.staging() as staging:
         (staging.out / "link").symlink_to("/etc/passwd")

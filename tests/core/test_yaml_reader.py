@@ -42,6 +42,7 @@ def test_byte_order_mark_and_yaml_1_2_line_are_accepted() -> None:
     assert read_yaml(b"%YAML 1.2\n---\na: 1\n", "a.yaml")[0].value == {"a": 1}
 
 
+@pytest.mark.fault("Y", "values that two readers of YAML read differently, and numbers that JSON cannot hold")
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -72,6 +73,7 @@ def test_largest_integer_is_accepted() -> None:
     assert read_yaml(b"a: 9007199254740991", "a.yaml")[0].value == {"a": 2**53 - 1}
 
 
+@pytest.mark.fault("Y", "anchors, tags, merge keys, duplicates, other encodings and what passes the limits of a spec")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -123,6 +125,7 @@ def test_problems_before_a_fatal_one_are_kept() -> None:
     assert [code for code, *_ in found("a: 012\nb: [1\nc: 2\n")] == ["E-SPEC-AMBIGUOUS", "E-YAML-SYNTAX"]
 
 
+@pytest.mark.fault("S1", "a literal key in a spec, of each form and in each place")
 @pytest.mark.parametrize(
     "secret",
     ["sk-" + "a1" * 12, "hf_" + "Ab" * 15, "AKIA" + "A1" * 8, "ghp_" + "a" * 36, "-----BEGIN RSA PRIVATE KEY-----"],
@@ -134,6 +137,7 @@ def test_a_literal_key_is_refused_and_never_shown(secret: str, text: str) -> Non
     assert secret not in str(problem)
 
 
+@pytest.mark.fault("Y", "YAML bombs")
 @pytest.mark.parametrize(
     "text",
     [

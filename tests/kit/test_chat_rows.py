@@ -71,6 +71,7 @@ def test_a_template_that_refuses_says_so() -> None:
     assert error.value.code == "E-CHAT-RENDER"
 
 
+@pytest.mark.fault("M10", "a chat template that reaches for Python's internals")
 def test_a_template_cannot_reach_out_and_sees_no_clock() -> None:
     with pytest.raises(RefusedInput):
         chat.Template("{{ ''.__class__.__mro__[1].__subclasses__() }}").apply(ROW["messages"])

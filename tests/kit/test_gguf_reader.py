@@ -19,6 +19,7 @@ INFO = tensor_info("a", [32], 0, 0)
 HUGE = struct.pack("<Q", 1 << 62)
 
 
+@pytest.mark.fault("M6", "a GGUF bent in each field")
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -60,6 +61,7 @@ def test_a_bent_file_is_refused(tmp_path: Path, data: bytes, code: str) -> None:
     assert error.value.code == code
 
 
+@pytest.mark.fault("M6", "a GGUF with bytes changed or cut off at random")
 def test_random_damage_is_refused_or_read_but_never_a_crash(tmp_path: Path) -> None:
     good = write_llama(tmp_path / "good.gguf").read_bytes()
     path = tmp_path / "bad.gguf"

@@ -14,6 +14,7 @@ from ingot.kit import hf
 INDEX = "model.safetensors.index.json"
 
 
+@pytest.mark.fault("M9", "an index that names files elsewhere")
 @pytest.mark.parametrize("name", ["../outside.safetensors", "absent.safetensors", "/etc/passwd", "model.bin"])
 def test_an_index_names_files_of_the_folder_only(tmp_path: Path, name: str) -> None:
     hf.write_safetensors(tmp_path / "outside.safetensors", {"a": torch.ones(1)})

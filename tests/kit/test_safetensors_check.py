@@ -25,6 +25,7 @@ def write(path: Path, header: Any, data: bytes = b"\0" * 8, length: int | None =
     return path
 
 
+@pytest.mark.fault("M4", "a safetensors header bent in each field")
 @pytest.mark.parametrize(
     ("header", "more", "code"),
     [

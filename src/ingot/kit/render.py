@@ -1,7 +1,7 @@
 """Chat templates, which are programs of strangers, rendered in a process of their own that can do nothing else.
 
 The sandbox of Jinja keeps a template from Python's internals, not from a loop without end or a text of gigabytes, so
-each conversation gets two seconds of CPU time and the process 512 MiB. ``python -m ingot.kit.render`` reads one JSON
+each conversation gets two seconds of CPU time and the process 512 MiB. ``python -m ingot.kit.render 2`` reads one JSON
 object a line and answers with one.
 """
 
@@ -32,7 +32,8 @@ _DATE = (2024, 7, 26)
 class Renderer:
     """The process that renders, started when it is first needed, and again after one that a template brought down."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
+        self._seconds = cpu_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -68,14 +69,13 @@ class Renderer:
                 answer: dict[str, Any] = json.loads(said)
                 return answer
             self._end()
-        limits = f"one conversation gets {CPU_SECONDS} s of CPU time and {MEMORY_BYTES >> 20} MiB"
+        limits = f"one conversation gets {self._seconds} s of CPU time and {MEMORY_BYTES >> 20} MiB"
         return {"code": "E-TEMPLATE-LIMIT", "why": limits}
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ingot.kit.render"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
+            command = [sys.executable, "-P", "-m", "ingot.kit.render", str(self._seconds)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self._process
 
     def _end(self) -> None:
@@ -95,13 +95,14 @@ class Renderer:
 
 
 def main() -> None:
-    """Answer each line of standard input with one on standard output."""
+    """Answer each line of standard input with one on standard output; the argument is the CPU time of each."""
+    seconds = int(sys.argv[1])
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     for line in sys.stdin.buffer:
         used = resource.getrusage(resource.RUSAGE_SELF)
         # The kernel counts whole seconds since the start of the process and ends it.
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
         sys.stdout.buffer.write(json.dumps(_answer(**json.loads(line))).encode() + b"\n")
         sys.stdout.buffer.flush()
 
@@ -113,7 +114,7 @@ def _limit(which: int, value: int) -> None:
 
 
 def _answer(source: str, variables: dict[str, Any]) -> dict[str, str]:
-    from jinja2.sandbox import SecurityError
+    from jinja2.exceptions import SecurityError
 
     try:
         text = _compiled(source).render(**variables)
