@@ -72,12 +72,20 @@ def last_good(target: str, root: Path | None = None) -> dict[str, Any]:
 def standing_of(project: Project, name: str) -> list[dict[str, Any]]:
     """What ``doit show --active NAME --json`` lists; UsageError (E-TARGET) for a name that means nothing."""
     standing, nodes = _standing(project), declared(project)
-    visible = {node.id for node in nodes.values() if not node.hidden} | standing.stacks.keys()
     known = nodes.keys() | project.index.latest.keys() | standing.stacks.keys()
+    specs = {node.spec for node in nodes.values()}
+    visible = {node.id for node in nodes.values() if not node.hidden} | standing.stacks.keys()
+    # Of a spec that cannot be read here the log knows the targets; the steps of a report have a dot in their name.
+    visible |= {it for it in known if it.partition(":")[0] not in specs and "." not in _name(it)}
     if not any(_is_about(target, name) for target in known):
         raise unknown_target(name, {form for target in known for form in (target, target.partition(":")[0])})
     chosen = [target for target in [*nodes, *sorted(known - nodes.keys())] if _is_about(target, name)]
     return [_stands(project, standing, target) for target in chosen if target in visible or target == name]
+
+
+def _name(target: str) -> str:
+    """The name in the spec, without the values of a matrix."""
+    return target.partition(":")[2].partition("@")[0]
 
 
 def _stands(project: Project, standing: Standing, target: str) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def test_rollback_works_with_a_broken_spec_and_promote_does_not(decided: Sandbox
     assert decided.doit("promote", "s:a").returncode == 2
     decided.ok("rollback", "s:a")
     assert row(decided, "s:a")["active"]["type"] == "rollback"
+    assert row(decided, "s:m")["latest"]["digest"], "the log knows what the spec does not say any more"
 
 
 def test_an_artifact_that_is_gone_is_said_to_be_so(decided: Sandbox) -> None:

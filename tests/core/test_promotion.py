@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from decisionkit import active, clone, fill, last_good, merge, opened, own_keys, report_spec, size
+from ingot.core import promotion
+from ingot.core.project import Project
 from ingot.core.promotion import promote, rollback
 from ingot.core.standing import Decision, Standing, stacked
 from ingot.core.store import Store
@@ -86,6 +90,20 @@ def test_what_is_active_already_gets_no_entry(reported: Sandbox) -> None:
     assert put(reported) == 2, "base and data are as they were"
 
 
+def test_two_that_promote_at_once_leave_one_entry(reported: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is done while this one reads the bytes."""
+    read = promotion.require_whole
+
+    def meanwhile(project: Project, target: str, receipt: Mapping[str, Any]) -> None:
+        monkeypatch.setattr(promotion, "require_whole", read)
+        read(project, target, receipt)
+        assert put(reported, target) == 1
+
+    monkeypatch.setattr(promotion, "require_whole", meanwhile)
+    assert put(reported, "s:gguf") == 0
+    assert [entry.type for entry in opened(reported).registry.entries()].count("promote") == 1
+
+
 def test_a_failing_gate_stops_the_candidate_and_the_report(reported: Sandbox) -> None:
     rebuilt(reported, "two", BAD)
     for name in ("s:gguf", "s:report"):
@@ -114,6 +132,13 @@ def test_a_measurement_that_is_not_up_to_date_answers_nothing(reported: Sandbox)
     error = refused(reported, GateFailed, "s:gguf")
     assert error.code == "E-GATE-UNKNOWN"
     assert "s:report.gguf is stale" in error.facts[0]
+
+
+def test_a_measurement_counts_though_its_own_bytes_are_gone(reported: Sandbox) -> None:
+    """Its metrics are in the log."""
+    for target in ("s:report.gguf", "s:report"):
+        shutil.rmtree(writable(Store(reported.root / "cache").object_path(active_digest(reported, target))))
+    assert put(reported, "s:gguf") == 1
 
 
 def test_gates_are_judged_from_the_measurement_of_the_digest_that_is_named(reported: Sandbox) -> None:

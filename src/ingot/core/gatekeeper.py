@@ -70,14 +70,15 @@ class Gatekeeper:
         if pinned:
             results = map(self._standing.lookup.build_of, self._standing.results(measurer.id))
         else:
-            item = self._planned[measurer.id]
-            results = [item.receipt] if item.state == "fresh" and item.receipt is not None else []
+            # What it recorded under its present key counts, whether or not its own bytes are still here.
+            current = self._planned[measurer.id].receipt
+            results = [] if current is None else [current]
         return next((result for result in results if _measures(result, receipt)), None)
 
     def _why_unknown(self, measurer: Node, receipt: Receipt) -> str:
-        state = self._planned[measurer.id].state
-        if state != "fresh":
-            return f"{measurer.id} is {state}: what it measured is not up to date"
+        item = self._planned[measurer.id]
+        if item.receipt is None:
+            return f"{measurer.id} is {item.state}: what it measured is not up to date"
         return f"{measurer.id} has no measurement of {str(receipt['digest'])[:12]}"
 
 

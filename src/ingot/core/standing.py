@@ -158,16 +158,16 @@ class Standing:
         return next((receipt for receipt in self.results(target) if not self._failed(target, receipt)), None)
 
     def _failed(self, target: str, receipt: Receipt) -> bool:
-        promoted = [
-            self.lookup.order(entry)
-            for entry in self._entries
-            if entry.type == "promote" and _subject(entry) == (target, receipt["digest"])
-        ]
-        since = max(promoted, default=("", "", -1))
+        since = self._promoted.get((target, str(receipt["digest"])), ("", "", -1))
         spec = target.partition(":")[0]
         return any(
             failure.spec == spec and failure.order > since and failure.concerns(receipt) for failure in self._failures
         )
+
+    @cached_property
+    def _promoted(self) -> dict[tuple[str, str], tuple[str, str, int]]:
+        """When each result of a target was promoted last, in the order of the logs."""
+        return {_subject(entry): self.lookup.order(entry) for entry in self._entries if entry.type == "promote"}
 
     @cached_property
     def _failures(self) -> list[_Failure]:
