@@ -117,6 +117,14 @@ def test_what_is_fresh_needs_no_room(planned: Sandbox) -> None:
     assert planned.json("plan")["memory"]["needed_bytes"] is None, "nothing is left to build"
 
 
+def test_what_is_fresh_counts_when_everything_is_built_again(planned: Sandbox) -> None:
+    remember(planned, "s:c", memory=PETA)
+    done = planned.doit("-a")
+    assert done.returncode == 2
+    assert "E-MEMORY: s:c needs" in done.stdout, "although s:a, which is stale, comes first"
+    assert planned.ran() == []
+
+
 def test_what_is_not_known_refuses_nothing(sandbox: Sandbox) -> None:
     write(sandbox, "one")
     assert sandbox.json("plan")["refused"] == []

@@ -25,7 +25,7 @@ COMMAND = r"find . -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0r sha256s
 
 
 def each(vectors: dict[str, Any]) -> pytest.MarkDecorator:
-    assert len(vectors["vectors"]) == 5
+    assert len(vectors["vectors"]) >= 5
     return pytest.mark.parametrize("vector", vectors["vectors"], ids=lambda vector: str(vector["name"]))
 
 
@@ -74,7 +74,7 @@ def test_entries_of_the_first_format_are_still_understood(vector: dict[str, Any]
 
 def test_checkpoint() -> None:
     golden = ENTRIES["checkpoint"]
-    root = root_of([leaf_hash(vector["line"].encode()) for vector in ENTRIES["vectors"]])
+    root = root_of([leaf_hash(vector["line"].encode()) for vector in ENTRIES["vectors"][: golden["size"]]])
     assert root.hex() == golden["root"]
     note = Note.parse(golden["note"].encode())
     key = VerifierKey.parse(golden["vkey"])

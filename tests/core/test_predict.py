@@ -165,7 +165,7 @@ def test_a_build_whose_inputs_are_not_known_counts_as_it_was() -> None:
 
 def test_the_size_of_sources_counts_as_input() -> None:
     log = Log()
-    params = {"sources": [{"source": "file:" + "0" * 64}]}
+    params: dict[str, Any] = {"sources": [{"source": "file:" + "0" * 64}]}
     log.built("s:data", 30, kind="dataset", params=params, source_bytes=10)
     assert known(log.of(node("data", kind="dataset", **params), 20)).bytes == 60
 

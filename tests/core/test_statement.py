@@ -30,7 +30,9 @@ def through_json(statement: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_receipt_comes_back() -> None:
-    for made in (receipt(), receipt(observed=DIGEST), receipt(git={"commit": None, "clean": None}), receipt(inputs={})):
+    predicted = {"wall_s": 1.5, "peak_anon_bytes": None, "bytes": 7, "scratch_bytes": 0, "n": 2, "basis": "same_kind"}
+    plain = (receipt(), receipt(git={"commit": None, "clean": None}), receipt(inputs={}))
+    for made in (*plain, receipt(observed=DIGEST), receipt(predicted=predicted)):
         assert receipt_of(through_json(build_statement(made))) == made
 
 

@@ -12,19 +12,22 @@ from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 
-from ingot.commands.base import flag
-
 _FORCE = "--force"
+#: Written out here: a run with nothing to do is quick because it imports little, and no base of our other commands.
+_OPTION: Mapping[str, Any] = {
+    "name": "force",
+    "long": "force",
+    "type": bool,
+    "default": False,
+    "help": "build although disk or memory are predicted not to suffice (doit plan shows the prediction)",
+}
 
 
 class Run(DoitRun):  # type: ignore[misc]  # doit ships no types
     """Run tasks; before the first stage starts, what is predicted not to fit is refused unless forced."""
 
     name = "run"
-    cmd_options = (
-        *DoitRun.cmd_options,
-        flag("force", "build although disk or memory are predicted not to suffice (doit plan shows the prediction)"),
-    )
+    cmd_options = (*DoitRun.cmd_options, _OPTION)
     _force = False
 
     def parse_execute(self, in_args: Sequence[str]) -> Any:
@@ -44,6 +47,6 @@ class Run(DoitRun):  # type: ignore[misc]  # doit ships no types
         reporter = sys.modules.get("ingot.reporter")
         session = reporter.LiveReporter.session if reporter is not None else None
         if session is not None:
-            session.force = self._force
-            session.parallel = max(1, int(options["num_process"]))
+            parallel = max(1, int(options["num_process"]))
+            session.begin(force=self._force, parallel=parallel, always=bool(options["always"]))
         return super()._execute(**options)

@@ -33,18 +33,20 @@ class Session:
         self.listeners: list[Listener] = []
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
-        #: Whether to build although what is predicted does not fit, and how many targets at a time.
-        self.force = False
-        self.parallel = 1
+        self._force, self._parallel = False, 1
         #: Why this run was not started, when there is no room for it.
         self.refused: WillNotFit | None = None
         self._predictions: Mapping[str, Prediction | None] = {}
         self._builder = Builder(project, self._tell)
         self._checked = False
         self._said_fresh: set[str] = set()
-        #: doit does not say whether it runs with ``-a``; executing what is up to date shows it.
+        #: doit itself does not say whether it runs with ``-a``; executing what is up to date shows it too.
         self._always = False
         self._lock = threading.Lock()
+
+    def begin(self, *, force: bool, parallel: int, always: bool) -> None:
+        """Say how this run goes: although it will not fit (``force``), how many targets at a time, and all of them."""
+        self._force, self._parallel, self._always = force, parallel, always
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
         for listener in self.listeners:
@@ -100,8 +102,8 @@ class Session:
         if self.refused is not None:
             # With ``-c`` or ``-n`` others ask too: it was said at length once.
             raise WillNotFit(self.refused.code, f"not started: {self.refused.what}")
-        found = forecast(self.project, plan, names, parallel=self.parallel, always=self._always)
-        self.refused = None if self.force else found.refusal()
+        found = forecast(self.project, plan, names, parallel=self._parallel, always=self._always)
+        self.refused = None if self._force else found.refusal()
         if self.refused is not None:
             raise self.refused
         self._predictions = found.predictions
