@@ -13,6 +13,7 @@ import pytest
 
 from decisionkit import active, clone, fill, last_good, merge, opened, own_keys, report_spec, size
 from ingot.core import promotion
+from ingot.core.key import NOT_INSTALLED
 from ingot.core.project import Project
 from ingot.core.promotion import promote, rollback
 from ingot.core.standing import Decision, Standing, stacked
@@ -189,11 +190,24 @@ def test_a_digest_that_is_no_result_of_the_target_is_refused(reported: Sandbox, 
     assert refused(reported, UsageError, "s:gguf", digest=digest).code == "E-DIGEST"
 
 
-def test_missing_bytes_are_refused(reported: Sandbox) -> None:
+def test_missing_and_damaged_bytes_are_refused(reported: Sandbox) -> None:
     path = Store(reported.root / "cache").object_path(active_digest(reported, "s:gguf"))
-    shutil.rmtree(writable(path))
-    error = refused(reported, StoreDamaged, "s:gguf", digest=path.name)
-    assert error.code == "E-OBJECT-MISSING"
+    for code in ("E-OBJECT-DAMAGED", "E-OBJECT-MISSING"):
+        writable(path / "out.txt").write_text("other") if code.endswith("DAMAGED") else shutil.rmtree(writable(path))
+        for digest in (None, path.name):
+            error = refused(reported, StoreDamaged, "s:gguf", digest=digest)
+            assert (error.code, error.exit_code) == (code, 4)
+
+
+def test_where_tools_are_not_installed_a_recorded_result_is_promoted_by_its_digest(
+    reported: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone without the heavy packages: what needs them looks stale, and the log has what was measured."""
+    monkeypatch.setattr("ingot.core.plan.tool_version", lambda _name: NOT_INSTALLED)
+    error = refused(reported, GateFailed, "s:gguf")
+    assert error.code == "E-GATE-UNKNOWN"
+    assert "--digest" in str(error.hint)
+    assert put(reported, "s:gguf", digest=active_digest(reported, "s:gguf")) == 1
 
 
 @pytest.mark.fault("B3", "a byte of an artifact changes under an unchanged stat before it is promoted")
