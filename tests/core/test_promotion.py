@@ -372,14 +372,26 @@ def test_logs_are_merged_in_one_order(reported: Sandbox, tmp_path: Path, monkeyp
     assert active(other, "s:gguf") == mine, "the one before it, of the other log"
 
 
-def test_a_clock_that_was_set_back_does_not_reorder_one_log(reported: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_was_set_back_does_not_reorder_the_logs(
+    reported: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a log says counts from the latest time that it has seen, as the registry merges entries."""
     put(reported, "s:gguf")
-    two = rebuilt(reported, "two", GOOD)
-    monkeypatch.setattr("ingot.core.promotion.now", lambda: "2001-01-01T00:00:00.000000Z")
+    other = clone(reported, tmp_path / "other")
+    mine = rebuilt(reported, "two", GOOD)
+    monkeypatch.setattr(promotion, "now", lambda: "2001-01-01T00:00:00.000000Z")
     put(reported, "s:gguf")
-    assert active(reported, "s:gguf") == two
-    orders = [Standing(opened(reported)).lookup.order(entry) for entry in opened(reported).registry.entries()]
-    assert orders == sorted(orders), "as the registry merges them"
+    assert active(reported, "s:gguf") == mine
+    own_keys(other, monkeypatch)
+    monkeypatch.setattr(promotion, "now", lambda: "2010-01-01T00:00:00.000000Z")
+    put(other, "s:base")
+    put(other, "s:data")
+    merge(reported, other)
+    entries = list(opened(reported).registry.entries())
+    lookup = Standing(opened(reported)).lookup
+    assert sorted(entries, key=lookup.order) == entries
+    assert lookup.decisions("promote") == [entry for entry in entries if entry.type == "promote"]
+    assert [entry.time[:4] for entry in entries if entry.type == "promote"][1:] == ["2001", "2010", "2010"]
 
 
 def decision(kind: str, digest: str, number: int = 0) -> Decision:
