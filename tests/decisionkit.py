@@ -115,7 +115,9 @@ def size(sandbox: Sandbox) -> int:
 def merge(one: Sandbox, other: Sandbox) -> None:
     """Bring the logs and objects of ``other`` into ``one``, as git and a copied cache would."""
     for folder in (other.root / "registry").iterdir():
-        shutil.copytree(folder, one.root / "registry" / folder.name, dirs_exist_ok=True)
+        goal = one.root / "registry" / folder.name
+        if not goal.exists() or (goal / "log.jsonl").stat().st_size < (folder / "log.jsonl").stat().st_size:
+            shutil.copytree(folder, goal, dirs_exist_ok=True)
     for path in (other.root / "cache" / "objects").glob("*/*"):
         goal = one.root / "cache" / "objects" / path.parent.name / path.name
         if not goal.exists():

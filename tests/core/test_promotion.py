@@ -13,6 +13,7 @@ import pytest
 
 from decisionkit import active, clone, fill, last_good, merge, opened, own_keys, report_spec, size
 from ingot.core import promotion
+from ingot.core.key import NOT_INSTALLED
 from ingot.core.project import Project
 from ingot.core.promotion import promote, rollback
 from ingot.core.standing import Decision, Standing, stacked
@@ -189,11 +190,24 @@ def test_a_digest_that_is_no_result_of_the_target_is_refused(reported: Sandbox, 
     assert refused(reported, UsageError, "s:gguf", digest=digest).code == "E-DIGEST"
 
 
-def test_missing_bytes_are_refused(reported: Sandbox) -> None:
+def test_missing_and_damaged_bytes_are_refused(reported: Sandbox) -> None:
     path = Store(reported.root / "cache").object_path(active_digest(reported, "s:gguf"))
-    shutil.rmtree(writable(path))
-    error = refused(reported, StoreDamaged, "s:gguf", digest=path.name)
-    assert error.code == "E-OBJECT-MISSING"
+    for code in ("E-OBJECT-DAMAGED", "E-OBJECT-MISSING"):
+        writable(path / "out.txt").write_text("other") if code.endswith("DAMAGED") else shutil.rmtree(writable(path))
+        for digest in (None, path.name):
+            error = refused(reported, StoreDamaged, "s:gguf", digest=digest)
+            assert (error.code, error.exit_code) == (code, 4)
+
+
+def test_where_tools_are_not_installed_a_recorded_result_is_promoted_by_its_digest(
+    reported: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone without the heavy packages: what needs them looks stale, and the log has what was measured."""
+    monkeypatch.setattr("ingot.core.plan.tool_version", lambda _name: NOT_INSTALLED)
+    error = refused(reported, GateFailed, "s:gguf")
+    assert error.code == "E-GATE-UNKNOWN"
+    assert "--digest" in str(error.hint)
+    assert put(reported, "s:gguf", digest=active_digest(reported, "s:gguf")) == 1
 
 
 @pytest.mark.fault("B3", "a byte of an artifact changes under an unchanged stat before it is promoted")
@@ -358,14 +372,26 @@ def test_logs_are_merged_in_one_order(reported: Sandbox, tmp_path: Path, monkeyp
     assert active(other, "s:gguf") == mine, "the one before it, of the other log"
 
 
-def test_a_clock_that_was_set_back_does_not_reorder_one_log(reported: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_was_set_back_does_not_reorder_the_logs(
+    reported: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a log says counts from the latest time that it has seen, as the registry merges entries."""
     put(reported, "s:gguf")
-    two = rebuilt(reported, "two", GOOD)
-    monkeypatch.setattr("ingot.core.promotion.now", lambda: "2001-01-01T00:00:00.000000Z")
+    other = clone(reported, tmp_path / "other")
+    mine = rebuilt(reported, "two", GOOD)
+    monkeypatch.setattr(promotion, "now", lambda: "2001-01-01T00:00:00.000000Z")
     put(reported, "s:gguf")
-    assert active(reported, "s:gguf") == two
-    orders = [Standing(opened(reported)).lookup.order(entry) for entry in opened(reported).registry.entries()]
-    assert orders == sorted(orders), "as the registry merges them"
+    assert active(reported, "s:gguf") == mine
+    own_keys(other, monkeypatch)
+    monkeypatch.setattr(promotion, "now", lambda: "2010-01-01T00:00:00.000000Z")
+    put(other, "s:base")
+    put(other, "s:data")
+    merge(reported, other)
+    entries = list(opened(reported).registry.entries())
+    lookup = Standing(opened(reported)).lookup
+    assert sorted(entries, key=lookup.order) == entries
+    assert lookup.decisions("promote") == [entry for entry in entries if entry.type == "promote"]
+    assert [entry.time[:4] for entry in entries if entry.type == "promote"][1:] == ["2001", "2010", "2010"]
 
 
 def decision(kind: str, digest: str, number: int = 0) -> Decision:

@@ -103,9 +103,10 @@ def require_passing(judged: Mapping[str, Sequence[Judged]]) -> None:
         return
     failed = any(verdict.passed is False for verdicts in bad.values() for verdict in verdicts)
     what = "a gate fails for" if failed else "a gate is not known for"
+    hint = "gates are judged from recorded measurements of these very bytes; "
     raise GateFailed(
         "E-GATE" if failed else "E-GATE-UNKNOWN",
         f"nothing was promoted: {what} {', '.join(stopped)}",
         facts=list(dict.fromkeys(str(verdict) for verdicts in bad.values() for verdict in verdicts)),
-        hint="gates are judged from recorded measurements of these very bytes; the limits stand in the spec",
+        hint=hint + ("their limits stand in the spec" if failed else "--digest takes the newest that are recorded"),
     )

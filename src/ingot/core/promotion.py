@@ -98,6 +98,9 @@ def _active(decision: Decision | None) -> str | None:
 
 def _present_results(project: Project, items: Sequence[Planned]) -> dict[str, Receipt]:
     """The newest result of each target, all of which must be up to date."""
+    for item in items:
+        if item.receipt is not None and item.presence != "present":
+            require_whole(project, item.node.id, item.receipt)
     late = [item for item in items if item.state != "fresh" or item.restored]
     if late:
         never = all(item.node.id not in project.index.latest for item in late)
