@@ -221,6 +221,43 @@ def test_a_folder_that_may_not_be_written(chain: Sandbox, place: str) -> None:
     goes_on(chain)
 
 
+@pytest.mark.fault("D6", "the log may not be written (its mode, an immutable file, a read-only file system)")
+@pytest.mark.parametrize("how", ["mode", "immutable", "read-only"])
+def test_a_log_that_may_not_be_written(chain: Sandbox, how: str) -> None:
+    """It is found before a stage runs, not after hours of work."""
+    ran = chain.root / "ran.txt"
+    chain.spec(TWO.replace("echo x", f"echo ran > {ran}; echo y"))
+    (log,) = chain.root.glob("registry/*/log.jsonl")
+    before = log.read_bytes()
+    change = {
+        "mode": ["chmod", "444", str(log)],
+        "immutable": ["chattr", "+i", str(log)],
+        "read-only": ["mount", "--bind", "-o", "ro", str(chain.root), str(chain.root)],
+    }
+    back = {
+        "mode": ["chmod", "644", str(log)],
+        "immutable": ["chattr", "-i", str(log)],
+        "read-only": ["umount", "-l", str(chain.root)],
+    }
+    try:
+        done = subprocess.run(change[how], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"needs {change[how][0]}: {error}")
+    if done.returncode != 0:
+        pytest.skip(f"cannot make it so here: {done.stderr.strip()}")
+    try:
+        done = as_owner(chain)
+        assert done.returncode in (2, 3), done.stdout
+        assert "E-ACCESS: " in done.stdout + done.stderr
+        assert as_owner(chain, "audit").returncode == 0
+        assert as_owner(chain, "plan").returncode == 0
+    finally:
+        subprocess.run(back[how], check=True)
+    assert not ran.exists()
+    assert log.read_bytes() == before
+    goes_on(chain)
+
+
 @pytest.mark.fault("D6", "the project belongs to another user")
 def test_a_project_of_another_user(chain: Sandbox) -> None:
     if os.geteuid() != 0:

@@ -105,6 +105,7 @@ def held_for_long(path: Path, waiting: Callable[[Holder | None], None]) -> Itera
     if descriptor is None:
         waiting(_introduced(path))
     while descriptor is None:
+        time.sleep(_POLL_S)
         descriptor = _try(path, block=True)
     try:
         yield

@@ -167,6 +167,8 @@ class Project:
         places += [self.root / "registry", pins, *(log.folder for log in own), *([] if own else [keys])]
         for place in places:
             _require_writable(place)
+        for log in own:
+            _require_appendable(log.lines_path)
         self.registry.verify_own()
 
     def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
@@ -233,6 +235,13 @@ def _require_writable(place: Path) -> None:
         what = "permission denied" if place.is_dir() else "not a folder"
         hint = "what is built could not be recorded: check the owner and the mode of the path"
         raise DiskFailed("E-ACCESS", f"{what}: {place}", hint=hint)
+
+
+def _require_appendable(path: Path) -> None:
+    """DiskFailed (E-ACCESS) when a file that is there may not be written: it was made read-only, or immutable."""
+    if os.path.lexists(path) and not os.access(path, os.W_OK):
+        hint = "what is built could not be recorded: check the owner, the mode and the attributes of the file"
+        raise DiskFailed("E-ACCESS", f"permission denied: {path}", hint=hint)
 
 
 def find_root(start: Path) -> Path:
