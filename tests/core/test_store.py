@@ -158,6 +158,17 @@ def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Stor
         assert alive.out.is_dir()
 
 
+def test_a_folder_whose_lock_a_power_cut_took_is_swept(store: Store) -> None:
+    with store.staging() as alive:
+        lost = store.root / "staging" / "0011223344556677"
+        (lost / "out").mkdir(parents=True)
+        (store.root / "staging" / "note.txt").touch()
+        assert store.sweep_staging() == 1
+        assert not lost.exists()
+        assert alive.out.is_dir()
+    assert [path.name for path in (store.root / "staging").iterdir()] == ["note.txt"]
+
+
 def test_results_are_filed_once_per_entry(store: Store) -> None:
     receipt = {"origin": "o", "index": 1, "digest": "d", "timings": {"finished": "2026-01-02T00:00:00Z"}}
     older = {"origin": "p", "index": 0, "digest": "e", "timings": {"finished": "2026-01-01T00:00:00Z"}}
