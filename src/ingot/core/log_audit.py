@@ -96,7 +96,7 @@ class _LogAudit:
     def run(self) -> None:
         """Look at everything."""
         log, found = self.log, self.found
-        key = found.attempt("key_malformed", f"{self.place}/log.vkey", log.vkey) if log.folder.is_dir() else None
+        key = None if self._is_unbegun() else found.attempt("key_malformed", f"{self.place}/log.vkey", log.vkey)
         before = len(found.problems)
         checkpoint = found.attempt("checkpoint_malformed", f"{self.place}/checkpoint", log.checkpoint)
         if len(found.problems) > before:
@@ -105,6 +105,12 @@ class _LogAudit:
             self._check_key(key, checkpoint)
         found.attempt("unreadable", f"{self.place}/log.jsonl", lambda: self._check_lines(checkpoint))
         found.attempt("unreadable", f"{self.place}/evidence", self._check_evidence_files)
+
+    def _is_unbegun(self) -> bool:
+        """Whether there is but the folder: its writer died before it put its key there, and nobody has seen the log."""
+        log = self.log
+        there = any(os.path.lexists(path) for path in (log.vkey_path, log.checkpoint_path, log.lines_path))
+        return not there and not self.pinned
 
     def _check_key(self, key: VerifierKey, checkpoint: Checkpoint | None) -> None:
         for source in self.pinned:
