@@ -72,7 +72,7 @@ class Builder:
     @contextmanager
     def _key_lock(self, planned: Planned) -> Iterator[None]:
         folder = self._project.store.root / "locks"
-        disk.make_dirs_durable(folder)
+        disk.make_dirs(folder)
         lock = FileLock(folder / f"{planned.key}.lock", fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
@@ -103,7 +103,7 @@ class Builder:
         if planned.presence == "damaged" and planned.receipt is not None:
             project.store.quarantine(str(planned.receipt["digest"]), planned.receipt["files"])
         log = project.log_path(node)
-        disk.make_dirs_durable(log.parent)
+        disk.make_dirs(log.parent)
         log.unlink(missing_ok=True)
         with project.store.staging() as staging:
             job = self._job(planned, staging)

@@ -32,7 +32,7 @@ def held(path: Path) -> Iterator[None]:
     """Hold a lock file against other processes; Busy (E-BUSY) after WAIT_S."""
     from filelock import FileLock, Timeout
 
-    disk.make_dirs_durable(path.parent)
+    disk.make_dirs(path.parent)
     lock = FileLock(str(path), timeout=WAIT_S, poll_interval=0.005, fallback_to_soft=False)
     with disk.explained(path):
         try:

@@ -61,8 +61,7 @@ class StatePins:
         return Pin(checkpoint.origin, checkpoint.size, checkpoint.root, vkey), note
 
     def write(self, origin: str, note: bytes, vkey: str) -> None:
-        """Remember a signed checkpoint, durably; call it under the origin's lock."""
-        disk.make_dirs_durable(self.folder, 0o700)
+        """Remember a signed checkpoint, durably; call it under the origin's lock, which lies in the same folder."""
         disk.sweep_aside(self.path(origin))
         value = {"format": 1, "note": note.decode(), "vkey": vkey}
         disk.write_file_atomic(self.path(origin), json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -107,5 +107,6 @@ def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
     head = {"format": _FORMAT, "extends": spec.files[1:], "sha256": hashlib.sha256(body).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     name, digest = spec.files[0]
-    write_file_atomic(folder / f"{_entry(name, digest, code)}.json", json.dumps(head).encode() + b"\n" + body)
+    path = folder / f"{_entry(name, digest, code)}.json"
+    write_file_atomic(path, json.dumps(head).encode() + b"\n" + body, durable=False)
     return graph

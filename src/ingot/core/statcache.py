@@ -59,7 +59,7 @@ class StatCache:
         """Write the cache when it has changed."""
         if self._changed:
             text = json.dumps({"format": 1, "files": self._entries}, separators=(",", ":"))
-            disk.write_file_atomic(self._path, text.encode())
+            disk.write_file_atomic(self._path, text.encode(), durable=False)
             self._changed = False
 
 

@@ -119,8 +119,9 @@ class Store:
         """``cache/.gitignore``: ``git add -A`` must not take models of many gigabytes."""
         path = self.root / ".gitignore"
         if not os.path.lexists(path):
-            disk.make_dirs_durable(self.root)
-            disk.write_file_atomic(path, b"*\n", durable=False)
+            disk.make_dirs(self.root)
+            # Durable, because nobody would notice that a power cut has emptied it.
+            disk.write_file_atomic(path, b"*\n")
 
     def sweep_staging(self) -> int:
         """Drop the staging folders of dead builds (their lock is free); returns how many."""
@@ -130,7 +131,7 @@ class Store:
     def exclusive(self, name: str) -> Iterator[None]:
         """Keep other threads and processes away from what ``name`` stands for, for a moment; not re-entrant."""
         folder = self.root / "locks"
-        disk.make_dirs_durable(folder)
+        disk.make_dirs(folder)
         path = folder / f"{name}.lock"
         with disk.explained(path):
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -242,7 +243,7 @@ class Store:
                 key=lambda build: (str(build["timings"]["finished"]), str(build["origin"]), int(build["index"]))
             )
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
-            disk.make_dirs_durable(self.root / "results")
+            disk.make_dirs(self.root / "results")
             disk.write_file_atomic(self.root / "results" / f"{key}.json", text.encode(), durable=False)
 
     # --- for people ------------------------------------------------------------------------------------------
@@ -274,9 +275,9 @@ class Store:
         return True
 
     def forget(self, target: str) -> None:
-        """Ask for a new build of a target (``spec:name``) although its result is at hand."""
-        disk.make_dirs_durable(self.root / "forgotten")
-        disk.write_file_atomic(self.root / "forgotten" / target, b"")
+        """Ask for a new build of a target (``spec:name``) although its result is at hand; a power cut may undo it."""
+        disk.make_dirs(self.root / "forgotten")
+        disk.write_file_atomic(self.root / "forgotten" / target, b"", durable=False)
 
     def remember(self, target: str) -> None:
         """Take ``forget`` back, once the target was built."""
