@@ -145,6 +145,7 @@ class Lab:
         acked: dict[tuple[str, int], bytes] = {}
         self.run(acked.__setitem__)
         self.sandbox.spec(SPEC.replace("cat ", "cat < "))
+        Project.open(self.sandbox.root)
         said = Said(acked, frozenset(acked.values()))
         dead = self.sandbox.root / "cache" / "staging" / "00112233"
         (dead / "out").mkdir(parents=True)
@@ -259,14 +260,19 @@ class Lab:
 
     def _left_over(self) -> list[str]:
         root, home = self.sandbox.root, self.sandbox.home
-        left = [*(root / "cache" / "staging").iterdir(), *root.glob(".ingot.lock.tmp-*")]
-        left += [path for place in (root / "registry", home / "state") for path in place.rglob("*.tmp-*")]
-        left += [] if (root / "cache" / ".gitignore").read_bytes() == b"*\n" else [root / "cache" / ".gitignore"]
-        return [f"left over: {path}" for path in left]
+        left = os.listdir(root / "cache" / "staging")
+        places = [
+            os.listdir(root),
+            *(names for place in (root / "registry", home / "state") for *_, names in os.walk(place)),
+        ]
+        left += [name for names in places for name in names if ".tmp-" in name]
+        left += [] if (root / "cache" / ".gitignore").read_bytes() == b"*\n" else [".gitignore"]
+        return [f"left over: {name}" for name in left]
 
     def _lost(self, said: Said) -> list[str]:
-        files = [path for path in self.base.rglob("*") if path.is_file()] if said.precious else []
-        held = [path.read_bytes() for path in files]
+        held: list[bytes] = []
+        for folder, _folders, names in os.walk(self.base) if said.precious else ():
+            held += [path.read_bytes() for name in names if not (path := Path(folder, name)).is_symlink()]
         return [f"bytes lost: {data!r}" for data in said.precious if not any(data in it for it in held)]
 
 

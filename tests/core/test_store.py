@@ -144,6 +144,7 @@ def test_odd_outputs_are_refused(store: Store) -> None:
         store.publish(staging)
 
 
+@pytest.mark.fault("C8", "SIGKILL of the builder while a stage's program runs")
 def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Store) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from ingot.core.store import Store\n"
