@@ -235,6 +235,7 @@ def children_of(pid: int) -> list[int]:
     ]
 
 
+@pytest.mark.fault("C9", "SIGINT, SIGTERM or SIGHUP while a stage runs")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("arguments", [(), ("-n", "2")])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,11 @@ def killed(sandbox: Sandbox, seconds: float) -> set[str]:
     return set(re.findall(r"^built +(\S+)", printed, re.MULTILINE))
 
 
+@pytest.mark.fault("C1", "SIGKILL at a random moment of an eight-target run")
 @pytest.mark.parametrize("seed", range(3))
-def test_kill_at_random_moments(sandbox: Sandbox, seed: int) -> None:
+def test_kill_at_random_moments(sandbox: Sandbox, seed: int, cases: Callable[[int], None]) -> None:
     write_spec(sandbox)
+    cases(4)
     chance = random.Random(seed)
     acknowledged: set[str] = set()
     for _ in range(4):
@@ -59,6 +62,7 @@ def test_kill_at_random_moments(sandbox: Sandbox, seed: int) -> None:
     assert list((sandbox.root / "cache" / "staging").iterdir()) == []
 
 
+@pytest.mark.fault("C8", "SIGKILL of the builder while a stage's program runs")
 def test_no_stage_outlives_a_killed_builder(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n  t: {kind: command, command: [sh, -c, 'echo $$ > {scratch}/pid; sleep 61']}\n")
     noise = sandbox.root / "noise.txt"
@@ -85,6 +89,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.fault("C9", "SIGINT, SIGTERM or SIGHUP while a stage runs")
 def test_ctrl_c_ends_the_run_with_one_line_and_130(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n  t: {kind: command, command: [sh, -c, 'echo > {scratch}/on; sleep 62']}\n")
     process = subprocess.Popen(
@@ -100,3 +105,26 @@ def test_ctrl_c_ends_the_run_with_one_line_and_130(sandbox: Sandbox) -> None:
     assert "Traceback" not in printed
     assert len([line for line in printed.splitlines() if line.startswith("interrupted")]) == 1
     assert sandbox.json("audit")["ok"]
+
+
+@pytest.mark.fault("C9", "SIGPIPE: whoever reads the output goes away while a stage runs")
+def test_a_reader_that_goes_away_harms_nothing(sandbox: Sandbox) -> None:
+    slow = "{kind: command, command: [sh, -c, 'sleep 0.3; echo 1 > {out}/x'], env: {N: 'NAME'}"
+    lines = [f"  {name}: {slow.replace('NAME', name)}}}\n" for name in "abc"]
+    sandbox.spec("targets:\n" + "".join(lines))
+    process = subprocess.Popen(
+        [DOIT], cwd=sandbox.root, env=sandbox.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=30)
+    sandbox.ok()
+    assert set(sandbox.states().values()) == {"fresh"}
+    assert len(sandbox.entries("build")) == 3
+    audit = sandbox.json("audit")
+    assert (audit["ok"], audit["notes"]) == (True, [])
+    assert list((sandbox.root / "cache" / "staging").iterdir()) == []

@@ -120,17 +120,60 @@ def test_each_new_folder_is_made_durable(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(disk, "fsync_dir", synced.append)
     disk.make_dirs_durable(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
-    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert synced == [tmp_path.parent, tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     disk.make_dirs_durable(tmp_path / "a" / "b")
-    assert len(synced) == 3
+    assert len(synced) == 4
+
+
+def test_a_folder_that_was_there_is_made_durable_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maker may have been killed before the sync."""
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "fsync_dir", synced.append)
+    (tmp_path / "a").mkdir()
+    disk.make_dirs_durable(tmp_path / "a")
+    disk.make_dirs_durable(tmp_path / "a")
+    assert synced == [tmp_path]
+    (tmp_path / "a").rmdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "a").mkdir()
+    disk.make_dirs_durable(tmp_path / "a")
+    assert synced == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize(("code", "found"), [("E-ACCESS", True), ("E-IO", True), ("E-ACCESS", False)])
+def test_a_folder_above_ours_may_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, found: bool
+) -> None:
+    (tmp_path / "a").mkdir()
+
+    def refuse(path: Path) -> None:
+        if path == (tmp_path if found else tmp_path / "a"):
+            raise DiskFailed(code, "no")
+
+    monkeypatch.setattr(disk, "fsync_dir", refuse)
+    if code == "E-ACCESS" and found:
+        disk.make_dirs_durable(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+    else:
+        with pytest.raises(DiskFailed):
+            disk.make_dirs_durable(tmp_path / "a" / "b")
+
+
+def test_folders_that_may_be_lost_are_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", fail(errno.EIO))
+    disk.make_dirs(tmp_path / "a" / "b")
+    disk.make_dirs(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskFailed, match="/file"):
+        disk.make_dirs(tmp_path / "file" / "b")
 
 
 def test_a_folder_made_by_another_process_meanwhile_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Path.mkdir
 
-    def both(self: Path, mode: int = 0o777) -> None:
+    def both(self: Path, mode: int = 0o777, *, exist_ok: bool) -> None:
         original(self, mode)
-        raise FileExistsError(errno.EEXIST, "exists", str(self))
+        original(self, mode, exist_ok=exist_ok)
 
     monkeypatch.setattr(Path, "mkdir", both)
     disk.make_dirs_durable(tmp_path / "a")
@@ -173,12 +216,12 @@ def test_truncate_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "sub").mkdir()
     path = tmp_path / "a"
     path.write_bytes(b"12345")
-    disk.truncate_durable(path, 2)
+    disk.truncate(path, 2)
     synced: list[Path] = []
     monkeypatch.setattr(disk, "fsync_dir", synced.append)
     disk.rename_durable(path, tmp_path / "sub" / "b")
     assert (tmp_path / "sub" / "b").read_bytes() == b"12"
-    assert synced == [tmp_path / "sub", tmp_path]
+    assert synced == [tmp_path / "sub"]
 
 
 def test_a_link_is_replaced_in_one_step(tmp_path: Path) -> None:
@@ -195,18 +238,22 @@ def test_a_link_is_replaced_in_one_step(tmp_path: Path) -> None:
 
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
-    for name in (".a.tmp-0011", ".b.tmp-0011", "a"):
+    for name in (".a.tmp-00112233", ".b.tmp-00112233", "a"):
         (tmp_path / name).write_bytes(b"")
     assert disk.sweep_aside(tmp_path / "a") == 1
-    assert names(tmp_path) == [".b.tmp-0011", "a"]
+    assert names(tmp_path) == [".b.tmp-00112233", "a"]
+    assert disk.sweep_asides(tmp_path) == 1
+    assert names(tmp_path) == ["a"]
+    assert disk.sweep_asides(tmp_path / "absent") == 0
 
 
-def test_a_new_name_and_a_cut_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_name_and_what_is_appended_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.path.realpath(f"/dev/fd/{descriptor}")))
     path = tmp_path / "a"
     disk.append_durable(path, b"123", 0)
     assert synced == [str(path), str(tmp_path)]
     disk.append_durable(path, b"456", 3)
-    disk.truncate_durable(path, 4)
-    assert synced[2:] == [str(path), str(path)]
+    assert synced[2:] == [str(path)]
+    disk.truncate(path, 4)
+    assert path.read_bytes() == b"1234"

@@ -133,6 +133,7 @@ def test_a_failing_program_is_named_with_its_status(executor: Executor, store: S
     assert caught.value.code == "E-COMMAND"
 
 
+@pytest.mark.fault("C9", "SIGKILL of a stage or of the server that runs stages, as an exhausted memory does it")
 def test_a_killed_stage_fails_alone(executor: Executor, store: Store) -> None:
     with pytest.raises(StageFailed, match="killed by SIGKILL") as caught:
         run(executor, store, ["sh", "-c", "kill -9 $PPID; sleep 5"])
@@ -141,6 +142,7 @@ def test_a_killed_stage_fails_alone(executor: Executor, store: Store) -> None:
     assert files == {"x": b"on\n"}
 
 
+@pytest.mark.fault("C9", "SIGKILL of a stage or of the server that runs stages, as an exhausted memory does it")
 def test_a_dead_server_is_replaced(executor: Executor, store: Store) -> None:
     run(executor, store, ["sh", "-c", "echo 1 > {out}/x"])
     assert executor._server is not None
@@ -281,6 +283,7 @@ def test_a_listener_that_fails_ends_the_stage(executor: Executor, store: Store) 
         time.sleep(0.02)
 
 
+@pytest.mark.fault("C9", "SIGKILL of a stage or of the server that runs stages, as an exhausted memory does it")
 def test_a_dead_server_leaves_no_program_behind(executor: Executor, store: Store) -> None:
     thread, failure, program = start_in_thread(executor, store, "sleep 69; true")
     deadline = time.monotonic() + 10

@@ -226,6 +226,16 @@ def test_a_changed_checkpoint_is_found(tmp_path: Path, change: Callable[[bytes],
         at.registry().append([selected(5)])
 
 
+def test_a_log_whose_writer_died_before_it_began_is_no_damage(tmp_path: Path) -> None:
+    at = filled(tmp_path)
+    begun = at.folder()
+    (at.root / "00112233aabb").mkdir()
+    assert codes(at.registry()) == set()
+    for path in begun.iterdir():
+        path.unlink()
+    assert "key_malformed" in codes(at.registry()), "one that was seen before is"
+
+
 @pytest.mark.parametrize("text", [None, "", "nonsense\n", f"{SigningKey('other', bytes(32)).verifier()}\n"])
 def test_a_missing_or_malformed_public_key_is_found(tmp_path: Path, text: str | None) -> None:
     at = filled(tmp_path)

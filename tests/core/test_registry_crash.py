@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ingot.core import disk
 from ingot.core.registry import Registry
 from ingot.errors import DiskFailed
+from machine import Killed, Stopping
 from registrykit import Project, numbers, project, selected
 
-COUNTED = ("open", "write", "fsync", "rename", "ftruncate", "fchmod")
 
-
-class Killed(BaseException):
-    """SIGKILL: no handler of an ordinary error runs."""
-
-
-class Machine:
-    """The ``os`` that the disk module sees: counts its operations, and stops at one of them."""
-
-    def __init__(self, stop_at: int, fault: Callable[[], BaseException]) -> None:
-        self.count, self.stop_at, self.fault = 0, stop_at, fault
-        self.trace: list[tuple[str, str]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        original = getattr(os, name)
-        if name not in COUNTED:
-            return original
-
-        def counted(*arguments: Any) -> Any:
-            self.count += 1
-            what = arguments[-1] if name == "rename" else arguments[0]
-            self.trace.append((name, os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)))
-            if self.count == self.stop_at:
-                if name == "write":  # torn: half of it is on the disk
-                    original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                raise self.fault()
-            return original(*arguments)
-
-        return counted
-
-
-def stops(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable[[], BaseException], act: Callable[[int], object]
-) -> Iterator[tuple[int, bool]]:
-    """Run ``act(n)`` with a stop at its n-th operation, for n = 1, 2, … until it gets through."""
+def stops(folder: Path, fault: Callable[[], BaseException], act: Callable[[int], object]) -> Iterator[tuple[int, bool]]:
+    """Run ``act(n)`` with a stop at its n-th change of the disk, for n = 1, 2, … until it gets through."""
     for stop_at in range(1, 500):
-        machine = Machine(stop_at, fault)
-        with monkeypatch.context() as patched:
-            patched.setattr(disk, "os", machine)
+        machine = Stopping(folder, stop_at, fault)
+        with machine.running():
             try:
                 act(stop_at)
                 stopped = False
@@ -94,9 +59,7 @@ def verify_after(at: Project, acknowledged: list[int], attempted: list[int]) -> 
     ids=["kill", "full", "io"],
 )
 @pytest.mark.parametrize("before", [0, 2], ids=["first-append", "later-append"])
-def test_stopped_at_every_operation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], BaseException], before: int
-) -> None:
+def test_stopped_at_every_operation(tmp_path: Path, fault: Callable[[], BaseException], before: int) -> None:
     projects: dict[int, Project] = {}
     registries: dict[int, Registry] = {}
 
@@ -111,7 +74,7 @@ def test_stopped_at_every_operation(
 
     prepare(1)
     count = 0
-    for stop_at, stopped in stops(monkeypatch, fault, act):
+    for stop_at, stopped in stops(tmp_path, fault, act):
         acknowledged = list(range(before)) + ([] if stopped else [50, 51])
         if before or not stopped:
             verify_after(projects[stop_at], acknowledged, [50, 51] if stopped else [])
@@ -119,7 +82,7 @@ def test_stopped_at_every_operation(
             verify_first(projects[stop_at])
         count += stopped
         prepare(stop_at + 1)
-    assert count > 15
+    assert count > 12
 
 
 def verify_first(at: Project) -> None:
@@ -129,7 +92,7 @@ def verify_first(at: Project) -> None:
     assert at.registry().check() == []
 
 
-def test_stopped_again_while_recovering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_again_while_recovering(tmp_path: Path) -> None:
     """Every crash of an append, each followed by every crash of the append that recovers from it."""
     template = project(tmp_path, "t", "t")
     template.registry().append([selected(0)])
@@ -143,7 +106,7 @@ def test_stopped_again_while_recovering(tmp_path: Path, monkeypatch: pytest.Monk
             file.write(tail)
 
     prepare(1)
-    for stop_at, stopped in stops(monkeypatch, Killed, lambda n: projects[n].registry().append([selected(1)])):
+    for stop_at, stopped in stops(tmp_path, Killed, lambda n: projects[n].registry().append([selected(1)])):
         at = projects[stop_at]
         verify_after(at, [0] if stopped else [0, 1], [1] if stopped else [])
         assert tail in everything(at), "an unsigned tail was dropped"
@@ -196,20 +159,20 @@ def test_a_writer_killed_between_pin_and_checkpoint_is_completed(
     assert at.registry().check() == []
 
 
-def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_a_commit(tmp_path: Path) -> None:
     """Lines, their sync; the pin, its folder; the checkpoint, its folder; ``ingot.lock``, its folder."""
     at = project(tmp_path)
     registry = at.registry()
     registry.append([selected(0)])
-    machine = Machine(0, Killed)
-    monkeypatch.setattr(disk, "os", machine)
-    registry.append([selected(1)])
-    steps = [(name, Path(what)) for name, what in machine.trace if name in ("write", "fsync", "rename")]
+    machine = Stopping(tmp_path, 0)
+    with machine.running():
+        registry.append([selected(1)])
+    steps = [(it.name, Path(it.to or it.path)) for it in machine.steps if it.name in ("write", "sync", "rename")]
     seen = [(name, path.name.split(".tmp-")[0].lstrip(".")) for name, path in steps]
     folder, pins = at.folder().name, "pins"
     assert seen == [
         ("write", "log.jsonl"),
-        ("fsync", "log.jsonl"),
+        ("sync", "log.jsonl"),
         *replaced(f"{folder}.json", pins),
         *replaced("checkpoint", folder),
         *replaced("ingot.lock", at.tree.name),
@@ -217,4 +180,4 @@ def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def replaced(name: str, folder: str) -> list[tuple[str, str]]:
-    return [("write", name), ("fsync", name), ("rename", name), ("fsync", folder)]
+    return [("write", name), ("sync", name), ("rename", name), ("sync", folder)]

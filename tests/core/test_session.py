@@ -316,6 +316,16 @@ def test_a_log_that_cannot_be_removed_fails_no_build(sandbox: Sandbox, monkeypat
     assert session.outcomes["s:a"].fate == "built"
 
 
+def test_a_run_that_builds_nothing_drops_what_dead_builds_left(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + simple("a"))
+    sandbox.ok()
+    dead = sandbox.root / "cache" / "staging" / "0011223344556677"
+    (dead / "out").mkdir(parents=True)
+    dead.with_suffix(".lock").touch()
+    sandbox.ok()
+    assert list(dead.parent.iterdir()) == []
+
+
 def test_the_registry_of_a_project_in_a_subfolder_is_no_change_of_it(tmp_path: Path) -> None:
     inner = Sandbox.make(tmp_path / "repo")
     inner.root.parent.joinpath("README").write_text("x\n")

@@ -146,6 +146,7 @@ def test_odd_outputs_are_refused(store: Store) -> None:
         store.publish(staging)
 
 
+@pytest.mark.fault("C8", "SIGKILL of the builder while a stage's program runs")
 def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Store) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from ingot.core.store import Store\n"
@@ -158,6 +159,17 @@ def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Stor
         assert [path for path in (store.root / "staging").iterdir() if path.is_dir()] == [alive.root]
         assert Store(store.root).sweep_staging() == 0
         assert alive.out.is_dir()
+
+
+def test_a_folder_whose_lock_a_power_cut_took_is_swept(store: Store) -> None:
+    with store.staging() as alive:
+        lost = store.root / "staging" / "0011223344556677"
+        (lost / "out").mkdir(parents=True)
+        (store.root / "staging" / "note.txt").touch()
+        assert store.sweep_staging() == 1
+        assert not lost.exists()
+        assert alive.out.is_dir()
+    assert [path.name for path in (store.root / "staging").iterdir()] == ["note.txt"]
 
 
 def test_results_are_filed_once_per_entry(store: Store) -> None:

@@ -79,7 +79,7 @@ class Builder:
     @contextmanager
     def _key_lock(self, planned: Planned) -> Iterator[None]:
         folder = self._project.store.root / "locks"
-        disk.make_dirs_durable(folder)
+        disk.make_dirs(folder)
 
         def waiting(holder: locks.Holder | None) -> None:
             stopped = ", and is stopped" if holder is not None and holder.stopped else ""
@@ -107,7 +107,7 @@ class Builder:
         if planned.presence == "damaged" and planned.receipt is not None:
             project.store.quarantine(str(planned.receipt["digest"]), planned.receipt["files"])
         log = project.log_path(node)
-        disk.make_dirs_durable(log.parent)
+        disk.make_dirs(log.parent)
         log.unlink(missing_ok=True)
         with project.store.staging() as staging:
             job = self._job(planned, staging)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,20 +101,44 @@ def forget_cached(path: Path) -> None:
             os.close(descriptor)
 
 
-def make_dirs_durable(path: Path, mode: int = 0o755) -> None:
-    """Make a folder and its missing parents; the name of each new one is durable on return."""
-    if path.is_dir():
-        return
-    if path.parent != path:
-        make_dirs_durable(path.parent, mode)
+#: Folders whose names this process has made durable: path, device, inode.
+_kept: set[tuple[Path, int, int]] = set()
+
+
+def make_dirs(path: Path) -> None:
+    """Make a folder and its missing parents; not durable: for locks, scratch and what can be derived again."""
     with explained(path):
-        try:
-            path.mkdir(mode)
-        except FileExistsError:
-            # Another process was quicker, but may not have synced yet: we do it for ourselves.
-            if not path.is_dir():
-                raise
-    fsync_dir(path.parent)
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def make_dirs_durable(path: Path, mode: int = 0o755) -> None:
+    """Make a folder and its missing parents; their names are durable on return.
+
+    So is the name of a folder that was there: whoever made it may have been killed before its sync, or not be there
+    yet. Its parents' are, since each folder is made after its parent is durable.
+    """
+    found = path.is_dir()
+    if found and _identity(path) in _kept:
+        return
+    if not found:
+        if path.parent != path:
+            make_dirs_durable(path.parent, mode)
+        with explained(path):
+            # Another process may be quicker.
+            path.mkdir(mode, exist_ok=True)
+    try:
+        fsync_dir(path.parent)
+    except DiskFailed as error:
+        # Folders above ours, such as /home, need not be readable to us; what we make is in folders that are.
+        if not found or error.code != "E-ACCESS":
+            raise
+    _kept.add(_identity(path))
+
+
+def _identity(path: Path) -> tuple[Path, int, int]:
+    with explained(path):
+        status = os.stat(path)
+    return path, status.st_dev, status.st_ino
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -121,6 +146,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+#: What ``_aside`` makes.
+_ASIDE = re.compile(r"\..+\.tmp-[0-9a-f]{8}", re.DOTALL)
 
 
 def _aside(path: Path) -> Path:
@@ -155,22 +184,31 @@ def write_file_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bo
 
 def sweep_aside(path: Path) -> int:
     """Remove what killed writers of ``path`` left beside it; call it only under the lock of its writers."""
-    with explained(path.parent):
-        prefix, swept = f".{path.name}.tmp-", 0
-        for name in sorted(os.listdir(path.parent)):
-            if name.startswith(prefix):
-                (path.parent / name).unlink(missing_ok=True)
-                swept += 1
-    return swept
+    return _sweep(path.parent, f".{path.name}.tmp-")
+
+
+def sweep_asides(folder: Path) -> int:
+    """As ``sweep_aside``, for all files of a folder that has one lock; 0 when there is no such folder."""
+    return _sweep(folder, "") if folder.is_dir() else 0
+
+
+def _sweep(folder: Path, prefix: str) -> int:
+    with explained(folder):
+        left = [name for name in sorted(os.listdir(folder)) if name.startswith(prefix) and _ASIDE.fullmatch(name)]
+        for name in left:
+            (folder / name).unlink(missing_ok=True)
+    return len(left)
 
 
 def rename_durable(source: Path, target: Path) -> None:
-    """Rename and sync both folders. The content must be durable before (``fsync_file``)."""
+    """Rename and sync the folder of the new name. The content must be durable before (``fsync_file``).
+
+    The old name needs no sync of its own: file systems with a journal (ext4, xfs, btrfs, APFS) write a rename as one
+    step, so once the new name is safe the old one is gone.
+    """
     with explained(target):
         os.rename(source, target)
     fsync_dir(target.parent)
-    if source.parent != target.parent:
-        fsync_dir(source.parent)
 
 
 def replace_link(link: Path, goal: str) -> None:
@@ -205,12 +243,11 @@ def append_durable(path: Path, data: bytes, expected_size: int) -> None:
         fsync_dir(path.parent)
 
 
-def truncate_durable(path: Path, size: int) -> None:
-    """Cut a file to ``size`` bytes; durable on return."""
+def truncate(path: Path, size: int) -> None:
+    """Cut a file to ``size`` bytes; durable with the next sync of the file."""
     with explained(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, size)
-            _sync(descriptor)
         finally:
             os.close(descriptor)

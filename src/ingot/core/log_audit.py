@@ -96,7 +96,7 @@ class _LogAudit:
     def run(self) -> None:
         """Look at everything."""
         log, found = self.log, self.found
-        if self._just_begun():
+        if self._is_unbegun():
             return
         key = found.attempt("key_malformed", f"{self.place}/log.vkey", log.vkey) if log.folder.is_dir() else None
         before = len(found.problems)
@@ -108,11 +108,11 @@ class _LogAudit:
         found.attempt("unreadable", f"{self.place}/log.jsonl", lambda: self._check_lines(checkpoint))
         found.attempt("unreadable", f"{self.place}/evidence", self._check_evidence_files)
 
-    def _just_begun(self) -> bool:
-        """Whether its writer has made no more than the folder, or died then: nothing is there that could be wrong."""
+    def _is_unbegun(self) -> bool:
+        """Whether there is but the folder: its writer died before it put its key there, and nobody has seen the log."""
         log = self.log
-        files = (log.vkey_path, log.checkpoint_path, log.lines_path)
-        return not self.pinned and log.folder.is_dir() and not any(os.path.lexists(path) for path in files)
+        there = any(os.path.lexists(path) for path in (log.vkey_path, log.checkpoint_path, log.lines_path))
+        return log.folder.is_dir() and not there and not self.pinned
 
     def _check_key(self, key: VerifierKey, checkpoint: Checkpoint | None) -> None:
         for source in self.pinned:

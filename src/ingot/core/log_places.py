@@ -30,7 +30,7 @@ class Places:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock file against other processes; Busy (E-BUSY) after WAIT_S."""
-    disk.make_dirs_durable(path.parent)
+    disk.make_dirs(path.parent)
     with locks.held(path, "has been writing to the registry", WAIT_S):
         yield
 

@@ -86,11 +86,13 @@ class LogWriter:
         digest = sha256_bytes(data)
 
         def keep(own: Opened) -> str:
+            path = own.log.evidence_path(digest)
+            disk.make_dirs_durable(path.parent)
             if own.log.evidence(digest) is None:
-                path = own.log.evidence_path(digest)
-                disk.make_dirs_durable(path.parent)
-                disk.sweep_aside(path)
                 disk.write_file_atomic(path, data, 0o444)
+            else:
+                # Whoever put it there may have been killed before its name was durable.
+                disk.fsync_dir(path.parent)
             return digest
 
         with self._locked():
@@ -105,6 +107,7 @@ class LogWriter:
     @contextmanager
     def _origin_locked(self, log: Log) -> Iterator[None]:
         """Keep other clones of this user away from an origin: its pin is read, and set, under this lock."""
+        disk.make_dirs_durable(self.places.pins, 0o700)
         with held(self.places.pins / f"{log.folder.name}.lock"):
             yield
 
@@ -161,8 +164,11 @@ class LogWriter:
         if known is not None and self._unchanged(known, pinned):
             return known
         verifier = key.verifier() if known is None else known.verifier
-        disk.sweep_aside(log.checkpoint_path)
+        for folder in (log.folder, log.folder / "evidence"):
+            disk.sweep_asides(folder)
         if read_small(log.vkey_path) is None:
+            # Whoever began the log may have been killed before the name of its folder was durable.
+            disk.make_dirs_durable(log.folder)
             disk.write_file_atomic(log.vkey_path, f"{verifier}\n".encode())
         pins = [pin for pin in self._lock_pins() if pin.origin == log.origin]
         pins += [] if pinned is None else [pinned[0]]
@@ -296,5 +302,6 @@ def quarantine_tail(log: Log, offset: int, quarantine: Path) -> Path | None:
     disk.make_dirs_durable(quarantine)
     target = quarantine / f"log-{log.folder.name}-{secrets.token_hex(4)}.jsonl"
     disk.write_file_atomic(target, data[offset:])
-    disk.truncate_durable(log.lines_path, offset)
+    # Not synced: what is appended next is in the same file, and until then the lines are in both places.
+    disk.truncate(log.lines_path, offset)
     return target

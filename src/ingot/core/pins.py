@@ -71,8 +71,7 @@ class StatePins:
         return found
 
     def write(self, origin: str, note: bytes, vkey: str) -> None:
-        """Remember a signed checkpoint, durably; call it under the origin's lock."""
-        disk.make_dirs_durable(self.folder, 0o700)
+        """Remember a signed checkpoint, durably; call it under the origin's lock, which lies in the same folder."""
         disk.sweep_aside(self.path(origin))
         disk.write_file_atomic(self.path(origin), _encode_pin(note, vkey))
 

@@ -130,5 +130,7 @@ class Session:
             # At the end of a process nobody can be told, and nothing is lost that cannot be derived again.
             with suppress(DiskFailed):
                 self.project.save()
+                # What dead builds left is dropped by a run that builds nothing too: it may be gigabytes.
+                self.project.store.sweep_staging()
         finally:
             self.project.executor.close()

@@ -100,7 +100,7 @@ def _read(root: Path, path: Path) -> SpecGraph | None:
 
 
 def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
-    from ingot.core.disk import make_dirs_durable, write_file_atomic
+    from ingot.core.disk import make_dirs, write_file_atomic
     from ingot.core.spec import load_spec
 
     spec = load_spec(file, root)
@@ -110,6 +110,6 @@ def _resolve(root: Path, file: Path, folder: Path, code: bytes) -> SpecGraph:
     entry = f"{_entry(*spec.files[0], code)}.json"
     # It only spares time: where nothing can be written, what only reads goes on, and a build meets the same soon.
     with suppress(DiskFailed):
-        make_dirs_durable(folder)
-        write_file_atomic(folder / entry, user_seal().wrap(f"specs/{entry}", head + b"\n" + body))
+        make_dirs(folder)
+        write_file_atomic(folder / entry, user_seal().wrap(f"specs/{entry}", head + b"\n" + body), durable=False)
     return graph

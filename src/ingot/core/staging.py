@@ -1,7 +1,8 @@
 """Staging: the private folder of each build, locked as long as any process of the build lives.
 
 ``<name>/`` holds what a build writes, ``<name>.lock`` beside it says that its build lives. Whoever gets the lock of
-another's folder knows that its build is dead and may drop it.
+another's folder knows that its build is dead and may drop it. The lock file is there before the folder and goes after
+it, so a folder without one is a dead build's too: neither name is synced, and a power cut may take either.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Watch:
 @contextmanager
 def opened(base: Path) -> Iterator[Staging]:
     """A fresh folder below ``base``, dropped at the end; the folders of dead builds are dropped first."""
-    disk.make_dirs_durable(base)
+    disk.make_dirs(base)
     sweep(base)
     name, lock = _claim(base)
     staging = Staging(base / name, lock)
@@ -100,8 +101,8 @@ def opened(base: Path) -> Iterator[Staging]:
 
 
 def sweep(base: Path) -> int:
-    """Drop the folders of dead builds (their lock is free); returns how many."""
-    swept = 0
+    """Drop the folders of dead builds (their lock is free, or gone); returns how many."""
+    swept = sum(remove_tree(path) for path in _without_lock(base))
     for path in sorted(base.glob("*.lock")):
         with disk.explained(path):
             try:
@@ -115,6 +116,11 @@ def sweep(base: Path) -> int:
             finally:
                 os.close(lock)
     return swept
+
+
+def _without_lock(base: Path) -> list[Path]:
+    folders = [path for path in sorted(base.glob("*")) if not path.is_symlink() and path.is_dir()]
+    return [path for path in folders if not os.path.lexists(f"{path}.lock")]
 
 
 def _claim(base: Path) -> tuple[str, int]:

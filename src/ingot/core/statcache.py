@@ -63,7 +63,8 @@ class StatCache:
         """Write the cache when it has changed."""
         if self._changed:
             text = json.dumps({"format": 1, "files": self._entries}, separators=(",", ":"))
-            disk.write_file_atomic(self._path, self._seal.wrap(self._path.name, text.encode()))
+            sealed = self._seal.wrap(self._path.name, text.encode())
+            disk.write_file_atomic(self._path, sealed, durable=False)
             self._changed = False
 
 

@@ -133,8 +133,9 @@ class Store:
         """``cache/.gitignore``: ``git add -A`` must not take models of many gigabytes."""
         path = self.root / ".gitignore"
         if not os.path.lexists(path):
-            disk.make_dirs_durable(self.root)
-            disk.write_file_atomic(path, b"*\n", durable=False)
+            disk.make_dirs(self.root)
+            # Durable, because nobody would notice that a power cut has emptied it.
+            disk.write_file_atomic(path, b"*\n")
 
     def sweep_staging(self) -> int:
         """Drop the staging folders of dead builds (their lock is free); returns how many."""
@@ -147,7 +148,7 @@ class Store:
         Busy (E-BUSY) when another keeps it for longer than any moment: it was stopped, or hangs.
         """
         folder = self.root / "locks"
-        disk.make_dirs_durable(folder)
+        disk.make_dirs(folder)
         with locks.held(folder / f"{name}.lock", f"has been holding the {name} of the store", WAIT_S):
             yield
 
@@ -255,7 +256,7 @@ class Store:
             builds.append(dict(receipt))
             builds.sort(key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
             text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
-            disk.make_dirs_durable(self.root / "results")
+            disk.make_dirs(self.root / "results")
             name = f"results/{key}.json"
             disk.write_file_atomic(self.root / name, self.seal.wrap(name, text.encode()), durable=False)
 
@@ -289,9 +290,9 @@ class Store:
         return True
 
     def forget(self, target: str) -> None:
-        """Ask for a new build of a target (``spec:name``) although its result is at hand."""
-        disk.make_dirs_durable(self.root / "forgotten")
-        disk.write_file_atomic(self.root / "forgotten" / target, b"")
+        """Ask for a new build of a target (``spec:name``) although its result is at hand; a power cut may undo it."""
+        disk.make_dirs(self.root / "forgotten")
+        disk.write_file_atomic(self.root / "forgotten" / target, b"", durable=False)
 
     def remember(self, target: str) -> None:
         """Take ``forget`` back, once the target was built."""

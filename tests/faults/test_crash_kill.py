@@ -1,0 +1,126 @@
+"""Real processes killed: at sampled system calls of ``doit``, and at every step of two publishes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from crashlab import folder_in_memory
+from projectkit import Sandbox
+from recordkit import audited, registry_of, simple
+from straced import Point, killed_at, points, require_strace
+
+TESTS = Path(__file__).resolve().parent.parent
+#: How many calls of each kind are sampled in the everyday run: more of those that decide.
+SAMPLES = {"fsync": 9, "rename": 7, "write": 6, "mkdir": 5, "openat": 5, "close": 4, "newfstatat": 4}
+OTHERS = 1
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    with folder_in_memory(tmp_path) as folder:
+        yield folder
+
+
+def new(folder: Path) -> Sandbox:
+    """a → b, not built."""
+    folder.mkdir()
+    sandbox = Sandbox.make(folder)
+    sandbox.spec("targets:\n" + simple("a") + simple("b", depends="a"))
+    return sandbox
+
+
+def said_built(printed: str) -> set[str]:
+    return set(re.findall(r"^built +(\S+)", printed, re.MULTILINE))
+
+
+def builds(sandbox: Sandbox) -> list[str]:
+    """The targets of the builds in the log, in its order."""
+    entries = [entry for entry in registry_of(sandbox).entries() if entry.type == "build"]
+    return [entry.statement["subject"][0]["name"] for entry in entries]
+
+
+def broken_laws(folder: Path, point: Point) -> list[str] | None:
+    """What is wrong after ``doit`` was killed at a call and run again; None when the kill came too late."""
+    sandbox = new(folder)
+    was_killed, printed = killed_at(sandbox, point, folder / "trace")
+    if not was_killed:
+        return None
+    acknowledged = said_built(printed)
+    logged = builds(sandbox)
+    wrong = [f"lost: {name}" for name in acknowledged - set(logged)]
+    found = audited(sandbox)
+    # A commit that was not finished is a note, an object that no entry names yet is one too.
+    wrong += [f"audit: {it.code} {it.where}: {it.detail}" for it in found.problems]
+    wrong += [f"absent: {it.where}" for it in found.notes if it.code == "artifact_absent"]
+    again = sandbox.doit()
+    wrong += [f"doit: {again.returncode}: {again.stdout}{again.stderr}"] * bool(again.returncode)
+    wrong += [f"built again: {name}" for name in said_built(again.stdout) & set(logged)]
+    found = audited(sandbox)
+    wrong += [f"audit afterwards: {it.code} {it.where}: {it.detail}" for it in [*found.problems, *found.notes]]
+    wrong += [f"in the log: {builds(sandbox)}"] * (builds(sandbox) != ["s:a", "s:b"])
+    wrong += [f"left over: {path.name}" for path in (sandbox.root / "cache" / "staging").iterdir()]
+    return [f"{point}: {text}" for text in wrong]
+
+
+def try_all(base: Path, chosen: Iterable[Point]) -> tuple[int, list[str]]:
+    """How many were killed, and all that was wrong."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = pool.map(lambda item: broken_laws(base / str(item[0]), item[1]), enumerate(chosen))
+        killed = [wrong for wrong in results if wrong is not None]
+    return len(killed), [text for wrong in killed for text in wrong]
+
+
+@pytest.mark.fault("C1", "SIGKILL at a sampled system call of a two-target run")
+def test_killed_at_sampled_system_calls(base: Path, cases: Callable[[int], None]) -> None:
+    require_strace(base)
+    chance = random.Random(3)
+    by_call: dict[str, list[Point]] = {}
+    for point in points(new(base / "clean"), base / "trace"):
+        by_call.setdefault(point.call, []).append(point)
+    chosen = [
+        point
+        for call, found in sorted(by_call.items())
+        for point in chance.sample(found, min(SAMPLES.get(call, OTHERS), len(found)))
+    ]
+    count, wrong = try_all(base, chosen)
+    cases(count)
+    assert count >= 40
+    assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("C1", "SIGKILL at every system call that touches the disk of a two-target run")
+def test_killed_at_every_system_call(base: Path, cases: Callable[[int], None]) -> None:
+    require_strace(base)
+    count, wrong = try_all(base, points(new(base / "clean"), base / "trace"))
+    cases(count)
+    assert count >= 500
+    assert wrong == []
+
+
+@pytest.mark.fault("C1", "SIGKILL before every change of the disk in two publishes, in a real process")
+def test_killed_at_every_step_of_two_publishes(base: Path, cases: Callable[[int], None]) -> None:
+    path = os.pathsep.join([str(TESTS), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "crashdriver.py"), str(base)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    cases(result["steps"])
+    assert result["steps"] > 150
+    assert result["wrong"] == []
