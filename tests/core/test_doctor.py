@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingot.core import doctor
+from ingot.core import capacity, doctor
+from ingot.core.capacity import Room
+from ingot.core.forecast import Forecast
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
 from ingot.core.plan import Planned
+from ingot.core.predict import Prediction
 
 
 def node(name: str = "a", **changes: Any) -> Node:
@@ -50,13 +54,6 @@ def test_a_package_that_is_there_is_named_once() -> None:
     assert details == ["numpy 1, torch 1 for gguf", "gguf 1 for gguf", "as above for gguf"]
 
 
-def test_no_need_of_nothing_is_told(tmp_path: Path) -> None:
-    assert "needed" not in doctor.disk(tmp_path, todo("a"), lambda _name: receipt(size=10)).detail
-    assert "0.1 MB needed" in doctor.disk(tmp_path, todo("a"), lambda _name: receipt(size=100_000)).detail
-    described = doctor.memory(todo("a"), lambda _name: receipt(peak=10), lambda: (4_000_000_000, 8_000_000_000))
-    assert described.detail == "4.0 GB of 8.0 GB available"
-
-
 def test_a_program_is_looked_for_on_path() -> None:
     nodes = [node(programs={"sox": ("sox", "--version")})]
     (absent,) = doctor.programs(nodes, lambda _name: None)
@@ -65,31 +62,44 @@ def test_a_program_is_looked_for_on_path() -> None:
     assert (present.word, present.detail) == ("ok", "/bin/sox")
 
 
-def receipt(size: int = 0, peak: int = 0) -> dict[str, Any]:
-    return {"files": [{"size": size}], "timings": {"peak_anon_bytes": peak}}
+GB = 10**9
+ROOM = Room(free_bytes=10 * GB, reserve_bytes=GB, available_bytes=4 * GB, total_bytes=8 * GB)
 
 
-def todo(*names: str) -> list[Planned]:
-    return [Planned(node(name), "stale") for name in names]
+def forecast(room: Room = ROOM, **needs: tuple[int, int] | None) -> Forecast:
+    """Of targets that write so many bytes with so much memory at their peak; None where there is no history."""
+    plan = {f"s:{name}": Planned(node(name, params={"is": name}), "stale") for name in needs}
+    predictions = {
+        f"s:{name}": None if need is None else Prediction(1.0, need[1], need[0], 0, 1, "same_target")
+        for name, need in needs.items()
+    }
+    work = capacity.work(plan, list(plan), predictions)
+    unknown = tuple(name for name in plan if predictions[name] is None)
+    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room)
 
 
-def test_a_disk_too_small_for_what_is_known(tmp_path: Path) -> None:
-    below = tmp_path / "not" / "there" / "yet"
-    assert doctor.disk(below, todo("a"), lambda _name: receipt(size=10)).word == "ok"
-    check = doctor.disk(below, todo("a", "b"), lambda name: receipt(size=1 << 60) if name == "s:a" else None)
-    assert check.word == "missing"
-    assert "1 target never built: size not known" in check.detail
-    assert check.fix.startswith("free ")
+def test_a_disk_too_small_for_what_is_known() -> None:
+    check = doctor.disk(forecast(a=(9 * GB, 1)))
+    assert (check.word, check.detail) == ("ok", "10.0 GB free, 9.0 GB needed by s:a")
+    check = doctor.disk(forecast(a=(12 * GB, 1), b=None))
+    assert (check.word, check.detail) == (
+        "missing", "10.0 GB free, 12.0 GB needed by s:a, 1 target with no history yet",
+    )  # fmt: skip
+    assert check.fix.startswith("free 3.0 GB")
+    assert doctor.disk(forecast()).detail == "10.0 GB free"
+
+
+def test_a_disk_too_small_for_the_log() -> None:
+    check = doctor.disk(forecast(replace(ROOM, free_bytes=GB), a=None))
+    assert (check.word, check.fix) == ("missing", "free 1.0 GB")
 
 
 def test_memory_too_small_for_the_largest_peak_known() -> None:
-    peaks = {"s:a": receipt(peak=3_000_000_000), "s:b": receipt(peak=9_000_000_000)}
-    check = doctor.memory(todo("a", "b"), peaks.get, lambda: (4_000_000_000, 8_000_000_000))
-    assert check.word == "missing"
-    assert "9.0 GB needed by s:b as when last built" in check.detail
-    assert check.fix.endswith("free 5.0 GB")
-    assert doctor.memory(todo("a"), peaks.get, lambda: (4_000_000_000, 8_000_000_000)).word == "ok"
-    assert doctor.memory(todo("a"), peaks.get, lambda: (0, 0)).word == "note"
+    check = doctor.memory(forecast(a=(1, 3 * GB), b=(1, 9 * GB)))
+    assert (check.word, check.detail) == ("missing", "4.0 GB of 8.0 GB available, 9.0 GB needed by s:b")
+    assert "doit s:a" in check.fix
+    assert doctor.memory(forecast(a=(1, 3 * GB))).word == "ok"
+    assert doctor.memory(forecast(replace(ROOM, total_bytes=0), a=(1, 3 * GB))).word == "note"
 
 
 def test_llama_cpp_is_really_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ class Doctor(IngotCommand):
         """0, or 1 when something is missing."""
         project = open_project()
         chosen = select(project, arguments, inputs=True)
-        todo = [item for item in project.plan(chosen).values() if item.state != "fresh"]
-        checks = list(_checks(project, todo, probe=options["network"]))
+        plan = project.plan(chosen)
+        checks = list(_checks(project, plan, probe=options["network"]))
         ok = all(check.word != "missing" for check in checks)
         if options["json"]:
             screen.json({"format": 1, "ok": ok, "checks": [check.to_dict() for check in checks]})
@@ -40,10 +40,12 @@ class Doctor(IngotCommand):
         return 0 if ok else 1
 
 
-def _checks(project: Project, todo: Sequence[Planned], *, probe: bool) -> Iterator[Check]:
+def _checks(project: Project, plan: Mapping[str, Planned], *, probe: bool) -> Iterator[Check]:
     from ingot.core import doctor
+    from ingot.core.forecast import forecast
     from ingot.core.registry import default_keys_dir
 
+    todo = [item for item in plan.values() if item.state != "fresh"]
     nodes = [item.node for item in todo]
     yield doctor.Check("specs", "ok", _specs(project, todo))
     yield doctor.python()
@@ -51,14 +53,10 @@ def _checks(project: Project, todo: Sequence[Planned], *, probe: bool) -> Iterat
     yield from doctor.programs(nodes)
     yield from doctor.llama_cpp(nodes)
 
-    def earlier(target: str) -> Mapping[str, Any] | None:
-        newest = project.index.latest.get(target)
-        builds = project.index.builds(str(newest["key"])) if newest else []
-        return builds[-1] if builds else None
-
-    yield doctor.disk(project.store.root, todo, earlier)
+    found = forecast(project, plan, list(plan))
+    yield doctor.disk(found)
     yield from doctor.file_system(project.store.root)
-    yield doctor.memory(todo, earlier)
+    yield doctor.memory(found)
     for name, url in doctor.remotes(nodes).items():
         yield (
             _reach(name, url)

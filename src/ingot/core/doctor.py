@@ -10,24 +10,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ingot.core import filesystems, procfs
+from ingot.core import filesystems
+from ingot.core.capacity import Peak
+from ingot.core.forecast import Forecast
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
-from ingot.core.plan import Planned, tool_version
+from ingot.core.plan import tool_version
+from ingot.core.quantities import size_text
 from ingot.errors import DiskFailed
 
 Word = Literal["ok", "note", "missing"]
-#: Receipts of earlier results of a target, the newest first.
-Earlier = Callable[[str], Mapping[str, Any] | None]
 
-#: Kept free beside what the targets need: the log must never meet a full disk.
-RESERVE_BYTES = 1 << 30
-#: What would be shown as 0.0 MB is not shown.
-_WORTH_SAYING = 50_000
 _OLDEST_PYTHON = (3, 11)
 _PROBE_SECONDS = 120
 
@@ -93,23 +90,16 @@ def programs(nodes: Iterable[Node], which: Callable[[str], str | None] = shutil.
             yield Check(f"program {program}", "ok", path)
 
 
-def disk(store: Path, todo: Iterable[Planned], earlier: Earlier) -> Check:
-    """Free space where the store lies, against the sizes that the targets had when they were last built."""
-    place = next(folder for folder in (store, *store.parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    sizes = [earlier(item.node.id) for item in todo]
-    known = sum(int(file["size"]) for receipt in sizes if receipt for file in receipt.get("files", ()))
-    unknown = sum(receipt is None for receipt in sizes)
-    facts = f"{_gigabytes(free)} free"
-    if known >= _WORTH_SAYING:
-        facts += f", {_gigabytes(known)} needed as when last built"
-    if unknown:
-        facts += f", {unknown} target{'s' * (unknown != 1)} never built: size not known"
-    if free < known + RESERVE_BYTES:
-        return Check(
-            "disk", "missing", f"{facts}, and 1 GB in reserve", f"free {_gigabytes(known + RESERVE_BYTES - free)}"
+def disk(found: Forecast) -> Check:
+    """Free space where the store lies, against the fullest moment of the run that is to come."""
+    room = found.room
+    check = _room("disk", "E-SPACE", found, f"{size_text(room.free_bytes)} free", found.disk)
+    if check.word == "ok" and not room.usable_bytes:
+        kept = size_text(room.reserve_bytes)
+        return replace(
+            check, word="missing", detail=f"{check.detail}, less than the {kept} that the log needs", fix=f"free {kept}"
         )
-    return Check("disk", "ok", facts)
+    return check
 
 
 def file_system(store: Path, mounts: str | None = None) -> Iterator[Check]:
@@ -124,28 +114,23 @@ def file_system(store: Path, mounts: str | None = None) -> Iterator[Check]:
         yield Check("file system", "note", text)
 
 
-def memory(
-    todo: Iterable[Planned], earlier: Earlier, available: Callable[[], tuple[int, int]] = procfs.available
-) -> Check:
-    """Memory at hand, against the largest peak that these targets had when they were last built."""
-    free, total = available()
-    if not total:
+def memory(found: Forecast) -> Check:
+    """Memory at hand, against the highest peak of the run that is to come."""
+    room = found.room
+    if not room.total_bytes:
         return Check("memory", "note", "this system does not say how much is available")
-    peaks = [(_peak(earlier(item.node.id)), item.node.id) for item in todo]
-    peak, target = max(peaks, default=(0, ""))
-    facts = f"{_gigabytes(free)} of {_gigabytes(total)} available"
-    if 0 < peak < _WORTH_SAYING:
-        return Check("memory", "ok", facts)
-    if not peak:
-        return Check("memory", "ok", f"{facts}; no earlier build says how much is needed" if peaks else facts)
-    facts += f", {_gigabytes(peak)} needed by {target} as when last built"
-    if free < peak:
-        return Check("memory", "missing", facts, f"end other programs, or free {_gigabytes(peak - free)}")
-    return Check("memory", "ok", facts)
+    there = f"{size_text(room.available_bytes)} of {size_text(room.total_bytes)} available"
+    return _room("memory", "E-MEMORY", found, there, found.memory)
 
 
-def _peak(receipt: Mapping[str, Any] | None) -> int:
-    return 0 if receipt is None else int(receipt["timings"].get("peak_anon_bytes") or 0)
+def _room(name: str, code: str, found: Forecast, there: str, peak: Peak | None) -> Check:
+    facts = [there] if peak is None else [there, f"{size_text(peak.needed_bytes)} needed by {' and '.join(peak.at)}"]
+    if found.unknown:
+        facts.append(f"{len(found.unknown)} target{'s' * (len(found.unknown) != 1)} with no history yet")
+    for refusal in found.refusals():
+        if refusal.code == code:
+            return Check(name, "missing", ", ".join(facts), refusal.hint)
+    return Check(name, "ok", ", ".join(facts))
 
 
 def llama_cpp(nodes: Iterable[Node], version: Callable[[str], str] = tool_version) -> Iterator[Check]:
@@ -221,7 +206,3 @@ def remotes(nodes: Iterable[Node], environment: Mapping[str, str] = os.environ) 
         if isinstance(url, str):
             found[node.id] = url
     return found
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
