@@ -321,7 +321,8 @@ def test_nothing_was_promoted(reported: Sandbox) -> None:
 
 def test_rollback_to_what_no_log_built_is_refused(reported: Sandbox) -> None:
     """As after a log was lost: audit says so, and nothing becomes active that nobody knows."""
-    fields = {"target": "s:gguf", "digest": "9" * 64, "key": "7" * 64, "spec": "s", "replaces": None, "gates": []}
+    fields: dict[str, Any] = {"target": "s:gguf", "digest": "9" * 64, "key": "7" * 64, "spec": "s"}
+    fields |= {"replaces": None, "gates": []}
     opened(reported).record(decision_statement("promote", fields))
     put(reported, "s:gguf")
     with pytest.raises(UsageError) as caught:
