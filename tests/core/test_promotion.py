@@ -17,6 +17,7 @@ from ingot.core.key import NOT_INSTALLED
 from ingot.core.project import Project
 from ingot.core.promotion import promote, rollback
 from ingot.core.standing import Decision, Standing, stacked
+from ingot.core.statement import decision_statement
 from ingot.core.store import Store
 from ingot.errors import GateFailed, IngotError, StoreDamaged, UsageError
 from projectkit import Sandbox
@@ -154,6 +155,15 @@ def test_gates_are_judged_from_the_measurement_of_the_digest_that_is_named(repor
 
 def active_digest(sandbox: Sandbox, target: str) -> str:
     return str(opened(sandbox).index.latest[target]["digest"])
+
+
+def test_an_earlier_result_that_was_never_measured_is_not_known(reported: Sandbox) -> None:
+    report_spec(reported, GATE, word="two")
+    second = fill(reported, "two", only="s:gguf")["s:gguf"]
+    rebuilt(reported, "three", GOOD)
+    error = refused(reported, GateFailed, "s:gguf", digest=second)
+    assert error.code == "E-GATE-UNKNOWN"
+    assert f"s:report.gguf has no measurement of {second[:12]}" in error.facts[0]
 
 
 def test_an_own_gate_and_a_gate_of_the_whole_report_concern_a_target(reported: Sandbox) -> None:
@@ -307,6 +317,17 @@ def test_nothing_was_promoted(reported: Sandbox) -> None:
     with pytest.raises(UsageError) as caught:
         back(reported, "s:gguf")
     assert caught.value.code == "E-NOT-ACTIVE"
+
+
+def test_rollback_to_what_no_log_built_is_refused(reported: Sandbox) -> None:
+    """As after a log was lost: audit says so, and nothing becomes active that nobody knows."""
+    fields: dict[str, Any] = {"target": "s:gguf", "digest": "9" * 64, "key": "7" * 64, "spec": "s"}
+    fields |= {"replaces": None, "gates": []}
+    opened(reported).record(decision_statement("promote", fields))
+    put(reported, "s:gguf")
+    with pytest.raises(UsageError) as caught:
+        back(reported, "s:gguf")
+    assert caught.value.code == "E-NOT-BUILT"
 
 
 def test_rollback_verifies_bytes_and_needs_no_spec(reported: Sandbox) -> None:
