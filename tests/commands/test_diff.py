@@ -326,11 +326,12 @@ def test_an_ambiguous_digest_and_an_ambiguous_log_are_listed(chain: Sandbox, tmp
 
 
 def test_a_log_that_was_altered_explains_nothing(chain: Sandbox) -> None:
+    digest = chain.json("plan")["targets"][1]["digest"]
     (log,) = chain.root.glob("registry/*/log.jsonl")
     text = log.read_bytes()
     assert b"echo x" in text
     writable(log).write_bytes(text.replace(b"echo x", b"echo z"))
-    for arguments in (("diff", "s:a", chain.json("plan")["targets"][1]["digest"]), ("why", "s:a")):
+    for arguments in (("diff", "s:a", digest), ("plan", "s:a"), ("why", "s:a")):
         done = chain.doit(*arguments)
         assert (done.returncode, done.stdout) == (5, "")
         assert done.stderr.startswith("E-REG-ROOT")
