@@ -116,6 +116,9 @@ def test_the_disk_is_refused_when_its_fullest_moment_does_not_fit(free: int) -> 
         25,
         24,
     )
+    assert refusal.to_dict() == {
+        "code": "E-SPACE", "target": "s:gguf", "needed_bytes": 25, "available_bytes": 24, "detail": refusal.what,
+    }  # fmt: skip
     error = refusal.error()
     assert isinstance(error, WillNotFit)
     assert "s:base: 10 B predicted from 1 build of the same target" in error.facts

@@ -100,6 +100,18 @@ def test_what_no_log_holds_is_looked_for_once(base: Sandbox, monkeypatch: pytest
     assert len(read) == 1
 
 
+def test_what_builds_took_is_kept_and_comes_back_from_the_log(base: Sandbox) -> None:
+    index, _registry = opened(base)
+    index.save()
+    kept = opened(base)[0].history.to_json()
+    assert set(kept["builds"]["command"]) == {"s:a", "s:b"}
+    registry_of(base).append([build(base, "s:a", digest="1" * 64, finished="2031-01-01T00:00:00.000Z")])
+    index, _registry = opened(base)
+    assert len(index.history.to_json()["builds"]["command"]["s:a"]) == 2
+    (base.root / "cache" / "index.json").unlink()
+    assert opened(base)[0].history.to_json() == index.history.to_json()
+
+
 @pytest.mark.parametrize("text", ["", "\0\0\0", "[]", '{"format": 3}', '{"format": 3, "heads": {"x": 3}}', "{"])
 def test_a_damaged_index_is_made_anew(base: Sandbox, text: str) -> None:
     (base.root / "cache" / "index.json").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,6 +191,10 @@ def test_a_waiting_target_is_predicted_from_its_inputs_prediction(sandbox: Sandb
         "s:base": 10 * MB,
         "s:pruned": 5 * MB,
     }
+    assert known(predict(plan, plan, log.history, reader)["s:base"]).to_dict()["basis"] == "same_parameters"
+    gone = ("/path", {"path": "gone.txt"}, "")
+    missing = {**plan, "s:base": Planned(replace(first, sources=(gone,)), "stale")}
+    assert predict(missing, plan, log.history, reader) == {"s:base": None, "s:pruned": None}, "the run will say so"
     nothing = predict(plan, plan, History(), reader)
     assert nothing == {"s:base": None, "s:pruned": None}
     unknown = Log()

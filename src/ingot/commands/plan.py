@@ -141,9 +141,9 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], found: For
     right = tuple(range(start, start + len(columns)))
     screen.table(("target", "kind", "state", *with_gates, *columns, "why"), rows, right)
     screen.line()
-    screen.line(_summary(items))
-    for line in _forecast_lines(found):
-        screen.line(line)
+    screen.text(_summary(items))
+    for text in _forecast_lines(found):
+        screen.text(text)
     for verdict in _failing(project, shown):
         screen.line(f"gate: {verdict}")
     _note_missing(screen, items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -39,6 +40,18 @@ class Screen:
     def line(self, text: str = "") -> None:
         """One line of text."""
         self._stream.write(text + "\n")
+
+    def text(self, text: str) -> None:
+        """Lines of text, wrapped on a terminal between words; what goes on is indented."""
+        import textwrap
+
+        for line in text.splitlines():
+            room, indent = self.width or sys.maxsize, " " * (len(line) - len(line.lstrip()) + 2)
+            wrapped = textwrap.wrap(
+                line, max(room, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+            for part in wrapped:
+                self.line(part)
 
     def json(self, value: object) -> None:
         """A JSON document."""
@@ -118,8 +131,9 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 def measured_text(value: float | None, predicted: float | None, text: Callable[[float], str]) -> str:
     """What was measured, and what had been predicted of it: ``12.4 s (predicted 14.0 s)``."""
-    shown = "" if value is None else text(value)
-    return shown if predicted is None or value is None else f"{shown} (predicted {text(predicted)})"
+    if predicted is None:
+        return "" if value is None else text(value)
+    return f"{'not measured' if value is None else text(value)} (predicted {text(predicted)})"
 
 
 def plural(count: int, noun: str) -> str:

@@ -142,7 +142,8 @@ def _place(project: Project, receipt: Json) -> str:
 
 def _memory(timings: Json, predicted: Json) -> str:
     anon, rss = timings.get("peak_anon_bytes"), timings.get("peak_rss_bytes")
-    parts = [] if anon is None else [f"{measured_text(anon, predicted.get('peak_anon_bytes'), size_text)} anonymous"]
+    shown = measured_text(anon, predicted.get("peak_anon_bytes"), size_text)
+    parts = [f"{shown} anonymous"] if shown else []
     parts += [] if rss is None else [f"{size_text(rss)} resident"]
     return ", ".join(parts) or "not measured"
 

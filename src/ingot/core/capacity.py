@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,10 @@ class Peak:
     at: tuple[str, ...]
 
 
+#: Bytes, and the target that needs them.
+_Need = tuple[int, str]
+
+
 @dataclass(frozen=True)
 class Work:
     """The targets of a run, in the order of building, each content once, with what is predicted of them."""
@@ -89,28 +93,34 @@ class Work:
 
     def disk(self) -> Peak | None:
         """The moment when the disk is fullest, in bytes beyond what lies there now."""
-        items = [(name, it.bytes, it.bytes + (it.scratch_bytes or 0)) for name, it in self.known()]
+        items = [(it.bytes + (it.scratch_bytes or 0), name, it.bytes) for name, it in self.known()]
+        position = {name: index for index, (_need, name, _bytes) in enumerate(items)}
+        ranked = _ranked((need, name) for need, name, _bytes in items)
         level, fullest = 0, None
-        for index, (name, written, staged) in enumerate(items):
-            later = [(need, other) for other, _written, need in items[index + 1 :]]
-            fullest = self._higher(fullest, (level + staged, name), later)
+        for index, (need, name, written) in enumerate(items):
+            # What is done lies in objects; beside this one only what comes later can be in work.
+            later = (other for other in ranked if position[other[1]] > index)
+            fullest = self._higher(fullest, (level + need, name), later)
             level += written
         return fullest
 
     def memory(self) -> Peak | None:
         """The moment when most memory is in use."""
         needs = [(it.peak_anon_bytes, name) for name, it in self.known() if it.peak_anon_bytes is not None]
-        peak = None
+        ranked, peak = _ranked(needs), None
         for item in needs:
-            peak = self._higher(peak, item, needs)
+            peak = self._higher(peak, item, ranked)
         return peak
 
-    def _higher(self, peak: Peak | None, item: tuple[int, str], others: Sequence[tuple[int, str]]) -> Peak:
-        """The higher of a peak and of the moment when a target is in work beside ``others`` (need, name)."""
+    def _higher(self, peak: Peak | None, item: _Need, others: Iterable[_Need]) -> Peak:
+        """The higher of a peak and of the moment when a target is in work beside ``others``, the largest first."""
         together = [item]
-        for other in sorted(others, key=lambda pair: -pair[0]) if self.parallel > 1 else ():
-            if len(together) < self.parallel and not any(self._related(other[1], each) for _need, each in together):
-                together.append(other)
+        if self.parallel > 1:
+            for other in others:
+                if not any(self._related(other[1], each) for _need, each in together):
+                    together.append(other)
+                if len(together) == self.parallel:
+                    break
         total = sum(need for need, _name in together)
         if peak is not None and peak.needed_bytes >= total:
             return peak
@@ -118,6 +128,10 @@ class Work:
 
     def _related(self, one: str, other: str) -> bool:
         return one in self.above[other] or other in self.above[one]
+
+
+def _ranked(needs: Iterable[_Need]) -> list[_Need]:
+    return sorted(needs, key=lambda need: -need[0])
 
 
 def work(
