@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
-import os
+import lzma
 import pickle
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +18,19 @@ import torch
 
 from ingot.core.pickles import find_pickle, is_pickle, refuse_pickles
 from ingot.errors import RefusedInput
+from plantkit import Harmful, pickled, tarred, zipped
 
 
-class Harmful:
-    """Would run a program when unpickled."""
+def bad_tar() -> bytes:
+    """A tar whose first header has a right checksum and no size."""
+    block = bytearray(tarred({"a.txt": b"x"}))
+    block[124:136], block[148:156] = b"z" * 12, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return bytes(block)
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (os.system, ("true",))
+
+PICKLE = pickled(2)
+OBJECTS = b"\x93NUMPY\x01\0\x46\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(80)
 
 
 @pytest.mark.fault("M1", "a pickle of each protocol, short, and cut off by the limit of what is read")
@@ -66,3 +75,37 @@ def test_ordinary_files_pass(shared_data: Path, stories: Path, tmp_path: Path) -
         if path.is_file():
             assert find_pickle(path) is None, path
     refuse_pickles(stories)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        gzip.compress(PICKLE), zlib.compress(PICKLE), bz2.compress(PICKLE), lzma.compress(PICKLE),
+        lzma.compress(PICKLE, format=lzma.FORMAT_ALONE), zipped({"inner.zip": zipped({"a/data.pkl": PICKLE})}),
+        tarred({"pickle.txt": b"x", "a.pickle": b""}), zipped({"a.pkl": b""}),
+        zipped({"x.npz": zipped({"w.npy": OBJECTS})}),
+        b"V" + b"x" * 200_000 + b"\n" + b"0" + pickle.dumps(Harmful(), protocol=0),
+        b"N0" * 150_000,
+    ],
+)  # fmt: skip
+@pytest.mark.fault("M1", "pickles compressed, nested, behind padding")
+def test_wrappings_are_looked_into(tmp_path: Path, wrapped: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(wrapped)
+    with pytest.raises(RefusedInput):
+        refuse_pickles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        gzip.compress(b"rows"), b"\x1f\x8bbroken", b"BZhbroken",
+        b"PK\x03\x04" + b"\0" * 40 + b"PK\x05\x06" + b"\0" * 18, bad_tar(),
+        zipped({"folder/": b"", "a.csv": b"1,2\n"}), tarred({"a.txt": b"x"}), zipped({"a": gzip.compress(b"x")}),
+        zipped({"a": b"x"}).replace(b"PK\x03\x04", b"PK\x03\x05"),
+        b"\x89HDF\r\n\x1a\n" + b"\0" * 100, b"", b"t", b"(", b"cat\ndog\nRun", b"S'never closed",
+        tarred({"a.txt": b"x"})[:512] + b"\xff" * 600, b"\x80\x02" + b"\0" * 6 + b"{}",
+    ],
+)  # fmt: skip
+def test_what_only_looks_so_passes(tmp_path: Path, harmless: bytes) -> None:
+    (tmp_path / "x").write_bytes(harmless)
+    assert find_pickle(tmp_path / "x") is None

@@ -33,7 +33,7 @@ _DEPTH = 3
 _NEWEST = 5
 _NAMES = (".pkl", ".pickle")
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-_MARK, _ANY = pickletools.markobject, pickletools.stackslice
+_MARK = pickletools.markobject
 #: What makes the unpickler call what it imported.
 _CALLS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 _COUNTED = {-2: 1, -3: 4, -4: 4, -5: 8}
@@ -176,7 +176,7 @@ class _Stack:
         for item in after:
             if item is _MARK:
                 self._levels.append(0)
-            elif item is not _ANY:
+            else:
                 self._levels[-1] += 1
         return True
 
