@@ -744,7 +744,7 @@ GUARDS: dict[str, Guard] = {
     "S3 somebody's home in a config": Guard(
         "E-OUTPUT-PATH",
         sweep._look,
-        "if _SOMEBODYS.fullmatch(value):",
+        "if is_home_path(value):",
         an_output(config__json=b'{"name": "/home/tom/m"}'),
     ),
     "S1 secret in the entry": Guard(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from ingot.core.sweep import Forbidden, sweep
 from ingot.errors import RefusedInput
 from ingot.kit import hf
 
@@ -61,6 +63,19 @@ def test_a_damaged_file_is_refused_before_a_library_reads_it(stories: Path, tmp_
     with pytest.raises(RefusedInput) as error:
         hf.load_model(tmp_path)
     assert error.value.code == "E-ST-BOUNDS"
+
+
+@pytest.mark.fault("S3", "paths of its maker in the configs of a model")
+def test_side_files_lose_the_paths_of_their_maker(stories: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "m", tmp_path / "out"
+    shutil.copytree(stories, source)
+    out.mkdir()
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "name_or_path": "/home/tom/llama"}))
+    hf.copy_side_files(source, out, config={**hf.read_config(source), "dir": "/Users/tom/llama"})
+    sweep(out, "merge", Forbidden("/data/s/1", "/data/p", "/data/h"))
+    assert json.loads((out / "tokenizer_config.json").read_text()) == config
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
 def test_side_files_carry_no_path_and_no_weights(stories: Path, tmp_path: Path) -> None:

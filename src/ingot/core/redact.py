@@ -45,6 +45,7 @@ _LITERAL_NAME = re.compile(
     r"|(api|access|auth|secret|private|hub|hf|bearer|refresh)_?(key|token))$"
 )
 _LEAST = 8
+_SOMEBODYS = re.compile(r"(file://)?(/home/|/Users/|/root/|[A-Za-z]:[\\/]Users[\\/]).*")
 
 
 def holds_secret(text: str) -> bool:
@@ -81,6 +82,11 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
         if _SECRET_WORDS & set(name.upper().split("_")) and len(value) >= _LEAST
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+def is_home_path(text: str) -> bool:
+    """Whether a text is, as a whole, a path into somebody's home folder."""
+    return _SOMEBODYS.fullmatch(text) is not None
 
 
 def scrub_file(path: Path, values: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from ingot.core import weights_facts
 from ingot.core.digest import read_json, walk_files
 from ingot.core.names import is_device, twins
 from ingot.core.pickles import find_pickle
-from ingot.core.redact import environment_secrets, has_known_form
+from ingot.core.redact import environment_secrets, has_known_form, is_home_path
 from ingot.errors import StageFailed
 
 _HEAD = 1 << 16
@@ -39,7 +39,6 @@ _VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "added_t
 _PINNED, _USERS = "fetch", "command"
 #: Last parts of home folders that texts use as an example.
 _EXAMPLES = frozenset({"user", "username", "you", "me", "name", "ubuntu", "runner", "jovyan", "app", "work", "home"})
-_SOMEBODYS = re.compile(r"(file://)?(/home/|/Users/|/root/|[A-Za-z]:[\\/]Users[\\/]).*")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _look(path: Path, name: str, kind: str, forbidden: Forbidden) -> None:
     if (is_config and has_known_form(data.decode("utf-8", "replace"))) or any(map(has_known_form, values.values())):
         raise _secret(name)
     for place, value in {**values, **(_json_texts(data) if is_config else {})}.items():
-        if _SOMEBODYS.fullmatch(value):
+        if is_home_path(value):
             raise _path(name, f"a home folder ({place})")
 
 

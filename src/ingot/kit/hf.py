@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ingot.core.redact import is_home_path
 from ingot.errors import RefusedInput
 from ingot.kit.architectures import refuse_unknown_architecture
 from ingot.kit.code_guard import read_json_value, refuse_code
@@ -209,14 +210,30 @@ def write_json(path: Path, value: object) -> None:
 def copy_side_files(src: Path, out: Path, *, config: dict[str, Any] | None = None) -> None:
     """Copy everything but the weights: configs, tokenizer, chat template.
 
-    ``config`` replaces config.json. Where a library left a path behind (``_name_or_path``) it is dropped.
+    ``config`` replaces config.json. Where a library left a path behind (``_name_or_path``, a path into somebody's home
+    folder in tokenizer_config.json) it is dropped.
     """
     value = dict(read_config(src) if config is None else config)
     for path in sorted(src.iterdir()):
         if path.suffix in _SIDE_SUFFIXES and path.is_file() and path.name not in {"config.json", _INDEX}:
-            shutil.copyfile(path, out / path.name)
+            _copy_without_paths(path, out / path.name)
+    value = _without_paths(value)
     value.pop("_name_or_path", None)
     write_json(out / "config.json", value)
+
+
+def _copy_without_paths(path: Path, target: Path) -> None:
+    """Copy a side file; of a JSON config the fields that are paths of whoever made it are left out."""
+    if path.suffix == ".json":
+        value = read_json_value(path)
+        if isinstance(value, dict) and value != (clean := _without_paths(value)):
+            write_json(target, clean)
+            return
+    shutil.copyfile(path, target)
+
+
+def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if not (isinstance(item, str) and is_home_path(item))}
 
 
 def load_model(folder: Path, dtype: str | None = None) -> Any:
