@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crashmodel import Event, Image, Inode, Tree
-from machine import Machine, Step
+from machine import Machine, Step, is_lock
 
 
 class Recorder(Machine):
@@ -115,7 +115,7 @@ def _looked_at(path: Path) -> tuple[str, bytes, int]:
         return "link", os.readlink(path).encode(), stat.S_IMODE(mode)
     if stat.S_ISDIR(mode):
         return "folder", b"", stat.S_IMODE(mode)
-    return "file", path.read_bytes(), stat.S_IMODE(mode)
+    return "file", b"" if is_lock(path.name) else path.read_bytes(), stat.S_IMODE(mode)
 
 
 def laid_out(image: Image, root: Path) -> None:

@@ -1,7 +1,7 @@
 """The machine under a piece of code: every change that it makes on the disk below one folder passes here.
 
 ``Machine.running()`` stands in for the functions of ``os`` that change a tree or make it durable, wherever they are
-called from (this package, ``pathlib``, ``shutil``, filelock). What it cannot follow (a file opened for writing by
+called from (this package, ``pathlib``, ``shutil``). What it cannot follow (a file opened for writing by
 Python's own ``open``) it refuses, and a recording is compared with the real tree at its end, so nothing goes unseen.
 A subclass says what happens before and after each step: stop there, or write it down.
 """
@@ -28,6 +28,11 @@ _CARRIERS = frozenset({"_sync", "_sync_path", "fsync_file", "fsync_dir"})
 
 #: What an open adds to a tree: "open" alone changes nothing.
 CHANGES = frozenset({"create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "symlink", "chmod", "truncate"})
+
+
+def is_lock(path: str) -> bool:
+    """Whether a file is there to be locked: what it says of its holder is for people and decides nothing."""
+    return path.endswith(".lock") and not path.endswith("ingot.lock")
 
 
 class Killed(BaseException):
@@ -112,7 +117,7 @@ class Machine:
 
     def _on_descriptor(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(fd: int, *arguments: Any) -> Any:
-            if fd not in self._open:
+            if fd not in self._open or (name in ("write", "truncate") and is_lock(self._open[fd])):
                 return real(fd, *arguments)
             step = Step(name, self._open[fd], fd=fd)
             if name == "write":
