@@ -65,7 +65,7 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         (errno.EACCES, "E-ACCESS"),
         (errno.EROFS, "E-ACCESS"),
         (errno.EIO, "E-IO"),
-        (errno.ELOOP, "E-IO"),
+        (errno.ELOOP, "E-LINK"),
     ],
 )
 def test_a_failure_has_a_code_and_names_the_path(number: int, code: str) -> None:
