@@ -105,10 +105,13 @@ def forget_cached(path: Path) -> None:
 _kept: set[tuple[Path, int, int]] = set()
 
 
-def make_dirs(path: Path) -> None:
+def make_dirs(path: Path, mode: int = 0o755) -> None:
     """Make a folder and its missing parents; not durable: for locks, scratch and what can be derived again."""
-    with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir():
+        if path.parent != path:
+            make_dirs(path.parent, mode)
+        with explained(path):
+            path.mkdir(mode, exist_ok=True)
 
 
 def make_dirs_durable(path: Path, mode: int = 0o755) -> None:

@@ -52,7 +52,7 @@ class Seal:
         made = secrets.token_bytes(_SECRET_BYTES)
         if self._path is not None:
             try:
-                disk.make_dirs(self._path.parent)
+                disk.make_dirs(self._path.parent, 0o700)
                 # Not durable: after a power cut that loses it, or leaves it empty, another one is made.
                 disk.write_file_atomic(self._path, made.hex().encode() + b"\n", 0o600, durable=False)
                 # Of two processes that make one at once, both go on with the one that stays.

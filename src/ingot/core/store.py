@@ -266,7 +266,7 @@ class Store:
         """Point ``cache/latest/<spec>/<target>`` at an object; returns the link."""
         folder = self.root / "latest" / spec
         # Whatever the umask, others may not put links where a person looks for results.
-        disk.make_dirs_durable(folder)
+        disk.make_dirs(folder)
         link = folder / name
         goal = os.path.relpath(self.object_path(digest), folder)
         if not link.is_symlink() or os.readlink(link) != goal:
