@@ -91,8 +91,7 @@ class LogWriter:
             if own.log.evidence(digest) is None:
                 disk.write_file_atomic(path, data, 0o444)
             else:
-                # Whoever put it there may have been killed before its name was durable.
-                disk.fsync_dir(path.parent)
+                disk.fsync_dir(path.parent)  # whoever put it there may have been killed before its name was durable
             return digest
 
         with self._locked():
