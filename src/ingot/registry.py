@@ -71,15 +71,17 @@ def last_good(target: str, root: Path | None = None) -> dict[str, Any]:
 
 def standing_of(project: Project, name: str) -> list[dict[str, Any]]:
     """What ``doit show --active NAME --json`` lists; UsageError (E-TARGET) for a name that means nothing."""
+    from ingot.core.lookup import is_about
+
     standing, nodes = _standing(project), declared(project)
     known = nodes.keys() | project.index.latest.keys() | standing.stacks.keys()
     specs = {node.spec for node in nodes.values()}
     visible = {node.id for node in nodes.values() if not node.hidden} | standing.stacks.keys()
     # Of a spec that cannot be read here the log knows the targets; the steps of a report have a dot in their name.
     visible |= {it for it in known if it.partition(":")[0] not in specs and "." not in _name(it)}
-    if not any(_is_about(target, name) for target in known):
+    if not any(is_about(target, name) for target in known):
         raise unknown_target(name, {form for target in known for form in (target, target.partition(":")[0])})
-    chosen = [target for target in [*nodes, *sorted(known - nodes.keys())] if _is_about(target, name)]
+    chosen = [target for target in [*nodes, *sorted(known - nodes.keys())] if is_about(target, name)]
     return [_stands(project, standing, target) for target in chosen if target in visible or target == name]
 
 
@@ -193,16 +195,17 @@ def unknown_target(name: str, known: Iterator[str] | set[str] | list[str]) -> Us
 
 def entries_about(project: Project, name: str | None) -> list[Entry]:
     """The entries of a spec, a target or (None) all, oldest first."""
-    found = list(project.registry.entries())
     if name is None:
-        return found
-    kept = [entry for entry in found if _is_about(target_of(entry), name)]
-    if not kept:
+        return list(project.registry.entries())
+    from ingot.core.lookup import Lookup
+
+    found = Lookup(project).about_all(name)
+    if not found:
         known = declared(project)
         names = {form for node in known.values() for form in (node.spec, f"{node.spec}:{node.target}", node.id)}
         if name not in names:
             raise unknown_target(name, names | project.index.latest.keys())
-    return kept
+    return found
 
 
 def target_of(entry: Entry) -> str | None:
@@ -212,10 +215,6 @@ def target_of(entry: Entry) -> str | None:
     if type_of(entry.statement) == "origin":
         return None
     return str(entry.statement["subject"][0]["name"])
-
-
-def _is_about(target: str | None, name: str) -> bool:
-    return target is not None and (target == name or target.startswith((f"{name}:", f"{name}@")))
 
 
 def described(entry: Entry, project: Project) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ingot.core.statement import decision_statement
 from ingot.core.store import Store
 from ingot.errors import GateFailed, IngotError, StoreDamaged, UsageError
 from projectkit import Sandbox
-from recordkit import writable
+from recordkit import store_of, writable
 
 GATE = "  report.gguf.kl: {max: 0.5}\n"
 GOOD, BAD = {"report.gguf": {"kl": 0.1}}, {"report.gguf": {"kl": 0.9}}
@@ -237,7 +237,7 @@ def rot(sandbox: Sandbox, path: Path) -> None:
     """Change a byte and let the cache of stats believe that it was there when the file was read."""
     data = path.read_bytes()
     path.write_bytes(b"X" + data[1:])
-    store = Store(sandbox.root / "cache")
+    store = store_of(sandbox)
     name = f"objects/{path.parent.name}/{path.name}"
     record = next(file for file in files_of(sandbox, path.parent.name) if file["path"] == path.name)
     store.stats.put(name, os.lstat(path), str(record["xxh3_128"]), settled=True)

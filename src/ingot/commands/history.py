@@ -39,14 +39,13 @@ class History(IngotCommand):
         if options["json"]:
             screen.json([registry.described(entry, project) for entry in entries])
         else:
-            everything = entries if not arguments else registry.entries_about(project, None)
-            _show(screen, project, entries, everything)
+            _show(screen, project, entries)
         keep_derived(project)
         return 0
 
 
-def _show(screen: Screen, project: Project, entries: Sequence[Entry], everything: Sequence[Entry]) -> None:
-    rows = list(_rows(project, entries, everything))
+def _show(screen: Screen, project: Project, entries: Sequence[Entry]) -> None:
+    rows = list(_rows(project, entries))
     if not rows:
         screen.line("no entries yet: nothing was built")
         return
@@ -59,17 +58,16 @@ def _show(screen: Screen, project: Project, entries: Sequence[Entry], everything
     screen.table([titles[at] for at in columns], [[row[at] for at in columns] for row in rows])
 
 
-def _rows(project: Project, entries: Sequence[Entry], everything: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
-    """One row an entry; what it is compared with may be an entry about another target."""
-    known, listed = _Known(project), {(entry.origin, entry.index) for entry in entries}
-    for entry in everything:
-        if (entry.origin, entry.index) in listed:
-            data = registry.described(entry, project)
-            target = "" if data["target"] is None else str(data["target"])
-            what = "restored" if entry.type == "selected" else entry.type
-            head = _when(entry.time), what, target, str(data["digest"])[:12]
-            yield *head, *_measured(data), _why(entry, data, known)
-        known.take(entry)
+def _rows(project: Project, entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+    """One row an entry; all entries about a target are there, and what it is compared with may be about another."""
+    known = _Known(project)
+    for entry in entries:
+        data = registry.described(entry, project)
+        target = "" if data["target"] is None else str(data["target"])
+        what = "restored" if entry.type == "selected" else entry.type
+        head = _when(entry.time), what, target, str(data["digest"])[:12]
+        yield *head, *_measured(data), _why(entry, data, known)
+        known.take(entry, data)
 
 
 def _measured(data: Json) -> Iterator[str]:
@@ -84,44 +82,43 @@ def _when(time: str) -> str:
 
 
 class _Known:
-    """What the entries up to now say: the result that each target had last, and all builds of each key."""
+    """What is known when an entry comes: the result that its target had last, and the builds before it of any key."""
 
     def __init__(self, project: Project) -> None:
-        self._project = project
-        self.last: dict[str, Json] = {}
-        self.builds: dict[str, list[Json]] = {}
-        self.places: dict[tuple[str, int], Json] = {}
+        from ingot.core.lookup import Lookup
 
-    def take(self, entry: Entry) -> None:
+        self._lookup = Lookup(project)
+        self.last: dict[str, Json] = {}
+
+    def take(self, entry: Entry, data: Json) -> None:
         """One entry more."""
         if entry.type == "build":
             from ingot.core.statement import receipt_of
 
-            receipt = receipt_of(entry.statement)
-            self.last[str(receipt["target"])] = receipt
-            self.builds.setdefault(receipt["key"], []).append(receipt)
-            self.places[entry.origin, entry.index] = receipt
+            self.last[str(data["target"])] = receipt_of(entry.statement)
         elif entry.type == "accept":
-            data = registry.described(entry, self._project)
             build = self.accepted(data)
             if build is not None:
-                own = {name: data[name] for name in ("key", "key_parts")}
-                self.last[str(data["target"])] = {**build, **own}
+                self.last[str(data["target"])] = {**build, **{name: data[name] for name in ("key", "key_parts")}}
         elif entry.type == "selected":
-            data = registry.described(entry, self._project)
-            again = self.build(data)
+            again = self.selected(entry, data)
             if again is not None:
                 self.last[str(data["target"])] = again
 
-    def build(self, data: Json) -> Json | None:
-        """The newest build of the result that an entry names."""
-        found = [item for item in self.builds.get(str(data.get("key")), []) if item["digest"] == data["digest"]]
+    def builds(self, entry: Entry, key: str) -> list[Json]:
+        """The builds of a key before an entry, oldest first."""
+        return list(self._lookup.builds_before(entry, key))
+
+    def selected(self, entry: Entry, data: Json) -> Json | None:
+        """The newest build of the result that an entry takes again."""
+        found = [item for item in self.builds(entry, str(data.get("key"))) if item["digest"] == data["digest"]]
         return found[-1] if found else None
 
     def accepted(self, data: Json) -> Json | None:
         """The build that an ``accept`` entry takes."""
-        place = data.get("build", {})
-        return self.places.get((str(place.get("origin")), int(place.get("index", -1))))
+        place = data["build"]
+        build = self._lookup.entry(str(place["origin"]), int(place["index"]))
+        return None if build is None or build.type != "build" else self._lookup.receipt(build)
 
 
 def _why(entry: Entry, data: Json, known: _Known) -> str:
@@ -131,7 +128,7 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
     if entry.type == "selected":
         from ingot.core.reasons import found_again
 
-        receipt = known.build(data)
+        receipt = known.selected(entry, data)
         return "found again" if receipt is None else found_again(receipt, str(data["target"])).detail
     if entry.type == "gate-failed":
         limit = data.get("limit", {})
@@ -175,7 +172,7 @@ def _why_built(entry: Entry, known: _Known) -> str:
     from ingot.core.statement import receipt_of
 
     receipt = receipt_of(entry.statement)
-    before, earlier = known.last.get(receipt["target"]), known.builds.get(receipt["key"], [])
+    before, earlier = known.last.get(receipt["target"]), known.builds(entry, str(receipt["key"]))
     same = [item for item in earlier if item["digest"] == receipt["digest"]]
     if before is None:
         why = "first build"

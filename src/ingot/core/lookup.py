@@ -28,10 +28,18 @@ _BUILD = f'"predicateType":"{PROVENANCE}"'.encode()
 
 _SUBJECT = re.compile(rb'"subject":\[\{"digest":\{[^}]*\},"name":("(?:[^"\\]|\\.)*")')
 
+#: In a build's canonical statement the key stands between the roles that are empty and the key parts.
+_KEY = re.compile(rb'"internalParameters":\{"empty":\[[^\]]*\],"key":"([0-9a-f]{64})"')
+
 
 def place_text(place: Mapping[str, Any]) -> str:
     """An entry's place as people write it and ``doit diff`` takes it: ``8260ee2b3a1c/4``."""
     return f"{str(place['origin']).removeprefix(ORIGIN_PREFIX)}/{place['index']}"
+
+
+def is_about(target: str, name: str) -> bool:
+    """Whether a name means a target: it is its own, its spec's, or that of all instances of a matrix."""
+    return target == name or target.startswith((f"{name}:", f"{name}@"))
 
 
 class Lookup:
@@ -56,7 +64,7 @@ class Lookup:
 
     def entry(self, origin: str, index: int) -> Entry | None:
         """The entry at a place; None when the log is shorter."""
-        lines = self._lines[origin]
+        lines = self._lines.get(origin, [])
         return _entry(origin, index, lines[index]) if 0 <= index < len(lines) else None
 
     def holding(self, text: str) -> list[Entry]:
@@ -69,6 +77,27 @@ class Lookup:
     def about(self, target: str) -> list[Entry]:
         """The entries whose first subject is a target, oldest first."""
         return self._decoded(self._subjects.get(target, ()))
+
+    def about_all(self, name: str) -> list[Entry]:
+        """The entries about a target, all targets of a spec, or all instances of a target, oldest first."""
+        names = [each for each in self._subjects if is_about(each, name)]
+        return self._decoded(place for each in names for place in self._subjects[each])
+
+    def builds_before(self, entry: Entry, key: str) -> list[Receipt]:
+        """The receipts of builds of a key that come before an entry, oldest first."""
+        found = [it for it in self._decoded(self._keys.get(key, ())) if self.order(it) < self.order(entry)]
+        return [self.receipt(it) for it in found]
+
+    @cached_property
+    def _keys(self) -> dict[str, list[tuple[str, int]]]:
+        """The places of the builds of each key."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for origin, lines in self._lines.items():
+            for index, line in enumerate(lines):
+                match = _KEY.search(line)
+                if match:
+                    found.setdefault(match[1].decode(), []).append((origin, index))
+        return found
 
     @cached_property
     def _subjects(self) -> dict[str, list[tuple[str, int]]]:

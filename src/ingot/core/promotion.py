@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.gatekeeper import Gatekeeper, Judged, require_passing
-from ingot.core.lookup import place_text
+from ingot.core.lookup import is_about, place_text
 from ingot.core.standing import Decision, Level, Standing
 from ingot.core.statement import decision_statement, now
 from ingot.errors import StoreDamaged, UsageError
@@ -175,7 +175,7 @@ def rollback(project: Project, name: str, to: str | None, reason: str | None) ->
     """
     with project.store.exclusive("decisions"):
         standing = Standing(project)
-        chosen = {target: stack for target, stack in standing.stacks.items() if _is_about(target, name)}
+        chosen = {target: stack for target, stack in standing.stacks.items() if is_about(target, name)}
         if not chosen:
             hint = "doit promote makes a result active; doit history shows what was promoted"
             raise UsageError("E-NOT-ACTIVE", f"nothing was ever promoted of {name}", hint=hint)
@@ -223,7 +223,3 @@ def _step(standing: Standing, stack: tuple[Level, ...], target: str, goal: Level
         what = f"no log here holds the build of {goal.digest[:12]}, which was active for {target}"
         raise UsageError("E-NOT-BUILT", what, hint="doit audit says what is wrong with the logs")
     return Step(target, receipt, stack[-1].digest)
-
-
-def _is_about(target: str, name: str) -> bool:
-    return target == name or target.startswith((f"{name}:", f"{name}@"))
