@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -39,7 +40,8 @@ class Inline(Executor):
         with log.open("ab"):
             pass
         try:
-            texts = [json.dumps(job["params"], sort_keys=True)]
+            # A digest: parameters may name folders, which no output may hold.
+            texts = [hashlib.sha256(json.dumps(job["params"], sort_keys=True).encode()).hexdigest()]
             texts += [(Path(path) / "out.txt").read_text() for paths in job["inputs"].values() for path in paths]
             texts += [path.read_text() for source in job["sources"] for path in Path(source).iterdir()]
             with (Path(job["out"]) / "out.txt").open("w") as file:

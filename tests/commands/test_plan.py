@@ -174,7 +174,7 @@ def test_a_pipe_gets_all_columns_and_a_total(asked: Sandbox) -> None:
     lines = asked.ok("plan").splitlines()
     assert lines[0].split() == ["target", "kind", "state", "time", "memory", "disk", "builds", "why"]
     cells = {line.split()[0]: line for line in lines[1:5]}
-    assert "~2 min  ~2.0 GB  ~40.0 MB       4  command.2" in cells["s:a"]
+    assert "~2 min  ~2.0 GB  ~40.0 MB       4  command[2] echo x" in cells["s:a"]
     assert cells["s:c"].split() == ["s:c", "command", "fresh"]
     assert cells["s:unheard"].split() == ["s:unheard", "command", "stale", "?", "?", "?", "?", "never", "built"]
     (total,) = [line for line in lines if line.startswith("predicted: ")]

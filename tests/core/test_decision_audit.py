@@ -17,7 +17,7 @@ from ingot.core.key import key_of
 from ingot.core.promotion import promote
 from ingot.core.statement import decision_of, decision_statement
 from projectkit import Sandbox
-from recordkit import audited, codes, registry_of
+from recordkit import audited, codes, registry_of, store_of
 
 Fields = dict[str, Any]
 GATE = "  report.gguf.kl: {max: 0.5}\n"
@@ -214,11 +214,12 @@ def test_a_promotion_of_another_form_is_unreadable(sandbox: Sandbox, promoted: F
 def test_a_forged_acceptance_in_the_cache_is_found(sandbox: Sandbox, accepted: Fields, how: str) -> None:
     """``cache/results`` decides what is fresh."""
     path = sandbox.root / "cache" / "results" / f"{accepted['key']}.json"
-    data = json.loads(path.read_bytes())
+    data = json.loads(path.read_bytes().partition(b"\n")[2])
     (item,) = data["builds"]
     forge(item, path, how)
     goal = path.with_name(f"{'7' * 64}.json") if how == "under another key" else path
-    goal.write_text(json.dumps(data))
+    # As a program of this user would write it.
+    goal.write_bytes(store_of(sandbox).seal.wrap(f"results/{goal.name}", json.dumps(data).encode()))
     assert codes(sandbox) == ["results_differ"]
     assert audited(sandbox).exit_code == 4
 

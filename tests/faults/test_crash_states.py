@@ -23,7 +23,7 @@ from crashmodel import Loss, Tree, cut, killed, losses
 from crashrecord import Recorder, scanned
 
 #: Random subsets of lost steps tried at each point, beside the systematic losses.
-SUBSETS = 11
+SUBSETS = 10
 IMAGES, STATES_EACH = 66, 39
 
 #: Halves of a whole that is synced by one call, where only the other half matters, and why.

@@ -20,6 +20,7 @@ from ingot.errors import RegistryDamaged
 _ED25519 = 0x01
 _MAX_NOTE = 65_535
 _MAX_SIGNATURES = 16
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _SIGNATURE_LINE = re.compile(r"— (?P<name>[^\s+]+) (?P<blob>[A-Za-z0-9+/]+={0,2})")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 
@@ -134,7 +135,7 @@ class Note:
             whole = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise _bad("a signed note is not UTF-8") from error
-        if any(ord(char) < 0x20 and char != "\n" for char in whole):
+        if _CONTROL.search(whole):
             raise _bad("a signed note holds a control character")
         text, separator, block = whole.rpartition("\n\n")
         lines = block.split("\n")

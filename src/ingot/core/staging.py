@@ -101,26 +101,36 @@ def opened(base: Path) -> Iterator[Staging]:
 
 
 def sweep(base: Path) -> int:
-    """Drop the folders of dead builds (their lock is free, or gone); returns how many."""
-    swept = sum(remove_tree(path) for path in _without_lock(base))
-    for path in sorted(base.glob("*.lock")):
-        with disk.explained(path):
-            try:
-                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                if _lock(lock) and remove_tree(path.with_suffix("")):
-                    path.unlink(missing_ok=True)
-                    swept += 1
-            finally:
-                os.close(lock)
-    return swept
+    """Drop the folders of dead builds (their lock is free, or gone); returns how many. DiskFailed."""
+    with disk.explained(base):
+        try:
+            names = set(os.listdir(base))
+        except FileNotFoundError:
+            return 0
+        locks = {name for name in names if name.endswith(".lock")}
+        # Listed before its lock is looked at: a build that begins meanwhile has its lock first.
+        swept = sum(_drop(base / name) for name in sorted(names - locks) if not os.path.lexists(base / f"{name}.lock"))
+        return swept + sum(_sweep_locked(base / name) for name in sorted(locks))
 
 
-def _without_lock(base: Path) -> list[Path]:
-    folders = [path for path in sorted(base.glob("*")) if not path.is_symlink() and path.is_dir()]
-    return [path for path in folders if not os.path.lexists(f"{path}.lock")]
+def _drop(path: Path) -> bool:
+    """Remove a folder that no build holds; what people or file managers put here is left alone."""
+    return not path.is_symlink() and path.is_dir() and remove_tree(path)
+
+
+def _sweep_locked(path: Path) -> bool:
+    """Drop the folder of a lock file, and the file, when the lock is free."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not _lock(lock) or not remove_tree(path.with_suffix("")):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(lock)
 
 
 def _claim(base: Path) -> tuple[str, int]:
