@@ -212,8 +212,7 @@ def test_results_that_differ_from_the_log_are_found(built: Sandbox) -> None:
     receipt, store = receipts(built)["s:a"], store_of(built)
     (build,) = store.read_result(receipt["key"])
     build["metrics"]["bytes"]["value"] = 7
-    store.drop_results()
-    store.add_result(receipt["key"], build)
+    store.file_results({receipt["key"]: [build]})
     result = audited(built)
     assert [problem.code for problem in result.problems] == ["results_differ"]
     assert result.exit_code == 4

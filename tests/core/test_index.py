@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ingot.core import disk
 from ingot.core.index import Index
 from ingot.core.registry import Entry, Registry
 from ingot.core.statement import build_statement, decision_statement
@@ -131,10 +132,31 @@ def test_results_of_a_lost_index_are_filed_anew(base: Sandbox) -> None:
 
 def test_stale_results_that_cannot_be_removed_are_an_error(base: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     (base.root / "cache" / "results").mkdir()
+    (base.root / "cache" / "results" / f"{'7' * 64}.json").touch()
 
-    def refuse(path: object) -> None:
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(shutil, "rmtree", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(DiskFailed, match="permission denied"):
         opened(base)
+
+
+@pytest.mark.fault("N1", "a process reads all logs anew while another looks for a result")
+def test_no_result_is_missing_while_all_are_filed_anew(chain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever found nothing would build again what is there."""
+    keys = {str(receipt["key"]) for receipt in receipts(chain).values()}
+    stray = chain.root / "cache" / "results" / f"{'7' * 64}.json"
+    stray.write_bytes(b"")
+    (chain.root / "cache" / "index.json").unlink()
+    seen = []
+    real = disk.write_file_atomic
+
+    def looking(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+        real(path, data, mode, durable=durable)
+        seen.append(all(store_of(chain).read_result(key) for key in keys))
+
+    monkeypatch.setattr(disk, "write_file_atomic", looking)
+    opened(chain)
+    assert seen and all(seen)
+    assert not stray.exists()

@@ -21,7 +21,7 @@ from straced import Point, killed_at, points, require_strace
 
 TESTS = Path(__file__).resolve().parent.parent
 #: How many calls of each kind are sampled in the everyday run: more of those that decide.
-SAMPLES = {"fsync": 7, "rename": 6, "write": 4, "mkdir": 4, "openat": 4, "close": 3, "newfstatat": 3}
+SAMPLES = {"fsync": 9, "rename": 7, "write": 4, "mkdir": 5, "openat": 4, "close": 4, "newfstatat": 3}
 OTHERS = 1
 
 

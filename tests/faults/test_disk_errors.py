@@ -199,13 +199,13 @@ class Sweep:
 
 _EVERYDAY = [
     Sweep(errno.ENOSPC, lasting=True, every=1, make=first_time),
-    Sweep(errno.EDQUOT, lasting=False, every=3, make=first_time),
-    Sweep(errno.EMFILE, lasting=False, every=3, make=first_time),
-    Sweep(errno.EACCES, lasting=False, every=5, make=first_time),
-    Sweep(errno.EIO, lasting=False, every=5, make=first_time),
-    Sweep(errno.ENOSPC, lasting=False, every=3, make=grown),
-    Sweep(errno.EMFILE, lasting=True, every=5, make=grown),
-    Sweep(errno.EIO, lasting=False, every=7, make=grown),
+    Sweep(errno.EDQUOT, lasting=False, every=5, make=first_time),
+    Sweep(errno.EMFILE, lasting=False, every=7, make=first_time),
+    Sweep(errno.EACCES, lasting=False, every=9, make=first_time),
+    Sweep(errno.EIO, lasting=False, every=9, make=first_time),
+    Sweep(errno.ENOSPC, lasting=False, every=5, make=grown),
+    Sweep(errno.EMFILE, lasting=True, every=9, make=grown),
+    Sweep(errno.EIO, lasting=False, every=11, make=grown),
 ]
 _EVERY_CALL = [Sweep(number, on, 1, make) for number in CODES for on in (False, True) for make in (first_time, grown)]
 

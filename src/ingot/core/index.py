@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import threading
 import time as clock
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -41,6 +41,10 @@ _NOTHING = Seen(0, "", "", "")
 _FORMAT = 3
 #: A file that changed this recently may change again within one tick of its time stamp: its stat proves nothing yet.
 _RACY_NS = 100_000_000
+
+
+#: A key and a receipt to be filed under it.
+_Result = tuple[str, dict[str, Any]]
 
 
 class Index:
@@ -123,7 +127,7 @@ class Index:
             seen, head = self._seen(entry.origin), heads[entry.origin]
             if entry.index == seen.size and head.size == seen.size + 1:
                 time = max(seen.time, entry.time)
-                self._add(entry, time)
+                self._file([self._add(entry, time)], anew=False)
                 self._heads = self._heads | {entry.origin: Seen(head.size, head.root, time, entry)}
                 # Our own lines: for the time of this process that is enough; the next one reads them all.
                 self._stamp(entry.origin, self._registry.stamp(entry.origin), proven=False)
@@ -145,9 +149,9 @@ class Index:
         return (self._store.root / "results").is_dir()
 
     def _catch_up(self, heads: Mapping[str, Head]) -> None:
-        if not self._heads or not self._filed() or not all(self._continues(origin, heads) for origin in self._heads):
+        anew = not (self._heads and self._filed() and all(self._continues(origin, heads) for origin in self._heads))
+        if anew:
             self._start_over()
-            self._store.drop_results()
         news: list[tuple[str, Entry]] = []
         seen = dict(self._heads)
         for origin in sorted(heads):
@@ -163,8 +167,8 @@ class Index:
                     news.append((time, entry))
             if last is not None:
                 seen[origin] = Seen(heads[origin].size, heads[origin].root, time, last)
-        for time, entry in sorted(news, key=lambda item: (item[0], item[1].origin, item[1].index)):
-            self._add(entry, time)
+        results = [self._add(entry, time) for time, entry in sorted(news, key=_place_in_time)]
+        self._file(results, anew=anew)
         self._heads, self._changed, self._loaded = seen, True, False
 
     def _continues(self, origin: str, heads: Mapping[str, Head]) -> bool:
@@ -178,30 +182,43 @@ class Index:
         first = self._registry.entries(origin, since=seen.size - 1) if self._loaded else iter(())
         return not self._loaded or _hash(next(first)) == _hash(seen.last)
 
-    def _add(self, entry: Entry, time: str) -> None:
+    def _file(self, results: Sequence[_Result | None], *, anew: bool) -> None:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for key, receipt in filter(None, results):
+            found.setdefault(key, []).append(receipt)
+        if anew:
+            self._store.file_results(found)
+        else:
+            for key, receipts in found.items():
+                for receipt in receipts:
+                    self._store.add_result(key, receipt)
+
+    def _add(self, entry: Entry, time: str) -> _Result | None:
+        """Take in one entry; the result that it gives, to be filed under its key."""
         try:
-            self._take_in(entry, time)
+            return self._take_in(entry, time)
         except (KeyError, TypeError, ValueError) as error:
             # The log is signed, but its writer may have been any program.
             what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {error!r}"
             raise RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more") from error
 
-    def _take_in(self, entry: Entry, time: str) -> None:
+    def _take_in(self, entry: Entry, time: str) -> _Result | None:
         place = {"origin": entry.origin, "index": entry.index}
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)
-            self._store.add_result(str(receipt["key"]), receipt | place)
             self.history.add(receipt)
             self._point(str(receipt["target"]), receipt, place | {"time": time})
-        elif entry.type == "selected":
+            return str(receipt["key"]), receipt | place
+        if entry.type == "selected":
             decision = decision_of(entry.statement)
             self._point(str(decision["target"]), decision, place | {"time": time})
         elif entry.type == "accept":
             accepted = acceptance.filed(entry.statement, place)
-            self._store.add_result(str(accepted["key"]), accepted)
             self._point(str(accepted["accepted"]["target"]), accepted, place | {"time": time})
+            return str(accepted["key"]), accepted
         elif entry.type == "gate-failed":
             self._gates.add(gate_identity(decision_of(entry.statement)))
+        return None
 
     def _point(self, target: str, fields: Mapping[str, Any], place: Mapping[str, Any]) -> None:
         known = self.latest.get(target)
@@ -277,6 +294,11 @@ class Index:
 def _stamp(values: list[int]) -> Stamp:
     inode, size, mtime, ctime = values
     return inode, size, mtime, ctime
+
+
+def _place_in_time(item: tuple[str, Entry]) -> tuple[str, str, int]:
+    time, entry = item
+    return time, entry.origin, entry.index
 
 
 def _holds(builds: list[dict[str, Any]], digest: str) -> bool:

@@ -46,8 +46,9 @@ class StatePins:
     def read(self, origin: str) -> tuple[Pin, bytes] | None:
         """The pin and the signed note that it came from; None when the log was never seen (E-REG-PIN)."""
         data = read_small(self.path(origin))
-        if data is None:
-            return None
+        return None if data is None else self._decoded(origin, data)
+
+    def _decoded(self, origin: str, data: bytes) -> tuple[Pin, bytes]:
         try:
             value = read_json(data)
             if not isinstance(value, dict) or value.get("format") != 1:
@@ -62,13 +63,15 @@ class StatePins:
 
     def verified(self, origin: str) -> tuple[Pin, bytes] | None:
         """As ``read``; E-REG-PIN also unless every byte is as ``write`` leaves it and the note is signed."""
-        found = self.read(origin)
-        if found is not None:
-            pin, note = found
-            if read_small(self.path(origin)) != _encode_pin(note, pin.vkey) or pin.origin != origin:
-                raise RegistryDamaged("E-REG-PIN", f"the pin of {origin} was changed", facts=[str(self.path(origin))])
-            Note.parse(note).verify(VerifierKey.parse(pin.vkey))
-        return found
+        # Read once: a writer may replace it at any moment.
+        data = read_small(self.path(origin))
+        if data is None:
+            return None
+        pin, note = self._decoded(origin, data)
+        if data != _encode_pin(note, pin.vkey) or pin.origin != origin:
+            raise RegistryDamaged("E-REG-PIN", f"the pin of {origin} was changed", facts=[str(self.path(origin))])
+        Note.parse(note).verify(VerifierKey.parse(pin.vkey))
+        return pin, note
 
     def write(self, origin: str, note: bytes, vkey: str) -> None:
         """Remember a signed checkpoint, durably; call it under the origin's lock, which lies in the same folder."""

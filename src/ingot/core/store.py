@@ -11,10 +11,9 @@ import errno
 import json
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -242,23 +241,33 @@ class Store:
         builds = data.get("builds") if isinstance(data, dict) and data.get("format") == 1 else None
         return builds if isinstance(builds, list) else None
 
-    def drop_results(self) -> None:
-        """Forget all results, to file them anew from the registry."""
+    def file_results(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """File all results anew, by key; what is not among them is dropped. Called under the lock of who files.
+
+        Each file is replaced whole and none is missing meanwhile: others read without the lock, and one that found
+        nothing would build again what is there.
+        """
         folder = self.root / "results"
-        with disk.explained(folder), suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        disk.make_dirs(folder)
+        for key, builds in results.items():
+            self._file(key, builds)
+        with disk.explained(folder):
+            for name in sorted(set(os.listdir(folder)) - {f"{key}.json" for key in results}):
+                (folder / name).unlink(missing_ok=True)
 
     def add_result(self, key: str, receipt: Mapping[str, Any]) -> None:
         """File one receipt under its key; the same entry (origin, index) is filed once."""
         builds = self.read_result(key)
         place = (receipt["origin"], receipt["index"])
         if place not in [(build["origin"], build["index"]) for build in builds]:
-            builds.append(dict(receipt))
-            builds.sort(key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
-            text = json.dumps({"format": 1, "key": key, "builds": builds}, separators=(",", ":"), sort_keys=True)
             disk.make_dirs(self.root / "results")
-            name = f"results/{key}.json"
-            disk.write_file_atomic(self.root / name, self.seal.wrap(name, text.encode()), durable=False)
+            self._file(key, [*builds, receipt])
+
+    def _file(self, key: str, builds: Sequence[Mapping[str, Any]]) -> None:
+        listed = sorted(builds, key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
+        text = json.dumps({"format": 1, "key": key, "builds": listed}, separators=(",", ":"), sort_keys=True)
+        name = f"results/{key}.json"
+        disk.write_file_atomic(self.root / name, self.seal.wrap(name, text.encode()), durable=False)
 
     # --- for people ------------------------------------------------------------------------------------------
 
