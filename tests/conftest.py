@@ -8,10 +8,15 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from faultledger import COMMAND, Ledger
 from projectkit import Sandbox
 from recordkit import copied, simple
+
+# A loaded machine makes no example wrong.
+settings.register_profile("ingot", deadline=None)
+settings.load_profile("ingot")
 
 REPO = Path(__file__).resolve().parent.parent
 _LEDGER = pytest.StashKey[Ledger]()

@@ -169,8 +169,12 @@ def verified_lock(path: Path) -> list[Pin]:
 
     A union merge of two lock files passes; a file that says the same with other bytes was edited.
     """
-    data, pins = read_small(path), read_lock(path)
-    if data is not None and (data[-1:] != b"\n" or _lines(data) != _lines(encode_lock(pins))):
+    # Read once: a writer may replace it at any moment.
+    data = read_small(path)
+    if data is None:
+        return []
+    pins = decode_lock(data)
+    if data[-1:] != b"\n" or _lines(data) != _lines(encode_lock(pins)):
         raise RegistryDamaged("E-REG-LOCK", "ingot.lock says the same in other characters than ingot writes")
     return pins
 
