@@ -212,7 +212,7 @@ def test_threads_share_what_is_in_force(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(200):
+        for _ in range(20):
             project.check(node)
     finally:
         stop.set()
