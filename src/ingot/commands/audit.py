@@ -125,6 +125,8 @@ def _show(screen: Screen, result: Result, seconds: float) -> None:
     count = len(result.problems)
     screen.line(f"{count} problem{'s' * (count != 1)} found; nothing was repaired")
     if any(problem.code == "artifact_damaged" for problem in result.problems):
-        screen.line("hint: a damaged artifact that a target needs goes to cache/quarantine with the next doit, and is built again")
+        screen.line(
+            "hint: the next doit moves a damaged artifact that it needs to cache/quarantine and builds it again"
+        )
     if result.exit_code == 5:
         screen.line("hint: compare registry/ and ingot.lock with git or a backup: git log -p -- registry ingot.lock")
