@@ -7,11 +7,9 @@ with the checkpoint's, so a damaged log is never used; only ``audit`` also verif
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from ingot.core.digest import canonical_json, is_digest, read_json, sha256_bytes
 from ingot.core.disk import failure
+from ingot.core.files import open_regular
 from ingot.core.merkle import Frontier, leaf_hash
 from ingot.core.note import Checkpoint, Note, VerifierKey
 from ingot.core.statement import MAX_LINE, STATEMENT
@@ -150,7 +149,7 @@ class Log:
     def scan(self, offset: int = 0) -> Iterator[bytes]:
         """Whole lines from a byte offset on, without line feeds; ends at a line that is cut off or too long."""
         try:
-            descriptor = _open_regular(self.lines_path)
+            descriptor = open_regular(self.lines_path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -222,18 +221,9 @@ def logs_in(root: Path) -> list[Log]:
 def read_small(path: Path) -> bytes | None:
     """A file's bytes; None when it does not exist. Symbolic links are not followed (DiskFailed)."""
     try:
-        with os.fdopen(_open_regular(path), "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise failure(error, path) from error
-
-
-def _open_regular(path: Path) -> int:
-    """A descriptor of a regular file. Whoever opened a pipe in its place would wait for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return descriptor
