@@ -85,7 +85,7 @@ def _refuse_unsafe(path: Path) -> None:
     RefusedInput: E-GGUF-*, E-TEMPLATE-UNSAFE, E-TEMPLATE-LIMIT.
     """
     from ingot.kit.chat import Template
-    from ingot.kit.gguf_reader import read_gguf
+    from ingot.kit.gguf.reader import read_gguf
 
     template = read_gguf(path).metadata.get("tokenizer.chat_template")
     if isinstance(template, str):

@@ -22,7 +22,7 @@ from ggufkit import raw_gguf, tensor_info, text
 from ingot.core.spec import load_spec
 from ingot.core.sweep import Forbidden, sweep
 from ingot.errors import RefusedInput, SpecError, StageFailed
-from ingot.kit.gguf_reader import read_gguf
+from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.safetensors_check import check_file
 from plantkit import F32, pickled, put, safetensors, zipped
 from speckit import CHAIN, kinds_in_use

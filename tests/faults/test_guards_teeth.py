@@ -26,7 +26,8 @@ from ingot.core.sources import SourceReader
 from ingot.core.statcache import StatCache
 from ingot.core.sweep import Forbidden
 from ingot.errors import IngotError, RefusedInput, SpecError, StageFailed
-from ingot.kit import code_guard, gguf_reader, hf, lora, render, safetensors_check
+from ingot.kit import code_guard, hf, lora, render, safetensors_check
+from ingot.kit.gguf import reader as gguf_reader
 from plantkit import F32, KEY, model_folder, pickled, put, safetensors, tarred, zipped
 from speckit import Folder, head, kinds_in_use
 

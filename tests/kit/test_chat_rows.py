@@ -10,8 +10,8 @@ import pytest
 from ggufkit import TEMPLATE, write_llama
 from ingot.errors import RefusedInput
 from ingot.kit import chat, hf
-from ingot.kit.gguf_reader import read_gguf
-from ingot.kit.gguf_tokenizer import write_tokenizer
+from ingot.kit.gguf.reader import read_gguf
+from ingot.kit.gguf.tokenizer import write_tokenizer
 
 ROW = {"messages": [{"role": "user", "content": "the 42?"}, {"role": "assistant", "content": " to the\nend"}]}
 

@@ -12,7 +12,7 @@ import pytest
 
 from ggufkit import raw_gguf, tensor_info, text, write_llama
 from ingot.errors import RefusedInput
-from ingot.kit.gguf_reader import find_gguf, read_gguf
+from ingot.kit.gguf.reader import find_gguf, read_gguf
 
 KEY = text("general.alignment") + struct.pack("<II", 4, 32)
 INFO = tensor_info("a", [32], 0, 0)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ingot.kit import gguf_writer as w
-from ingot.kit.gguf_reader import read_gguf
+from ingot.kit.gguf import writer as w
+from ingot.kit.gguf.reader import read_gguf
 
 FIELDS = [
     w.text("general.architecture", "llama"),

@@ -12,8 +12,8 @@ import pytest
 from tiny_llama import make_llama
 
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit import gguf_check, gguf_names, gguf_vocab
-from ingot.kit.gguf_reader import read_gguf
+from ingot.kit.gguf import check, names, vocab
+from ingot.kit.gguf.reader import read_gguf
 from stagekit import digest_of, run_stage
 
 
@@ -136,7 +136,7 @@ def test_chat_is_rendered_and_tokenized_as_in_training(tiny: Path, tmp_path: Pat
         assert token_ids(model, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert model.ends_turn(2)
         assert model.metadata("general.no_such_key") is None
-    assert metrics["probe_texts"].value == len(gguf_check.PROBES) + len(set(tokenizer.all_special_tokens)) + 1
+    assert metrics["probe_texts"].value == len(check.PROBES) + len(set(tokenizer.all_special_tokens)) + 1
 
 
 def test_sentencepiece_without_its_model_file(stories: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_self_check_finds_a_wrong_pre_tokenizer(tmp_path: Path, monkeypatch:
     _, metrics = run_stage("gguf", {"type": "F16"}, {"model": folder}, tmp_path, name="right")
     assert metrics["probe_texts"].value
     # this vocabulary joins digits, which the smollm rule keeps apart
-    monkeypatch.setattr(gguf_vocab, "_PRE", {("gpt2",): "smollm"})
+    monkeypatch.setattr(vocab, "_PRE", {("gpt2",): "smollm"})
     with pytest.raises(StageFailed, match="other token ids") as caught:
         run_stage("gguf", {"type": "F16"}, {"model": folder}, tmp_path)
     assert caught.value.code == "E-GGUF-SELFCHECK"
@@ -224,12 +224,12 @@ def test_the_self_check_finds_weights_that_are_not_finite(tiny: Path, tmp_path: 
 def test_the_self_check_finds_a_file_that_llama_cpp_refuses(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = gguf_names.shape_fields
+    original = names.shape_fields
 
     def without_eps(*args: Any) -> Any:
         return [field for field in original(*args) if not field.key.endswith("layer_norm_rms_epsilon")]
 
-    monkeypatch.setattr("ingot.kit.gguf_export.shape_fields", without_eps)
+    monkeypatch.setattr("ingot.kit.gguf.export.shape_fields", without_eps)
     with pytest.raises(StageFailed, match="does not open") as caught:
         run_stage("gguf", {"type": "F16"}, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-GGUF-SELFCHECK"

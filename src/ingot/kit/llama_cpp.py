@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ingot.errors import IngotError, StageFailed
 from ingot.kit.chat import Template
-from ingot.kit.gguf_reader import read_gguf
+from ingot.kit.gguf.reader import read_gguf
 
 _BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level

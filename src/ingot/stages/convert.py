@@ -44,7 +44,7 @@ class Convert(Stage):
         RefusedInput: E-GGUF-*, E-ARCH, E-ST-*, E-NOT-HF, E-CONFIG-CODE, E-FORMAT-PICKLE for what cannot be read;
         E-DTYPE-RANGE when a weight is too large for float16; E-QUANTIZED for a quantized Hugging Face folder.
         """
-        from ingot.kit.gguf_reader import find_gguf
+        from ingot.kit.gguf.reader import find_gguf
         from ingot.kit.hf import write_model
 
         folder = given.one("model")
@@ -57,9 +57,9 @@ class Convert(Stage):
     def _from_gguf(self, path: Path, out: Path, counted: _Counted) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
-        from ingot.kit.gguf_llama import LlamaGguf
-        from ingot.kit.gguf_reader import read_gguf
-        from ingot.kit.gguf_tokenizer import write_tokenizer
+        from ingot.kit.gguf.llama import LlamaGguf
+        from ingot.kit.gguf.reader import read_gguf
+        from ingot.kit.gguf.tokenizer import write_tokenizer
         from ingot.kit.hf import write_json
 
         counted.progress.phase("checking the GGUF")

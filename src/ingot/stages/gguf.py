@@ -12,7 +12,7 @@ from pydantic import Field
 from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Role, Stage
 
 if TYPE_CHECKING:
-    from ingot.kit.gguf_check import Checked
+    from ingot.kit.gguf.check import Checked
 
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -45,8 +45,8 @@ class Gguf(Stage):
         """RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER; StageFailed: E-GGUF-SELFCHECK, E-LLAMA-CPP."""
         import torch
 
-        from ingot.kit.gguf_check import check_gguf
-        from ingot.kit.gguf_export import write_plain
+        from ingot.kit.gguf.check import check_gguf
+        from ingot.kit.gguf.export import write_plain
         from ingot.kit.hf import load_tokenizer
         from ingot.kit.llama_cpp import quantize
 
@@ -71,7 +71,7 @@ class Gguf(Stage):
 
 
 def _metrics(path: Path, kind: str, parameters: int, checked: Checked) -> dict[str, Metric]:
-    from ingot.kit.gguf_reader import read_gguf
+    from ingot.kit.gguf.reader import read_gguf
 
     tensors = read_gguf(path).tensors
     size = path.stat().st_size

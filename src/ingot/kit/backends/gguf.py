@@ -13,7 +13,7 @@ from gguf import LlamaFileType
 
 from ingot.kit import chat
 from ingot.kit.backends import SEGMENT, segments
-from ingot.kit.gguf_reader import Gguf, read_gguf
+from ingot.kit.gguf.reader import Gguf, read_gguf
 from ingot.kit.llama_cpp import Model
 
 

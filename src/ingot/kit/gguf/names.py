@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ingot.errors import RefusedInput
-from ingot.kit.gguf_writer import Field, f32, text, u32
+from ingot.kit.gguf.writer import Field, f32, text, u32
 from ingot.kit.llama_config import LlamaShape
 
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")

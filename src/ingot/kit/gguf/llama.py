@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.errors import RefusedInput
-from ingot.kit.gguf_reader import Gguf, TensorInfo
-from ingot.kit.gguf_tokenizer import Special
+from ingot.kit.gguf.reader import Gguf, TensorInfo
+from ingot.kit.gguf.tokenizer import Special
 
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 _BLOCK = {

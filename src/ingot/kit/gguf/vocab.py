@@ -2,7 +2,7 @@
 
 Byte-level BPE becomes ``gpt2`` with the id of its pre-tokenizer; SentencePiece (tokenizer.model, or a tokenizer.json
 made from one) becomes ``llama``. What cannot be said in GGUF is refused; whether llama.cpp then gives the same ids is
-checked on the written file (``gguf_check``).
+checked on the written file (``gguf.check``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from ingot.errors import RefusedInput
 from ingot.kit.chat import Template
-from ingot.kit.gguf_names import special_ids
-from ingot.kit.gguf_writer import Field, f32s, flag, i32s, text, texts, u32
+from ingot.kit.gguf.names import special_ids
+from ingot.kit.gguf.writer import Field, f32s, flag, i32s, text, texts, u32
 from ingot.kit.hf import read_json_file
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

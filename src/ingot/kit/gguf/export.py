@@ -12,9 +12,9 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit.compressed import iter_plain_tensors
-from ingot.kit.gguf_names import LLAMA, arrange, extra_tensors, gguf_name, shape_fields
-from ingot.kit.gguf_vocab import vocabulary_fields
-from ingot.kit.gguf_writer import TensorInfo, write_gguf
+from ingot.kit.gguf.names import LLAMA, arrange, extra_tensors, gguf_name, shape_fields
+from ingot.kit.gguf.vocab import vocabulary_fields
+from ingot.kit.gguf.writer import TensorInfo, write_gguf
 from ingot.kit.hf import read_config
 from ingot.kit.llama_config import LlamaShape, llama_shape
 

@@ -1,0 +1,1 @@
+"""GGUF: read, name, lay out, write and check llama.cpp's model files."""
