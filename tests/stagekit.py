@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.digest import record_files, tree_digest
-from ingot.core.stage import Given, Metric, load_kind
+from ingot.core.stage import Done, Given, Metric, load_kind
 
 
 class Recorder:
@@ -55,4 +55,4 @@ def run_stage(
         seed=seed,
         threads=threads,
     )
-    return out, stage.run(given, out, Recorder())
+    return out, Done.of(stage.run(given, out, Recorder())).metrics

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.stage import Given, load_kind
+from ingot.core.stage import Done, Given, load_kind
 from stagekit import Recorder, digest_of
 
 STORIES = [
@@ -98,7 +98,7 @@ def run(kind: str, work: Path) -> dict[str, Any]:
     )
     before = _tree(work, out, scratch)
     os.chdir(scratch)
-    metrics = stage.run(given, out, Recorder())
+    metrics = Done.of(stage.run(given, out, Recorder())).metrics
     after = _tree(work, out, scratch)
     changed = [
         role for role, paths in inputs.items() if tuple(digest_of(path) for path in paths) != given.digests[role]

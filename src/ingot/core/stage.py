@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ingot.core.digest import FileRecord
 from ingot.errors import UsageError
 
 Reproducibility = Literal["deterministic", "seeded", "device_dependent"]
@@ -105,6 +106,14 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Virtual:
+    """A virtual input: nobody has written it; the stage that would, and what that stage would be given."""
+
+    stage: Stage
+    given: Given
+
+
+@dataclass(frozen=True)
 class Given:
     """Everything a stage may read. Inputs are read-only folders of the store.
 
@@ -112,6 +121,10 @@ class Given:
     role, none for an absent optional one). ``sources`` holds, per source in the order of
     ``Stage.found_sources``, the path of its snapshot: a file, or a folder. ``scratch`` is an empty
     folder, dropped afterwards. ``seed`` is set for ``seeded`` kinds only.
+
+    ``files`` holds, in the order of ``inputs``, what each file of an input must be (by its path): a stage that streams
+    a file compares it in the same read. ``virtual`` holds, by role, the single inputs that were never written; such
+    a role has no folder in ``inputs``, and in ``digests`` the digest only if it was streamed before.
     """
 
     inputs: Mapping[str, tuple[Path, ...]]
@@ -120,6 +133,8 @@ class Given:
     sources: tuple[Path, ...] = ()
     seed: int | None = None
     threads: int = 1
+    files: Mapping[str, tuple[Mapping[str, FileRecord], ...]] = field(default_factory=dict)
+    virtual: Mapping[str, Virtual] = field(default_factory=dict)
 
     def one(self, role: str) -> Path:
         """The folder of a single role. KeyError when it was not given."""
@@ -135,6 +150,27 @@ class Given:
     def many(self, role: str) -> tuple[Path, ...]:
         """The folders of a list role, in the order of the spec."""
         return self.inputs.get(role, ())
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run gives back that has more to tell than metrics.
+
+    ``files``: records of files that were hashed while they were written. ``tensors``: the xxh3-128 of each tensor's
+    bytes by its name, kept as evidence. ``passed``: by role, what was measured of a virtual input that flowed through,
+    its ``files`` complete (they give its digest). ``notes``: further plain data for the receipt.
+    """
+
+    metrics: Metrics
+    files: tuple[FileRecord, ...] = ()
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    passed: Mapping[str, Done] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: Metrics | Done) -> Done:
+        """What a run gave back, in the one form."""
+        return result if isinstance(result, Done) else cls(result)
 
 
 @dataclass(frozen=True)
@@ -172,6 +208,10 @@ class Stage(Frozen):
     preload: ClassVar[tuple[str, ...]] = ()
     #: Only ``fetch`` and ``teacher`` may touch the network.
     network: ClassVar[bool] = False
+    #: Single roles whose weights it reads as a stream: an input there may be virtual, and is verified as it is read.
+    streams: ClassVar[tuple[str, ...]] = ()
+    #: Whether instances with equal inputs can be built in one pass (``run_many``).
+    one_pass: ClassVar[bool] = False
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""
@@ -202,9 +242,27 @@ class Stage(Frozen):
         for name in type(self).model_fields:
             yield from _walk(f"/{name}", getattr(self, name))
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def weightwise(self) -> bool:
+        """Whether, with these parameters, it maps its streams tensor by tensor: such a target may be ``virtual``.
+
+        It then has a method ``flow(given, progress)`` that gives the ``kit.stream`` weights, writing nothing but side
+        files in ``given.scratch``.
+        """
+        return False
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Metrics | Done:
         """Build the artifact under ``out``; read only ``given``; return what was measured."""
         raise NotImplementedError
+
+    @classmethod
+    def run_many(
+        cls, stages: Sequence[Stage], given: Given, outs: Sequence[Path], progress: Progress
+    ) -> Sequence[Metrics | Done]:
+        """Build several sets of parameters from the same inputs in one pass, each under its own folder.
+
+        Kinds with ``one_pass`` override it; what each writes is what ``run`` would.
+        """
+        return [stage.run(given, out, progress) for stage, out in zip(stages, outs, strict=True)]
 
 
 def _walk(pointer: str, value: object) -> Iterator[tuple[str, Source | Files]]:

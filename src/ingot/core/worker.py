@@ -79,7 +79,8 @@ def run_job(job: dict[str, Any], connection: socket.socket) -> None:
             seed=job["seed"],
             threads=job["threads"],
         )
-        channel.send("result", metrics=plain_metrics(params.run(given, Path(job["out"]), channel)))
+        done = stage.Done.of(params.run(given, Path(job["out"]), channel))
+        channel.send("result", metrics=plain_metrics(done.metrics))
     except IngotError as error:
         channel.send("error", **error.to_dict())
     except MemoryError as error:
