@@ -148,7 +148,8 @@ class _Flow:
     def _size(self, block: Block) -> int:
         step = self._steps[block.index]
         elements = block.rows.numel()
-        return int(block.rows.nbytes) + step.leaf_bytes * elements // max(1, step.slot.elements)
+        size: int = block.rows.nbytes
+        return size + step.leaf_bytes * elements // max(1, step.slot.elements)
 
     def _map(self, block: Block) -> tuple[Block, list[Written]]:
         written: list[Written] = []
