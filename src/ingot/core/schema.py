@@ -163,8 +163,12 @@ def _required_roles(kind: type[stage.Stage]) -> list[str]:
 def _from(kind: type[stage.Stage]) -> dict[str, Any]:
     several = {"type": "array", "items": _INPUT, "minItems": 1, "uniqueItems": True}
     filled = _filled_role(kind)
+    either = {"anyOf": [_INPUT, several]}
     roles = {
-        name: {**(several if role.many else _INPUT), "description": f"Takes: {', '.join(role.accepts)}."}
+        name: {
+            **(either if role.either else several if role.many else _INPUT),
+            "description": f"Takes: {', '.join(role.accepts)}.",
+        }
         for name, role in kind.inputs.items()
         if name not in (ANY_ROLE, filled)
     }
@@ -176,7 +180,7 @@ def _from(kind: type[stage.Stage]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     if ANY_ROLE in kind.inputs:
-        found["patternProperties"] = {_ROLE: {"anyOf": [_INPUT, several]}}
+        found["patternProperties"] = {_ROLE: either}
     return found
 
 

@@ -78,7 +78,8 @@ class Prune(Stage):
         """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED."""
         import torch
 
-        from ingot.kit import hf, layers, lora
+        from ingot.kit import hf, layers
+        from ingot.kit.lora.modules import match_modules
 
         model = given.one("model")
         layers.refuse_quantized(model, "prune")
@@ -91,7 +92,7 @@ class Prune(Stage):
         torch.set_num_threads(given.threads)
         linear = layers.linear_weights(model)
         named = linear if self.targets == "all-linear" else self.targets
-        chosen = lora.match_modules(linear, named, "E-PRUNE-MODULES")
+        chosen = match_modules(linear, named, "E-PRUNE-MODULES")
         self._check_shapes(model, chosen)
         norms = self._norms(given, chosen, progress) if self.method == "wanda" else {}
         progress.phase("prune")
