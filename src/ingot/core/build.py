@@ -222,16 +222,16 @@ class Builder:
             flowed = receipts.passed(project, job, results, shared, ids)
             for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
                 receipt.update(shared | {"metrics": results[number]["metrics"]} | receipts.told(results[number]))
-                receipt.update(receipts.with_digests(project, item, job.flows, flowed.digests))
+                receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
-            for receipt in [*found, *flowed.receipts.values()]:
+            for receipt in [*found, *flowed.measured.values()]:
                 _refuse_too_large(receipt)
-            self._sweep([*found, *flowed.receipts.values()], what, staging)
+            self._sweep([*found, *flowed.measured.values()], what, staging)
             for number, receipt in enumerate(found):
                 hashed = [FileRecord(**record) for record in results[number].get("files", ())]
                 digest, records = what.keep(staging.part(number), hashed)
                 receipt.update({"digest": digest, "files": [record.to_dict() for record in records]})
-        return Made(found, list(flowed.receipts.values()))
+        return Made(found, list(flowed.measured.values()))
 
     def _new_flows(self, flowed: Sequence[dict[str, Any]], wish: Wish) -> list[dict[str, Any]]:
         """What is to be recorded of what flowed: what nobody knew, what came out differently, what was asked for."""
