@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,11 @@ from ingot.kit.gguf import writer
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.mixture import ModelFacts, Tensor, Wish, choose
 from ingot.kit.gguf.reader import Gguf, read_gguf
-from ingot.kit.gguf.sink import Content, GgufSink, SeveralSinks
+from ingot.kit.gguf.sink import Content, GgufSink
 from ingot.kit.gguf.types import FILE_TYPES, PLAIN
-from ingot.kit.stream.vocabulary import Block, Sink, Slot
+from ingot.kit.stream.memory_source import MemorySource
+from ingot.kit.stream.pipeline import run
+from ingot.kit.stream.vocabulary import Block, Slot, Weights
 from quantref import facts_fields, quantize, random_imatrix, random_weights, skeleton, write
 
 FACTS = ModelFacts("llama", 9, 8, 2)
@@ -40,24 +41,25 @@ def _content(wish: Wish, imatrix: Mapping[str, torch.Tensor] | None = None, **mo
     return Content(chosen, lambda _slots: facts_fields(FACTS), imatrix=imatrix or {}, **more)  # type: ignore[arg-type]
 
 
-def _drive(sink: Sink, tensors: Sequence[Tensor], weights: Mapping[str, torch.Tensor], rows: int = 3) -> None:
-    """What the pipeline does: encode on threads, write in order."""
+def _drive(sinks: Sequence[GgufSink], tensors: Sequence[Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    run(Weights(MemorySource({t.name: weights[t.name] for t in tensors}), Path()), sinks, threads=3)
+
+
+def _in_blocks(sink: GgufSink, tensors: Sequence[Tensor], rows: int) -> None:
+    """What the pipeline does, with blocks of so many rows."""
+    weights = random_weights(tensors)
     sink.begin(_slots(tensors))
-    blocks = [
-        Block(index, start, weights[tensor.name][start : start + rows])
-        for index, tensor in enumerate(tensors)
-        for start in range(0, tensor.shape[0], rows)
-    ]
-    with ThreadPoolExecutor(3) as pool:
-        for block, encoded in zip(blocks, pool.map(sink.encode, blocks), strict=True):
-            sink.write(block, encoded)
+    for index, tensor in enumerate(tensors):
+        for start in range(0, tensor.shape[0], rows):
+            block = Block(index, start, weights[tensor.name][start : start + rows])
+            sink.write(block, sink.encode(block))
     sink.close()
 
 
-def _made(folder: Path, wish: Wish, tensors: Sequence[Tensor], rows: int = 3, **more: object) -> tuple[GgufSink, Gguf]:
+def _made(folder: Path, wish: Wish, tensors: Sequence[Tensor], **more: object) -> tuple[GgufSink, Gguf]:
     folder.mkdir(exist_ok=True)
     sink = GgufSink(folder / "model.gguf", _content(wish, **more))  # type: ignore[arg-type]
-    _drive(sink, tensors, random_weights(tensors), rows)
+    _drive([sink], tensors, random_weights(tensors))
     return sink, read_gguf(sink.paths()[0])
 
 
@@ -133,7 +135,8 @@ def test_how_rows_come_changes_nothing(tmp_path: Path) -> None:
     for kind in ("Q4_0", "Q5_K_M", "IQ3_S", "F16"):
         digests = set()
         for rows in (1, 2, 3, 100):
-            sink, _ = _made(tmp_path / f"{kind}{rows}", Wish(kind, imatrix=True), tensors, rows, imatrix=matrix)
+            sink = GgufSink(tmp_path / f"{kind}{rows}.gguf", _content(Wish(kind, imatrix=True), matrix))
+            _in_blocks(sink, tensors, rows)
             digests.add(sink.records()[0].sha256)
         assert len(digests) == 1
 
@@ -216,7 +219,7 @@ def test_several_files_from_one_read(tmp_path: Path) -> None:
     tensors = skeleton(ModelFacts("llama", 2, 8, 2), tied=True, stored="BF16", rows=4)
     kinds = ("Q4_K_M", "Q8_0", "F16")
     sinks = [GgufSink(tmp_path / f"{kind}.gguf", _content(Wish(kind))) for kind in kinds]
-    _drive(SeveralSinks(sinks), tensors, random_weights(tensors))
+    _drive(sinks, tensors, random_weights(tensors))
     for sink, kind in zip(sinks, kinds, strict=True):
         alone, _ = _made(tmp_path / kind, Wish(kind), tensors)
         assert sink.records()[0].sha256 == alone.records()[0].sha256
@@ -235,7 +238,7 @@ def test_a_digest_that_is_known_late(tmp_path: Path) -> None:
     early = GgufSink(tmp_path / "early.gguf", content("7" * 64, late=False))
     late = GgufSink(tmp_path / "late.gguf", content("0" * 64, late=True))
     for sink in (early, late):
-        _drive(sink, tensors, random_weights(tensors))
+        _drive([sink], tensors, random_weights(tensors))
     done = late.records([writer.text("ingot.model.digest", "7" * 64)])[0]
     assert done.sha256 == early.records()[0].sha256
     assert done.sha256 == hash_file(tmp_path / "late.gguf")[1]
@@ -261,8 +264,7 @@ def test_weights_that_no_block_can_hold(tmp_path: Path, kind: str, value: float)
     weights["blk.0.ffn_up.weight"][1, 3] = value
     sink = GgufSink(tmp_path / "x.gguf", _content(Wish(kind)))
     with pytest.raises(RefusedInput, match="do not fit") as caught:
-        _drive(sink, tensors, weights)
-    sink.abort()
+        _drive([sink], tensors, weights)
     assert caught.value.code == "E-GGUF-NONFINITE"
     assert "blk.0.ffn_up.weight" in str(caught.value.facts)
 
@@ -282,25 +284,37 @@ def test_an_importance_matrix_that_does_not_fit(tmp_path: Path, fault: str) -> N
     assert not (tmp_path / "x.gguf").exists()
 
 
-@pytest.mark.parametrize("fault", ["skipped", "short", "unfinished"])
+def test_tensors_may_come_in_any_order(tmp_path: Path) -> None:
+    """Tensors that were made from one come in turns; the file is the same."""
+    tensors = skeleton(ModelFacts("llama", 2, 8, 2), tied=False, rows=3)
+    weights = random_weights(tensors)
+    straight, _ = _made(tmp_path / "straight", Wish("Q4_0"), tensors)
+    sink = GgufSink(tmp_path / "model.gguf", _content(Wish("Q4_0")))
+    sink.begin(_slots(tensors))
+    for start in range(0, 256, 2):
+        for index, tensor in reversed(list(enumerate(tensors))):
+            if start < tensor.shape[0]:
+                block = Block(index, start, weights[tensor.name][start : start + 2])
+                sink.write(block, sink.encode(block))
+    sink.close()
+    assert sink.records() == straight.records()
+    assert sink.tensors == straight.tensors
+    assert sink.records()[0].sha256 == hash_file(tmp_path / "model.gguf")[1]
+
+
+@pytest.mark.parametrize("fault", ["twice", "short"])
 def test_blocks_that_do_not_add_up(tmp_path: Path, fault: str) -> None:
     tensors = skeleton(ModelFacts("llama", 1, 8, 8), tied=True)
     weights = random_weights(tensors)
     sink = GgufSink(tmp_path / "x.gguf", _content(Wish("F32")))
     sink.begin(_slots(tensors))
-    first = Block(0, 0, weights[tensors[0].name])
-    second = Block(1, 0, weights[tensors[1].name])
-    if fault == "skipped":
-        with pytest.raises(ValueError, match=r"came where token_embd\.weight was due"):
-            sink.write(second, sink.encode(second))
-    elif fault == "short":
-        short = Block(0, 0, first.rows[:1])
-        sink.write(short, sink.encode(short))
-        with pytest.raises(ValueError, match="bytes given"):
-            sink.write(second, sink.encode(second))
+    block = Block(0, 0, weights[tensors[0].name])
+    sink.write(block, sink.encode(block))
+    if fault == "twice":
+        with pytest.raises(ValueError, match="too many bytes"):
+            sink.write(block, sink.encode(block))
     else:
-        sink.write(first, sink.encode(first))
-        with pytest.raises(ValueError, match="never written"):
+        with pytest.raises(ValueError, match="not whole"):
             sink.close()
     sink.abort()
 

@@ -1,111 +1,93 @@
-"""The files of a GGUF: each written once, in order, and hashed as it is written."""
+"""The files of a GGUF: each laid out before its first byte, written once, hashed as it is written."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import xxhash
-
-from ingot.core.digest import FileRecord
+from ingot.core.digest import FileRecord, hash_file
 from ingot.kit.gguf.writer import Field, TensorInfo, header
-
-_BLOCK = 1 << 22
+from ingot.kit.stream.layout import Shard
+from ingot.kit.stream.shard_hash import ShardHash
+from ingot.kit.stream.sharded_sink import write_all
 
 
 class Part:
-    """One file: its header, its tensors, and once it was written its hashes."""
+    """One file, whose tensors have the numbers from ``first`` on. Pieces of a tensor come in order.
 
-    def __init__(self, path: Path, fields: Sequence[Field], infos: Sequence[TensorInfo]) -> None:
-        self.path, self.fields, self.infos = path, list(fields), infos
-        self.head = header(self.fields, infos)
-        self.size = len(self.head) + sum(info.nbytes + info.padding for info in infos)
-        self.hashes: tuple[str, str] | None = None
+    With ``late`` some field of the header is not known yet: the file is hashed by ``complete``, in one more read.
+    """
+
+    def __init__(self, path: Path, fields: Sequence[Field], infos: Sequence[TensorInfo], *, first: int) -> None:
+        self.path, self.infos = path, tuple(infos)
+        self._fields = list(fields)
+        self._head = header(self._fields, self.infos)
+        places, at = [], len(self._head)
+        for number, info in enumerate(self.infos, first):
+            places.append((number, at))
+            at += info.nbytes + info.padding
+        self.size = at
+        self._ends = {
+            number: begin + info.nbytes + info.padding for (number, begin), info in zip(places, infos, strict=True)
+        }
+        self._at = dict(places)
+        self._shard = Shard(path.name, self._head, tuple(places), self.size)
+        self._hash: ShardHash | None = None
+        self._record: FileRecord | None = None
+        self._file = -1
+
+    def open(self, *, late: bool) -> None:
+        """Begin the file."""
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        write_all(self._file, self._head, 0)
+        if not late:
+            # what comes before its turn lies in the file already, and is read back from there
+            self._hash = ShardHash(self._shard, lambda _at, _piece: None, self._read_back)
+
+    def put(self, number: int, piece: Any) -> None:
+        """Write the next bytes of a tensor. ValueError when there are more than it has."""
+        end = self._at[number] + len(piece)
+        if end > self._ends[number]:
+            raise ValueError(f"{self.path.name}: too many bytes for tensor {number}")
+        write_all(self._file, piece, self._at[number])
+        self._at[number] = end
+
+    def hash(self, number: int, piece: Any) -> None:
+        """The same bytes, by the thread that hashes, once they are written."""
+        if self._hash is not None and len(piece):
+            self._hash.update(number, piece)
+
+    def close(self) -> None:
+        """After the last byte. ValueError when a tensor is not whole."""
+        short = [number for number, end in self._ends.items() if self._at[number] != end]
+        if short:
+            raise ValueError(f"{self.path.name}: {len(short)} tensors are not whole")
+        self.abort()
+        if self._hash is not None:
+            self._record = self._hash.record()
+
+    def abort(self) -> None:
+        """Let go of the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Write fields that were not known before, by their keys, and hash the file in one more read."""
+        """Write fields of equal size that were not known before, by their keys, and hash the file."""
         known = {item.key: item for item in late}
-        self.fields = [known.get(item.key, item) for item in self.fields]
-        head = header(self.fields, self.infos)
-        if len(head) != len(self.head):
+        head = header([known.get(item.key, item) for item in self._fields], self.infos)
+        if len(head) != len(self._head):
             raise ValueError("a late field changed the size of the header")
-        hasher = _Hasher()
         with self.path.open("r+b") as file:
             file.write(head)
-            file.seek(0)
-            for chunk in _chunks(file):
-                hasher.update(chunk)
-        self.head, self.hashes = head, hasher.digests()
+        self._record = FileRecord(self.path.name, *hash_file(self.path))
 
     def record(self) -> FileRecord:
         """The file as it was hashed."""
-        assert self.hashes is not None, "closed before its hashes are asked for"
-        return FileRecord(self.path.name, self.size, *self.hashes)
+        assert self._record is not None, "asked for before it was complete"
+        return self._record
 
-
-class OpenPart:
-    """A part that is being written."""
-
-    def __init__(self, part: Part, *, unhashed: bool) -> None:
-        self.part = part
-        self.file = part.path.open("xb")
-        self._hasher = None if unhashed else _Hasher()
-        self._left = list(reversed(part.infos))
-        self._at: tuple[TensorInfo, Any, int] | None = None
-        self._digests: dict[str, str] = {}
-        self._put(part.head)
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
-        if self._hasher is not None:
-            self._hasher.update(data)
-
-    def write(self, name: str, data: memoryview) -> None:
-        """Append bytes of a tensor; its first ones end the tensor before. ValueError when they do not add up."""
-        if self._at is None or self._at[0].name != name:
-            self._end()
-            info = self._left.pop()
-            if info.name != name:
-                raise ValueError(f"{name} came where {info.name} was due")
-            self._at = (info, xxhash.xxh3_128(), 0)
-        info, digest, done = self._at
-        self._put(data)
-        digest.update(data)
-        self._at = (info, digest, done + data.nbytes)
-
-    def _end(self) -> None:
-        if self._at is not None:
-            info, digest, done = self._at
-            if done != info.nbytes:
-                raise ValueError(f"{info.name}: {done} bytes given, {info.nbytes} expected")
-            self._put(bytes(info.padding))
-            self._digests[info.name] = digest.hexdigest()
-            self._at = None
-
-    def close(self) -> dict[str, str]:
-        """The xxh3-128 of each tensor's data, by name."""
-        self._end()
-        self.file.close()
-        if self._hasher is not None:
-            self.part.hashes = self._hasher.digests()
-        return self._digests
-
-
-class _Hasher:
-    def __init__(self) -> None:
-        self._sha, self._fast = hashlib.sha256(), xxhash.xxh3_128()
-
-    def update(self, data: bytes | memoryview) -> None:
-        self._sha.update(data)
-        self._fast.update(data)
-
-    def digests(self) -> tuple[str, str]:
-        return self._sha.hexdigest(), self._fast.hexdigest()
-
-
-def _chunks(file: BinaryIO) -> Iterator[memoryview]:
-    view = memoryview(bytearray(_BLOCK))
-    while count := file.readinto(view):  # type: ignore[attr-defined]
-        yield view[:count]
+    def _read_back(self, at: int, size: int) -> bytes:
+        return os.pread(self._file, size, at)

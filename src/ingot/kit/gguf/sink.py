@@ -1,12 +1,14 @@
 """A sink that writes GGUF: types and offsets are known before the first byte, blocks are quantized on many threads.
 
-The bytes are written once, in order, and hashed as they are written: the files (SHA-256, xxh3-128) and the data of each
+The bytes are written once and hashed as they are written: the files (SHA-256, xxh3-128) and the data of each
 tensor (xxh3-128). How the rows come in blocks changes nothing: a row is quantized without a look at its neighbours.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.mixture import Choice
-from ingot.kit.gguf.parts import OpenPart, Part
+from ingot.kit.gguf.parts import Part
 from ingot.kit.gguf.types import PLAIN
 from ingot.kit.gguf.writer import Field, TensorInfo, i32, u16
+from ingot.kit.stream.verified import TensorHash
 from ingot.kit.stream.vocabulary import Block, Slot
 
 
@@ -50,28 +53,32 @@ class GgufSink:
         """Write nothing yet."""
         self.path, self.content = path, content
         self.choices: Mapping[str, Choice] = {}
-        self.parameters = 0
-        self.tensors: dict[str, str] = {}
         self._slots: Sequence[Slot] = ()
         self._parts: list[Part] = []
-        self._places: dict[str, Part] = {}
-        self._open: OpenPart | None = None
+        self._places: dict[int, Part] = {}
+        self._infos: list[TensorInfo] = []
+        self._tensor_hash = TensorHash()
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
 
     def begin(self, slots: Sequence[Slot]) -> None:
-        """Choose types, lay out the files, write the first header and the tensors that no source holds."""
+        """Choose types, lay out the files, write their headers and the tensors that no source holds."""
         content = self.content
         self._slots = slots
         self.choices = content.choose(slots)
-        self.parameters = sum(slot.elements for slot in slots)
-        infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in content.extra.items()]
-        infos += [TensorInfo(slot.name, slot.shape, self.choices[slot.name].type) for slot in slots]
+        self._infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in content.extra.items()]
+        self._infos += [TensorInfo(slot.name, slot.shape, self.choices[slot.name].type) for slot in slots]
         self._check_imatrix(slots)
         for kind in sorted({choice.type for choice in self.choices.values()} - PLAIN):
             ggml().prepare(kind)
-        self._parts = self._lay_out(content.fields(slots), infos)
-        self._places = {info.name: part for part in self._parts for info in part.infos}
-        for name, tensor in content.extra.items():
-            self._take(name, tensor.contiguous().view(torch.uint8))
+        self._parts = self._lay_out(content.fields(slots))
+        numbers = iter(range(len(self._infos)))
+        self._places = {next(numbers): part for part in self._parts for _ in part.infos}
+        self._thread = ThreadPoolExecutor(1, "ingot-hash")
+        for part in self._parts:
+            part.open(late=content.late and part is self._parts[0])
+        for number, tensor in enumerate(content.extra.values()):
+            self._take(number, tensor.float().contiguous().flatten().view(torch.uint8), last=True)
 
     def _check_imatrix(self, slots: Sequence[Slot]) -> None:
         """As llama.cpp: a tensor without an entry is quantized without, unless its type needs one."""
@@ -90,23 +97,22 @@ class GgufSink:
                     facts=[f"entries: {len(self.content.imatrix)}"],
                 )
 
-    def _lay_out(self, fields: Sequence[Field], infos: Sequence[TensorInfo]) -> list[Part]:
-        limit = self.content.split_bytes
+    def _lay_out(self, fields: Sequence[Field]) -> list[Part]:
+        limit, infos = self.content.split_bytes, self._infos
         if limit is None:
-            return [Part(self.path, fields, tuple(infos))]
-        groups, size = [[infos[0]]], infos[0].nbytes + infos[0].padding
-        for info in infos[1:]:
+            return [Part(self.path, fields, infos, first=0)]
+        starts, size = [0], 0
+        for number, info in enumerate(infos):
             size += info.nbytes + info.padding
-            if size > limit:
-                groups.append([])
+            if size > limit and number > starts[-1]:
+                starts.append(number)
                 size = info.nbytes + info.padding
-            groups[-1].append(info)
-        parts = []
-        for number, group in enumerate(groups):
-            path = self.path.with_name(f"{self.path.stem}-{number + 1:05d}-of-{len(groups):05d}.gguf")
+        parts, count = [], len(starts)
+        for number, (start, end) in enumerate(itertools.pairwise([*starts, len(infos)])):
+            path = self.path.with_name(f"{self.path.stem}-{number + 1:05d}-of-{count:05d}.gguf")
             # only the first part holds the metadata, and all hold these three
-            split = [u16("split.no", number), u16("split.count", len(groups)), i32("split.tensors.count", len(infos))]
-            parts.append(Part(path, [*(fields if number == 0 else ()), *split], tuple(group)))
+            split = [u16("split.no", number), u16("split.count", count), i32("split.tensors.count", len(infos))]
+            parts.append(Part(path, [*(() if number else fields), *split], infos[start:end], first=start))
         return parts
 
     def grain(self, _slot: Slot) -> int:
@@ -130,33 +136,56 @@ class GgufSink:
             raise RefusedInput(error.code, error.what, facts=[f"tensor {slot.name!r}"]) from error
 
     def write(self, block: Block, encoded: torch.Tensor) -> None:
-        """Append the bytes; the first block of a tensor ends the one before it."""
-        self._take(self._slots[block.index].name, encoded)
+        """Write the bytes at their place, while another thread hashes those before."""
+        slot = self._slots[block.index]
+        last = block.start + block.rows.shape[0] >= slot.rows
+        self._take(block.index + len(self.content.extra), encoded, last=last)
 
-    def _take(self, name: str, encoded: torch.Tensor) -> None:
-        part = self._places[name]
-        if self._open is None or self._open.part is not part:
-            self._leave()
-            self._open = OpenPart(part, unhashed=self.content.late and part is self._parts[0])
-        self._open.write(name, memoryview(encoded.numpy()).cast("B"))
+    def _take(self, number: int, encoded: torch.Tensor, *, last: bool) -> None:
+        self._wait()
+        assert self._thread is not None
+        part, info = self._places[number], self._infos[number]
+        piece = memoryview(encoded.numpy())
+        part.put(number, piece)
+        padding = bytes(info.padding) if last else b""
+        part.put(number, padding)
+        self._pending = self._thread.submit(self._hash, number, piece, padding if last else None)
 
-    def _leave(self) -> None:
-        if self._open is not None:
-            self.tensors |= self._open.close()
-            self._open = None
+    def _hash(self, number: int, piece: memoryview, padding: bytes | None) -> None:
+        part = self._places[number]
+        self._tensor_hash.update(self._infos[number].name, piece, last=padding is not None)
+        part.hash(number, piece)
+        part.hash(number, padding or b"")
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
     def close(self) -> None:
-        """ValueError when a tensor is not whole."""
-        self._leave()
-        missing = self._places.keys() - self.tensors.keys()
-        if missing:
-            raise ValueError(f"{len(missing)} tensors were never written, one is {min(missing)!r}")
+        """The files are whole. ValueError when a tensor is not."""
+        self._wait()
+        assert self._thread is not None
+        self._thread.shutdown()
+        for part in self._parts:
+            part.close()
 
     def abort(self) -> None:
-        """Let go of the file that is being written: what was written is of no use."""
-        if self._open is not None:
-            self._open.file.close()
-            self._open = None
+        """End the hashing thread and let go of the files: what was written is of no use."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        for part in self._parts:
+            part.abort()
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """The xxh3-128 of each tensor's data, by name."""
+        return self._tensor_hash.digests
+
+    @property
+    def parameters(self) -> int:
+        """The weights of the tensors that came."""
+        return sum(slot.elements for slot in self._slots)
 
     @property
     def bytes_written(self) -> int:
@@ -175,33 +204,3 @@ class GgufSink:
         if self.content.late:
             self._parts[0].complete(late)
         return tuple(part.record() for part in self._parts)
-
-
-class SeveralSinks:
-    """Writes the same tensors to several sinks: one read, one arithmetic before, as many files."""
-
-    def __init__(self, sinks: Sequence[GgufSink]) -> None:
-        self.sinks = tuple(sinks)
-
-    def begin(self, slots: Sequence[Slot]) -> None:
-        """Told to each."""
-        for sink in self.sinks:
-            sink.begin(slots)
-
-    def grain(self, _slot: Slot) -> int:
-        """Rows are independent of one another."""
-        return 1
-
-    def encode(self, block: Block) -> tuple[torch.Tensor, ...]:
-        """The bytes for each, in their order."""
-        return tuple(sink.encode(block) for sink in self.sinks)
-
-    def write(self, block: Block, encoded: Sequence[torch.Tensor]) -> None:
-        """To each its own."""
-        for sink, part in zip(self.sinks, encoded, strict=True):
-            sink.write(block, part)
-
-    def close(self) -> None:
-        """All of them."""
-        for sink in self.sinks:
-            sink.close()
