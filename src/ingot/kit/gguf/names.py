@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -122,25 +121,3 @@ def extra_tensors(shape: LlamaShape) -> Mapping[str, torch.Tensor]:
     """Tensors that no checkpoint holds: the frequency divisors of llama3's rope scaling."""
     divisors = shape.rope.divisors(shape.head_dim) if shape.rope.kind == "llama3" else None
     return {} if divisors is None else {"rope_freqs.weight": torch.tensor(divisors, dtype=torch.float32)}
-
-
-def special_ids(config: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, int]]:
-    """(field, id) of the special tokens: the tokenizer's, else those of config.json."""
-    found = []
-    for role, field in (
-        ("bos", "bos"),
-        ("eos", "eos"),
-        ("unk", "unknown"),
-        ("sep", "seperator"),  # llama.cpp's spelling
-        ("pad", "padding"),
-        ("cls", "cls"),
-        ("mask", "mask"),
-    ):
-        value = getattr(tokenizer, f"{role}_token_id", None)
-        if value is None:
-            value = config.get(f"{role}_token_id")
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if isinstance(value, int):
-            found.append((f"tokenizer.ggml.{field}_token_id", value))
-    return found
