@@ -112,17 +112,21 @@ def dequantize_model(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors of a compressed-tensors checkpoint, one at a time, in the order of its own names."""
     config = hf.read_config(folder)
     if not is_compressed(config):
-        found = config.get("quantization_config") or {}
-        raise RefusedInput(
-            "E-QUANTIZED",
-            "the model is not a compressed-tensors checkpoint",
-            facts=[f"quant_method: {found.get('quant_method')}"],
-        )
+        raise _other_format(config)
     scheme = _scheme(config["quantization_config"])
     where = {entry.name: path for path, entry in hf.entries(folder)}
     for name in _plain_names(where):
         module = name.removesuffix(".weight")
         yield name, _load(where, name) if name in where else _decode(module, where, scheme)
+
+
+def _other_format(config: Mapping[str, Any]) -> RefusedInput:
+    found = config.get("quantization_config") or {}
+    return RefusedInput(
+        "E-QUANTIZED",
+        "the model is not a compressed-tensors checkpoint",
+        facts=[f"quant_method: {found.get('quant_method')}"],
+    )
 
 
 class CompressedSource:
@@ -134,7 +138,9 @@ class CompressedSource:
     def __init__(self, folder: Path, expected: Mapping[str, FileRecord] | None = None) -> None:
         """RefusedInput (E-QUANTIZED) for another quantization format."""
         config = hf.read_config(folder)
-        self._folder, self._expected = folder, expected
+        if not is_compressed(config):
+            raise _other_format(config)
+        self._expected = expected
         self._scheme = _scheme(config["quantization_config"])
         self._where = {entry.name: path for path, entry in hf.entries(folder)}
         entries = {entry.name: entry for _, entry in hf.entries(folder)}

@@ -74,12 +74,15 @@ class Model:
         self._batch = llama_cpp.llama_batch_init(self._step, 0, 1)
         self._position = 0
 
-    def _open_context(self, context: int, threads: int) -> Any:
+    def _settings(self, context: int, threads: int) -> Any:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = context
         settings.n_batch = settings.n_ubatch = self._step
         settings.n_threads = settings.n_threads_batch = threads
-        opened = llama_cpp.llama_init_from_model(self._model, settings)
+        return settings
+
+    def _open_context(self, context: int, threads: int) -> Any:
+        opened = llama_cpp.llama_init_from_model(self._model, self._settings(context, threads))
         if opened is None:
             self.close()
             raise _failed(f"llama.cpp does not open a context of {context} tokens")

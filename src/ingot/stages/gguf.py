@@ -14,7 +14,7 @@ from ingot.core.stage import Done, Format, Frozen, Given, Metric, Metrics, Progr
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.check import Checked
-    from ingot.kit.gguf.export import LayoutForm, Product, Written
+    from ingot.kit.gguf.export import Product, Written
     from ingot.kit.gguf.imatrix import Imatrix
     from ingot.kit.stream.vocabulary import Weights
 
@@ -137,11 +137,12 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.core.digest import tree_digest
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import export
+    from ingot.kit.gguf.hf_input import form_of, open_plain
     from ingot.kit.hf import load_tokenizer
 
-    weights, source = _opened(given, progress, finite=not stages[0].allow_nonfinite)
+    weights, source = open_plain(given, progress, finite=not stages[0].allow_nonfinite)
     tokenizer = load_tokenizer(weights.folder)
-    form = _form(weights, tokenizer)
+    form = form_of(weights, tokenizer)
     products = [_product(stage, given, out, source) for stage, out in zip(stages, outs, strict=True)]
     progress.phase(f"write {', '.join(stage.type for stage in stages)}")
 
@@ -160,35 +161,6 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
         found.append(Done(_metrics(item, weights, checked), item.files, item.sink.tensors, passed, notes))
     return found
-
-
-def _opened(given: Given, progress: Progress, *, finite: bool) -> tuple[Weights, str | None]:
-    """The weights as plain numbers under their Hugging Face names, and the quantization that was undone, if any."""
-    from ingot.kit.compressed import CompressedSource, is_compressed
-    from ingot.kit.hf import read_config
-    from ingot.kit.stream.inputs import expected_files, open_input
-    from ingot.kit.stream.nonfinite import RefuseNonFinite
-    from ingot.kit.stream.vocabulary import Weights
-
-    if "model" not in given.virtual and is_compressed(read_config(given.one("model"))):
-        folder = given.one("model")
-        source = CompressedSource(folder, expected_files(given, "model"))
-        return Weights(source, folder, [RefuseNonFinite()] if finite else []), "compressed-tensors"
-    weights = open_input(given, "model", progress, finite=finite)
-    return weights, None
-
-
-def _form(weights: Weights, tokenizer: object) -> LayoutForm:
-    """How the model is laid out; its names are put at the end of the chain."""
-    from ingot.kit.gguf.export import LayoutForm
-    from ingot.kit.gguf.layout import gguf_layout
-    from ingot.kit.gguf.vocab import vocabulary_fields
-    from ingot.kit.hf import read_config
-
-    config = read_config(weights.folder)
-    layout = gguf_layout(config)
-    weights.chain.append(layout.names())
-    return LayoutForm(layout, vocabulary_fields(weights.folder, config, tokenizer))
 
 
 def _product(stage: Gguf, given: Given, out: Path, source: str | None) -> Product:

@@ -25,7 +25,7 @@ class Ggml:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """StageFailed (E-GGML) when the library is not the one these calls were written for."""
-        self._library = library
+        self.library = library
         address, count = ctypes.c_void_p, ctypes.c_int64
         try:
             library.ggml_quantize_chunk.argtypes = [ctypes.c_int, address, address, count, count, count, address]
@@ -51,15 +51,15 @@ class Ggml:
     @property
     def version(self) -> str:
         """ggml's own version."""
-        return str(self._library.ggml_version().decode())
+        return str(self.library.ggml_version().decode())
 
     def prepare(self, kind: str) -> None:
         """Build the tables of a type. Once for each, before threads quantize to it."""
-        self._library.ggml_quantize_init(GGML_TYPES[kind].number)
+        self.library.ggml_quantize_init(GGML_TYPES[kind].number)
 
     def requires_imatrix(self, kind: str) -> bool:
         """Whether the type cannot be made at all without an importance matrix."""
-        return bool(self._library.ggml_quantize_requires_imatrix(GGML_TYPES[kind].number))
+        return bool(self.library.ggml_quantize_requires_imatrix(GGML_TYPES[kind].number))
 
     def encode(
         self, rows: torch.Tensor, kind: str, imatrix: torch.Tensor | None = None, *, check: bool = True
@@ -79,10 +79,10 @@ class Ggml:
         step = max(1, _FLOATS // columns)
         for start in range(0, len(flat), step):
             part = flat[start : start + step].float().contiguous()
-            self._library.ggml_quantize_chunk(
+            self.library.ggml_quantize_chunk(
                 number, part.data_ptr(), target + start * size, 0, len(part), columns, weights
             )
-        if check and not self._library.ggml_validate_row_data(number, target, encoded.numel()):
+        if check and not self.library.ggml_validate_row_data(number, target, encoded.numel()):
             raise RefusedInput("E-GGUF-NONFINITE", f"weights do not fit {kind}: one is not finite, or too large")
         return encoded
 
