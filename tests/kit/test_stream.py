@@ -36,10 +36,16 @@ def tensors() -> dict[str, torch.Tensor]:
     return found
 
 
-def written(out: Path, source: dict[str, torch.Tensor], *steps: Transform | Tap, **options: int) -> SafetensorsSink:
+def written(
+    out: Path,
+    source: dict[str, torch.Tensor],
+    *steps: Transform | Tap,
+    shard_bytes: int = 5_000_000_000,
+    window_bytes: int = pipeline.WINDOW,
+) -> SafetensorsSink:
     out.mkdir()
-    sink = SafetensorsSink(out, options.pop("shard_bytes", 5_000_000_000))
-    pipeline.run(Weights(MemorySource(source), out, list(steps)), [sink], threads=2, **options)
+    sink = SafetensorsSink(out, shard_bytes)
+    pipeline.run(Weights(MemorySource(source), out, list(steps)), [sink], threads=2, window_bytes=window_bytes)
     return sink
 
 

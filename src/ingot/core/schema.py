@@ -98,7 +98,7 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
         "properties": {
             "kind": {"const": name},
             "from": _from(kind),
-            "virtual": {"const": False, "description": "This version writes every target."},
+            "virtual": _virtual(kind),
             **({"matrix": _matrix(params)} if params else {}),
             **params,
         },
@@ -109,6 +109,13 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
     if not own["allOf"]:
         del own["allOf"]
     return {name: own, **below}
+
+
+def _virtual(kind: type[stage.Stage]) -> dict[str, Any]:
+    """Which parameters let a target be virtual, the reader of specs knows; the schema, whether any do."""
+    if kind.weightwise is stage.Stage.weightwise:
+        return {"const": False, "description": "Targets of this kind are always written."}
+    return {"type": "boolean", "default": False, "description": "Streamed into what is built from it; never written."}
 
 
 def _given(param: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ def linear_modules(model: Any) -> list[str]:
     ]
 
 
-def linear_weights(folder: Path) -> list[str]:
-    """As ``linear_modules``, those whose ``.weight`` is a tensor of the folder.
+def linear_weights(folder: Path, names: Collection[str] | None = None) -> list[str]:
+    """As ``linear_modules``, those whose ``.weight`` is among ``names`` (unless given, the tensors of the folder).
 
     RefusedInput (E-MODEL-ARCH) for a model that has no linear layers at all.
     """
-    names = set(hf.tensor_names(folder))
+    names = set(hf.tensor_names(folder) if names is None else names)
     model = skeleton(folder)
     linear = linear_modules(model)
     if not linear:

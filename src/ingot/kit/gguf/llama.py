@@ -8,16 +8,18 @@ https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py); here t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.reader import Gguf, TensorInfo
 from ingot.kit.gguf.tokenizer import Special
+from ingot.kit.stream.vocabulary import Route, Slot, unchanged
 
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 _BLOCK = {
@@ -228,3 +230,33 @@ def _llama3_scaling(factors: npt.NDArray[np.float32], theta: float, head_dim: in
 
 def _arch(what: str, hint: str | None = None) -> RefusedInput:
     return RefusedInput("E-ARCH", f"the GGUF cannot be converted: {what}", hint=hint)
+
+
+@dataclass(frozen=True)
+class ToHf:
+    """Names dequantized tensors as transformers does, and gives their rows its order; others are left out."""
+
+    model: LlamaGguf
+
+    def begin(self, slots: Sequence[Slot]) -> None:
+        """See ``kit.stream``'s ``Transform``."""
+        del slots
+
+    def routes(self, slot: Slot) -> Sequence[Route]:
+        """One tensor of the model, if it is one."""
+        return [_route(tensor, slot) for tensor in self.model.tensors if tensor.info.name == slot.name]
+
+    def finish(self) -> None:
+        """See ``kit.stream``'s ``Transform``."""
+
+
+def _route(tensor: Tensor, slot: Slot) -> Route:
+    named = replace(slot, name=tensor.name)
+    if not tensor.heads:
+        return Route(named, unchanged, identity="")
+    height = slot.rows // tensor.heads
+
+    def reorder(rows: torch.Tensor, _start: int) -> torch.Tensor:
+        return torch.from_numpy(undo_permute(rows.numpy(), rows.shape[0] // height))
+
+    return Route(named, reorder, grain=height, identity=f"heads of {height}")

@@ -61,7 +61,7 @@ class Step:
     def grain(self) -> int:
         """The height that every block is a multiple of."""
         parts = [sink.grain(self.slot) for sink in self.sinks]
-        for route, below in self.routes:
+        for route, below in ((route, below) for route, below in self.routes if not route.once):
             parts += [below.grain(), route.grain if route.apply is unchanged else tile_rows(self.slot, route.grain)]
         return math.lcm(*parts) if parts else 1
 
@@ -76,20 +76,21 @@ class Step:
             block = Block(self.index, start, rows)
             out.append((sink, block, sink.encode(block)))
         for route, below in self.routes:
-            below.run(_mapped(self.slot, route, rows, start), start, out)
+            if not (route.once and start):
+                below.run(_mapped(self.slot, route, rows, start), start, out)
 
 
 def _mapped(slot: Slot, route: Route, rows: torch.Tensor, start: int) -> torch.Tensor:
     """The rows of ``route``: a map that is not whole is given tile by tile, whatever the block is."""
     tile = tile_rows(slot, route.grain)
     count = rows.shape[0] if slot.shape else 1
-    if route.whole or route.apply is unchanged or count <= tile:
+    if route.whole or route.once or route.apply is unchanged or count <= tile:
         mapped = route.apply(rows, start)
     else:
         parts = [route.apply(rows[at : at + tile], start + at) for at in range(0, count, tile)]
         mapped = torch.cat(parts)
     goal = route.slot
-    shape = (goal.rows if route.whole else count, *goal.shape[1:]) if goal.shape else ()
+    shape = (goal.rows if route.whole or route.once else count, *goal.shape[1:]) if goal.shape else ()
     if mapped.dtype != TORCH_DTYPES[goal.dtype] or tuple(mapped.shape) != shape:
         raise TypeError(f"{goal.name}: announced {goal.dtype} {goal.shape}, got {mapped.dtype} {tuple(mapped.shape)}")
     return mapped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -49,11 +49,15 @@ def _from_folder(given: Given, role: str) -> Weights:
 
 
 def _virtual(given: Given, role: str, progress: Progress) -> Weights:
-    virtual = given.virtual[role]
-    inner = cast("Flowing", virtual.stage).flow(virtual.given, progress)
-    sink = HashSink(virtual.given.scratch, inner.shard_bytes)
+    inner = _flow(given, role, progress)
+    sink = HashSink(given.scratch, inner.shard_bytes)
     chain = [*inner.chain, Tap(sink)]
     return Weights(inner.source, inner.folder, chain, passed={role: lambda: finished(inner, sink)})
+
+
+def _flow(given: Given, role: str, progress: Progress) -> Weights:
+    virtual = given.virtual[role]
+    return cast("Flowing", virtual.stage).flow(virtual.given, progress)
 
 
 def finished(weights: Weights, sink: Counted) -> Done:
@@ -83,3 +87,22 @@ def build(stage: Flowing, given: Given, out: Path, progress: Progress) -> Done:
     for path in sorted(weights.folder.iterdir()):
         shutil.move(path, out / path.name)
     return done
+
+
+def written(given: Given, role: str, progress: Progress) -> tuple[Given, dict[str, Callable[[], Done]]]:
+    """The same with a virtual input written to scratch, for what must read it more than once, and what was measured.
+
+    An input that lies in the store stays as it is.
+    """
+    if role not in given.virtual:
+        return given, {}
+    weights = _flow(given, role, progress)
+    folder = side_folder(given)
+    sink = SafetensorsSink(folder, weights.shard_bytes)
+    pipeline.run(weights, [sink], threads=given.threads, watch=progress)
+    done = finished(weights, sink)
+    for path in sorted(weights.folder.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    virtual = {name: other for name, other in given.virtual.items() if name != role}
+    files = {**given.files, role: ({record.path: record for record in done.files},)}
+    return replace(given, inputs={**given.inputs, role: (folder,)}, virtual=virtual, files=files), {role: lambda: done}

@@ -147,8 +147,8 @@ class _Flow:
 
     def _size(self, block: Block) -> int:
         step = self._steps[block.index]
-        elements = block.rows.numel()
-        return int(block.rows.nbytes) + step.leaf_bytes * elements // max(1, step.slot.elements)
+        after: int = step.leaf_bytes * block.rows.numel() // max(1, step.slot.elements)
+        return int(block.rows.nbytes) + after
 
     def _map(self, block: Block) -> tuple[Block, list[Written]]:
         written: list[Written] = []

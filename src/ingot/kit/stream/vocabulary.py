@@ -87,6 +87,7 @@ class Route:
     A map that is not ``whole`` always sees the same rows at once, those of a *tile*, whose height follows from the
     slot's shape and ``grain`` alone: whatever else is in the chain, a matrix product gives the same bits, and what is
     added up tile by tile gives the same sum (if the tiles are added in order, or by ``math.fsum``).
+    With ``once`` the tensor does not depend on the rows: the map is asked with the first block alone, and gives all.
     ``identity`` says what the map does, where that is told by content alone: equal identities on equal bytes give equal
     bytes (``""``: the bytes pass unchanged; None: not known, so nothing made from it is ever reused).
     """
@@ -96,6 +97,7 @@ class Route:
     grain: int = 1
     whole: bool = False
     identity: str | None = None
+    once: bool = False
 
 
 class Transform(Protocol):
