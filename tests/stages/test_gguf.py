@@ -212,7 +212,7 @@ def test_parts_are_one_model(tiny: Path, tmp_path: Path) -> None:
     for path in (first, whole / "model.gguf"):
         with open_model(path, context=64) as model:
             found.append(logits(model, [5, 6, 7]))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     sorted(parts.iterdir())[1].unlink()
     with pytest.raises(RefusedInput, match="1 of its") as caught:
         find_gguf(parts)
