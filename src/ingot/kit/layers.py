@@ -57,6 +57,18 @@ def linear_weights(folder: Path, names: Collection[str] | None = None) -> list[s
     return [module for module in linear if f"{module}.weight" in names]
 
 
+def four_bit_weights(folder: Path) -> frozenset[str]:
+    """The weights that transformers' bitsandbytes loader quantizes by default: of every linear layer but the output.
+
+    RefusedInput (E-MODEL-ARCH) for a model whose matrices are another kind of layer.
+    """
+    model = skeleton(folder)
+    linear = [name for name in linear_modules(model) if type(model.get_submodule(name)) is torch.nn.Linear]
+    if not linear:
+        raise no_linear(model)
+    return frozenset(f"{name}.weight" for name in linear)
+
+
 def no_linear(model: Any) -> RefusedInput:
     """The refusal of a model without linear layers, such as GPT-2, whose matrices are another kind of layer."""
     return RefusedInput(

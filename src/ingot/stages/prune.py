@@ -93,7 +93,8 @@ class Prune(Stage):
         """The pruned weights as a stream; the other files lie in the weights' folder."""
         import torch
 
-        from ingot.kit import layers, lora
+        from ingot.kit import layers
+        from ingot.kit.lora.modules import match_modules
         from ingot.kit.pruning import Pruning
         from ingot.kit.stream.chain import slots
         from ingot.kit.stream.inputs import open_input, side_folder, written
@@ -112,7 +113,8 @@ class Prune(Stage):
         torch.set_num_threads(given.threads)
         found = slots(weights)
         linear = layers.linear_weights(weights.folder, {slot.name for slot in found})
-        chosen = lora.match_modules(linear, linear if self.targets == "all-linear" else self.targets, "E-PRUNE-MODULES")
+        named = linear if self.targets == "all-linear" else self.targets
+        chosen = match_modules(linear, named, "E-PRUNE-MODULES")
         self._check_shapes([slot for slot in found if slot.name.removesuffix(".weight") in set(chosen)])
         norms = self._norms(given, chosen, progress) if self.method == "wanda" else {}
         pruning = Pruning(chosen, self._rule(norms))
