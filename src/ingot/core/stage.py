@@ -62,11 +62,15 @@ class Files(Frozen):
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a kind: a single target, or with ``many`` a list of them."""
+    """One input of a kind: a single target, or with ``many`` a list of them.
+
+    ``either``: one name is a single target (it hands its axes on), a list is a list, whichever is written.
+    """
 
     accepts: tuple[Format, ...] = ("any",)
     many: bool = False
     optional: bool = False
+    either: bool = False
 
 
 @dataclass(frozen=True)

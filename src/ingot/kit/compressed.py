@@ -8,7 +8,7 @@ format come out right, too; 8-bit packing is done here, being a plain view of by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,22 @@ def _scheme(config: Mapping[str, Any]) -> Any:
             facts=[f"format {config.get('format')}, {len(groups)} groups"],
         )
     return groups[0]
+
+
+def decoder(group_size: int | None) -> Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]:
+    """What makes weights again of packed values, scales and the weights' shape: the format's own library."""
+    scheme = _scheme(config_of(group_size, []))
+    from compressed_tensors.compressors import BaseCompressor
+
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+
+    def decode(packed: torch.Tensor, scale: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        parts = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(list(shape))}
+        weight = compressor.decompress(parts, scheme)["weight"]
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    return decode
 
 
 def _decode(module: str, where: Mapping[str, Path], scheme: Any) -> torch.Tensor:
