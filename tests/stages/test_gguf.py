@@ -12,7 +12,7 @@ import pytest
 from tiny_llama import make_llama
 
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit.gguf import check, layout, vocab
+from ingot.kit.gguf import check, layout, pretokenizers
 from ingot.kit.gguf.reader import read_gguf
 from stagekit import digest_of, run_stage
 
@@ -202,7 +202,7 @@ def test_the_self_check_finds_a_wrong_pre_tokenizer(tmp_path: Path, monkeypatch:
     _, metrics = run_stage("gguf", {"type": "F16"}, {"model": folder}, tmp_path, name="right")
     assert metrics["probe_texts"].value
     # this vocabulary joins digits, which the smollm rule keeps apart
-    monkeypatch.setattr(vocab, "_PRE", {("gpt2",): "smollm"})
+    monkeypatch.setattr(pretokenizers, "RULES", (pretokenizers.Rule(("smollm",), (pretokenizers.GPT2,)),))
     with pytest.raises(StageFailed, match="other token ids") as caught:
         run_stage("gguf", {"type": "F16"}, {"model": folder}, tmp_path)
     assert caught.value.code == "E-GGUF-SELFCHECK"
