@@ -59,7 +59,8 @@ def _seen_by_transformers(folder: Path, texts: list[list[int]]) -> dict[str, np.
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }  # fmt: skip
-    model, found = load_model(folder, "float32"), {}
+    model = load_model(folder, "float32")
+    found: dict[str, Any] = {}
     for number, layer in enumerate(model.model.layers):
         for name, gguf in names.items():
 
@@ -88,7 +89,7 @@ def test_llama_cpp_sees_what_transformers_sees(wide: Path, data: Path, made: Pat
     wanted = _seen_by_transformers(wide, texts)
     assert matrix.entries.keys() == wanted.keys()
     assert (matrix.chunks, matrix.chunk_size) == (len(texts), CONTEXT)
-    for name, entry in matrix.entries.items():
+    for entry in matrix.entries.values():
         assert entry.counts.tolist() == [len(texts) * CONTEXT]
     assert _far(matrix, wanted) == []
 

@@ -29,39 +29,40 @@ def completed(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def sizes_of(arch: Architecture, config: Config) -> Sizes:
-    """The sizes in a configuration. RefusedInput (E-GGUF-ARCH) for one that is missing, odd or does not divide."""
+def sizes_of(arch: Architecture, config: Config, code: str = "E-GGUF-ARCH", where: str = "config.json") -> Sizes:
+    """The sizes in a configuration. RefusedInput (``code``) for one that is missing, odd or does not divide."""
     names = arch.hf_keys
 
-    def size(key: str, default: Any = None) -> int:
-        value = config.get(names.get(key, ""), default)
+    def size(name: str) -> int:
+        value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise RefusedInput("E-GGUF-ARCH", f"config.json: {names.get(key, key)} is {value!r}, not a size")
+            raise RefusedInput(code, f"{where}: {name} is {value!r}, not a size")
         return value
 
-    hidden, heads = size("embedding_length"), size("attention.head_count")
-    kv_heads = size("attention.head_count_kv", heads)
-    head = size("attention.key_length", config.get("head_dim") or hidden // heads)
-    if heads % kv_heads or head % 2:
+    hidden, heads = size(names["embedding_length"]), size(names["attention.head_count"])
+    kv_heads = size(kv) if (kv := names.get("attention.head_count_kv")) else heads
+    head = size("head_dim") if config.get("head_dim") else hidden // heads
+    if heads % kv_heads or head % 2 or not head:
         raise RefusedInput(
-            "E-GGUF-ARCH",
-            "config.json: heads do not divide into key-value heads, or the head size is odd",
+            code,
+            f"{where}: heads do not divide into key-value heads, or the head size is odd",
             facts=[f"{heads} heads, {kv_heads} key-value heads, head size {head}"],
         )
+    wide = names["feed_forward_length"]
     return Sizes(
-        layers=size("block_count"),
+        layers=size(names["block_count"]),
         hidden=hidden,
-        wide=size("feed_forward_length", 4 * hidden),
+        wide=4 * hidden if config.get(wide) is None else size(wide),
         heads=heads,
         kv_heads=kv_heads,
         head=head,
-        vocabulary=_positive(config, "vocab_size"),
-        context=size("context_length"),
+        rotated=int(_partial(config) * hidden) // heads if arch.partial else head,
+        vocabulary=size("vocab_size"),
+        context=size(names["context_length"]),
     )
 
 
-def _positive(config: Config, name: str) -> int:
-    value = config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise RefusedInput("E-GGUF-ARCH", f"config.json: {name} is {value!r}, not a size")
-    return value
+def _partial(config: Config) -> float:
+    """The rotated part of a head, as the reference converter finds it for Phi-3."""
+    stated: Mapping[str, Any] = config.get("rope_parameters") or {}
+    return float(stated.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)

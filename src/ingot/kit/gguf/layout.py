@@ -14,7 +14,7 @@ from ingot.kit.gguf import maps
 from ingot.kit.gguf.architectures import architecture_of
 from ingot.kit.gguf.architectures.words import Architecture, Config, Key, Map, Module, Part, Sizes
 from ingot.kit.gguf.hparams import completed, sizes_of
-from ingot.kit.gguf.rope import Rope, rope_of, rope_tensors, scaling_fields
+from ingot.kit.gguf.rope import Rope, longrope_fields, rope_of, rope_tensors, scaling_fields
 from ingot.kit.gguf.writer import Field, f32, text, u32
 from ingot.kit.stream.vocabulary import Route, Slot
 
@@ -92,6 +92,14 @@ class Layout:
         """Tensors that no checkpoint holds, float32, in the order in which they stand before all others."""
         return rope_tensors(self.rope, self.sizes)
 
+    def limits(self) -> tuple[str, ...]:
+        """Sentences on where llama.cpp and transformers part ways on this model though the file says all it can."""
+        window = self.config.get("sliding_window")
+        types = self.config.get("layer_types") or ["sliding_attention"]
+        if self.architecture.windowed or not window or window >= self.sizes.context or "sliding_attention" not in types:
+            return ()
+        return (f"llama.cpp attends to all positions, transformers to the last {window}: they agree up to that length",)
+
     def plain_type(self, name: str, shape: Sequence[int], wanted: str) -> str:
         """The type of an unquantized tensor where ``wanted`` is asked: vectors, norms and biases stay F32."""
         always = len(shape) < 2 or name.endswith("_norm.weight") or not name.endswith(".weight")
@@ -106,6 +114,7 @@ class Layout:
         label = size_label(parameters + sum(tensor.numel() for tensor in self.extra().values()))
         fields = [
             text("general.architecture", self.arch),
+            *longrope_fields(self.architecture, self.rope, self.sizes),
             text("general.type", "model"),
             text("general.size_label", label),
         ]
@@ -119,6 +128,8 @@ class Layout:
 
     def _key(self, key: Key) -> list[Field]:
         value = self.config.get(key.hf)
+        if value is None and key.size:
+            value = self.sizes.of(key.size)
         if value is None:
             if key.optional:
                 return []
@@ -127,16 +138,20 @@ class Layout:
         return [u32(name, int(value)) if key.kind == "u32" else f32(name, float(value))]
 
     def _part(self, part: Part, file_type: int) -> list[Field]:
+        name, rope = self.arch, self.rope
         if part == "scaling":
-            return scaling_fields(self.architecture, self.rope)
+            return scaling_fields(self.architecture, rope)
         if part == "theta":
-            return [f32(f"{self.arch}.rope.freq_base", self.rope.theta)]
+            return [f32(f"{name}.rope.freq_base", rope.theta)]
         if part == "local_theta":
-            local = self.rope.local_theta
-            return [] if local is None else [f32(f"{self.arch}.rope.freq_base_swa", local)]
-        if part == "rotated":
-            return [u32(f"{self.arch}.rope.dimension_count", self.sizes.head)]
-        return [u32("general.file_type", file_type)]
+            return [] if rope.local_theta is None else [f32(f"{name}.rope.freq_base_swa", rope.local_theta)]
+        key, value = {
+            "rotated": (f"{name}.rope.dimension_count", self.sizes.rotated),
+            "original_context": (f"{name}.rope.scaling.original_context_length", rope.original_context),
+            "window_or_0": (f"{name}.attention.sliding_window", self.config.get("sliding_window") or 0),
+            "file_type": ("general.file_type", file_type),
+        }[part]
+        return [u32(key, value)]
 
 
 def gguf_layout(config: Mapping[str, Any]) -> Layout:
@@ -148,13 +163,16 @@ def gguf_layout(config: Mapping[str, Any]) -> Layout:
     arch = architecture_of(config)
     full = completed(arch, config)
     layout = Layout(arch, full)
-    for name, values in arch.fixed.items():
+    for name in arch.implied:
+        values = arch.implication(name, layout.sizes)
         if (given := full.get(name, values[0])) not in values:
-            raise _unlike(arch, f"{name}: {given!r}", f"llama.cpp computes it only with {name}: {values[0]!r}")
-    for check in arch.checks:
-        if (odd := check(full, layout.sizes)) is not None:
-            raise _unlike(arch, odd, "llama.cpp takes the published models' form for granted")
+            raise _unlike(arch, f"{name}: {_short(given)}", f"llama.cpp computes it as {name}: {_short(values[0])}")
     return layout
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) < 80 else f"{said[:76]} …"
 
 
 def _unlike(arch: Architecture, what: str, fact: str) -> RefusedInput:

@@ -10,6 +10,7 @@ A step is a pattern (text is cut before and after each match), or one of the wor
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,14 +58,28 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to split: its steps; whether a word that is a token is taken whole, without merging; ``tokenizer.json``
-    files that spell it otherwise; whether llama.cpp puts a begin token before a text where the GGUF does not say."""
+    """One way to split: its steps as tokenizer.json has them.
+
+    ``ignore_merges``: a word that is a token is taken whole, without merging. ``spellings``: other steps of
+    tokenizer.json that say the same. ``add_bos``: llama.cpp puts a begin token before a text where the GGUF does not
+    say. ``apart``: Unicode categories of characters outside ASCII around which llama.cpp's own form of the pattern
+    splits otherwise than the model's: its regular expressions know no marks in words and no capitals but A to Z.
+    """
 
     names: tuple[str, ...]
     steps: tuple[str, ...]
     ignore_merges: bool = False
     spellings: tuple[tuple[str, ...], ...] = ()
     add_bos: bool = False
+    apart: frozenset[str] = frozenset()
+
+    def agrees_on(self, text: str) -> bool:
+        """Whether llama.cpp splits this text as the steps do."""
+        return not any(ord(char) > 127 and unicodedata.category(char) in self.apart for char in text)
+
+
+_MARKS_AND_CAPITALS = frozenset({"Mn", "Mc", "Me", "Lu", "Lt"})
+_SEPARATORS = frozenset({"Zs", "Zl", "Zp"})
 
 
 RULES: tuple[Rule, ...] = (
@@ -96,14 +111,15 @@ RULES: tuple[Rule, ...] = (
         (QWEN2,),
     ),
     Rule(("qwen35",), (_QWEN35,)),
-    Rule(("tekken",), (TEKKEN,), ignore_merges=True, add_bos=True),
-    Rule(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (_GPT4O,)),
+    Rule(("tekken",), (TEKKEN,), ignore_merges=True, add_bos=True, apart=_MARKS_AND_CAPITALS),
+    Rule(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (_GPT4O,), apart=_MARKS_AND_CAPITALS),
     Rule(
         ("deepseek-llm",),
         (*_DEEPSEEK_LLM, RUNS),
         spellings=((*_DEEPSEEK_LLM, r"\p{N}+"), (*_DEEPSEEK_LLM, DIGITS)),
+        apart=_SEPARATORS,
     ),
-    Rule(("deepseek-coder",), _DEEPSEEK_CODER, spellings=((*_DEEPSEEK_CODER[:-1], r"\p{N}"),)),
+    Rule(("deepseek-coder",), _DEEPSEEK_CODER, spellings=((*_DEEPSEEK_CODER[:-1], r"\p{N}"),), apart=_SEPARATORS),
     Rule(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _DEEPSEEK3),
     Rule(
         ("falcon",),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from ingot.errors import RefusedInput
-from ingot.kit.gguf.architectures.llama import LLAMA
+from ingot.kit.gguf.architectures.gemma import GEMMA2, GEMMA3
+from ingot.kit.gguf.architectures.gpt2 import GPT2
+from ingot.kit.gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from ingot.kit.gguf.architectures.phi3 import PHI3
+from ingot.kit.gguf.architectures.qwen import QWEN2, QWEN3
 from ingot.kit.gguf.architectures.words import Architecture, Config
 
 #: Every architecture. Where two have the same name in llama.cpp, a GGUF is read as the first.
-ALL: tuple[Architecture, ...] = (LLAMA,)
+ALL: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, SMOLLM3, GPT2)
 
 
 def architecture_of(config: Config) -> Architecture:

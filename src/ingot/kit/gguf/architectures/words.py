@@ -40,19 +40,20 @@ class Module:
 class Key:
     """A number of config.json and the metadata field that holds it, ``NAME.gguf`` for the architecture ``NAME``.
 
-    ``optional``: not written where config.json has none. ``default`` is what a GGUF without the field means.
+    ``optional``: not written where config.json has none; ``size`` names the size that is written then instead.
     """
 
     gguf: str
     hf: str
     kind: Literal["u32", "f32"] = "u32"
     optional: bool = False
-    default: float | None = None
+    size: str = ""
 
 
 #: Fields that are more than one number: the rule that scales positions, the base of the rotation (and that of layers
-#: with a window), the size of a head's rotated part, the number of the file type.
-Part = Literal["scaling", "theta", "local_theta", "rotated", "file_type"]
+#: with a window), the size of a head's rotated part, the context that scaling starts from, the window or 0, the number
+#: of the file type.
+Part = Literal["scaling", "theta", "local_theta", "rotated", "original_context", "window_or_0", "file_type"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Sizes:
     heads: int
     kv_heads: int
     head: int
+    rotated: int
     vocabulary: int
     context: int
 
@@ -78,18 +80,19 @@ class Sizes:
         }.get(name) or int(getattr(self, name))
 
 
-#: Says what about a configuration does not fit, in words that end the sentence "the model has …"; None if it fits.
-Check = Callable[[Config, Sizes], str | None]
+#: What llama.cpp takes an entry of config.json to be: one of these values, or the one that follows from the sizes.
+Implied = tuple[Any, ...] | Callable[[Sizes], Any]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: ``name`` is llama.cpp's, ``model`` and ``model_type`` are transformers'.
 
-    ``fixed`` are the values of config.json that llama.cpp takes for granted, ``checks`` what is more than one value;
-    a model that has others would convert and then compute something else, so it is refused. ``constants`` are the
-    entries of config.json that a GGUF implies. ``scalings`` are the rules for positions that llama.cpp has for it.
-    ``skipped`` are endings of tensors that hold no weights. ``f32``: matrices that stay F32 whatever the type.
+    ``implied`` are the entries of config.json that a GGUF cannot say: a model that has others would convert and then
+    compute something else, so it is refused; a GGUF read back gets them (of several values the first).
+    ``scalings`` are the rules for positions that llama.cpp has for it; ``partial``: it can rotate a part of each head.
+    ``windowed``: llama.cpp knows the layers that look back only so far. ``skipped`` are endings of tensors that hold
+    no weights. ``f32``: matrices that stay F32 whatever the type.
     """
 
     name: str
@@ -99,11 +102,16 @@ class Architecture:
     modules: tuple[Module, ...]
     prefixes: tuple[str, ...] = ("model.",)
     scalings: tuple[str, ...] = ("default",)
-    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    checks: tuple[Check, ...] = ()
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = False
+    windowed: bool = False
+    implied: Mapping[str, Implied] = field(default_factory=dict)
     skipped: tuple[str, ...] = (".rotary_emb.inv_freq",)
     f32: frozenset[str] = frozenset()
+
+    def implication(self, name: str, sizes: Sizes) -> tuple[Any, ...]:
+        """The values that llama.cpp takes the entry ``name`` of config.json to have."""
+        found = self.implied[name]
+        return (found(sizes),) if callable(found) else found
 
     @property
     def hf_keys(self) -> dict[str, str]:
