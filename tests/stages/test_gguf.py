@@ -12,7 +12,7 @@ import pytest
 from tiny_llama import make_llama
 
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit.gguf import check, names, pretokenizers
+from ingot.kit.gguf import check, layout, pretokenizers
 from ingot.kit.gguf.reader import read_gguf
 from stagekit import digest_of, run_stage
 
@@ -224,12 +224,12 @@ def test_the_self_check_finds_weights_that_are_not_finite(tiny: Path, tmp_path: 
 def test_the_self_check_finds_a_file_that_llama_cpp_refuses(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = names.shape_fields
+    original = layout.Layout.fields
 
     def without_eps(*args: Any) -> Any:
         return [field for field in original(*args) if not field.key.endswith("layer_norm_rms_epsilon")]
 
-    monkeypatch.setattr("ingot.kit.gguf.export.shape_fields", without_eps)
+    monkeypatch.setattr(layout.Layout, "fields", without_eps)
     with pytest.raises(StageFailed, match="does not open") as caught:
         run_stage("gguf", {"type": "F16"}, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-GGUF-SELFCHECK"

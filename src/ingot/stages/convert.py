@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Convert(Stage):
-    """Write a GGUF (Llama architecture) or a Hugging Face folder as a Hugging Face folder of one dtype.
+    """Write a GGUF or a Hugging Face folder as a Hugging Face folder of one dtype.
 
     Quantized GGUF tensors are dequantized; the tokenizer is built from the GGUF's own vocabulary and the chat template
     is kept, so that text gives the token ids that llama.cpp gives. One tensor is held at a time, and one shard.
@@ -57,24 +57,28 @@ class Convert(Stage):
     def _from_gguf(self, path: Path, out: Path, counted: _Counted) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
-        from ingot.kit.gguf.llama import LlamaGguf
+        from ingot.kit.gguf.hf_view import GgufModel
         from ingot.kit.gguf.reader import read_gguf
         from ingot.kit.gguf.tokenizer import write_tokenizer
         from ingot.kit.hf import write_json
+        from ingot.kit.stream.vocabulary import Slot
 
         counted.progress.phase("checking the GGUF")
         gguf = read_gguf(path)
-        model = LlamaGguf(gguf)
-        length = model.config["max_position_embeddings"]
+        model = GgufModel(gguf)
+        length = model.sizes.context
         ids = model.token_config(write_tokenizer(gguf.metadata, out, max_length=length))
         write_json(out / "config.json", {**model.config, **ids, "dtype": self.dtype})
         write_json(out / "generation_config.json", ids)
         counted.bytes_in = sum(info.size for info in gguf.tensors)
-        counted.parameters_in = sum(info.elements for info in gguf.tensors if info.name != "rope_freqs.weight")
-        counted.total = sum(tensor.info.elements for tensor in model)
+        counted.parameters_in = model.parameters
+        names = model.names()
+        routes = [(info, route) for info in gguf.tensors for route in names.routes(Slot(info.name, info.shape, "F32"))]
+        counted.total = sum(info.elements for info, _ in routes)
         counted.progress.phase("dequantizing")
-        for tensor in model:
-            yield tensor.name, counted.cast(tensor.name, torch.from_numpy(model.weights(tensor)))
+        for info, route in routes:
+            weights = route.apply(torch.from_numpy(gguf.dequantized(info)), 0)
+            yield route.slot.name, counted.cast(route.slot.name, weights)
 
     def _from_hf(self, folder: Path, out: Path, counted: _Counted) -> Iterator[tuple[str, torch.Tensor]]:
         import math

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ingot.errors import RefusedInput
 from ingot.kit.compressed import iter_plain_tensors
-from ingot.kit.gguf.names import LLAMA, arrange, extra_tensors, gguf_name, shape_fields
+from ingot.kit.gguf.layout import GgufNames, gguf_layout
 from ingot.kit.gguf.vocab import vocabulary_fields
 from ingot.kit.gguf.writer import TensorInfo, write_gguf
 from ingot.kit.hf import read_config
-from ingot.kit.llama_config import LlamaShape, llama_shape
+from ingot.kit.stream.vocabulary import Slot
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED = {dtype: name for name, dtype in _DTYPES.items()}
 _NUMBERS = {"F32": 0, "F16": 1, "BF16": 32}
 
 
@@ -39,40 +39,30 @@ def write_plain(
     RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER.
     """
     config = read_config(model)
-    shape = llama_shape(config, "E-GGUF-ARCH")
-    sources = _survey(model, shape)
+    layout = gguf_layout(config)
+    sources = _survey(model, layout.names())
     kind = kind or _stored_type(sources)
-    extra = extra_tensors(shape)
+    extra = layout.extra()
     infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in extra.items()]
-    infos += [TensorInfo(name, size, kind if len(size) > 1 else "F32") for name, (size, _) in sources.items()]
+    infos += [TensorInfo(name, size, layout.plain_type(name, size, kind)) for name, (size, _) in sources.items()]
     parameters = sum(math.prod(size) for size, _ in sources.values())
-    fields = shape_fields(LLAMA, shape, _NUMBERS[kind], parameters)
+    fields = layout.fields(_NUMBERS[kind], parameters)
     fields += vocabulary_fields(model, config, tokenizer)
     types = {info.name: info.type for info in infos}
     total = sum(info.nbytes for info in infos)
-    write_gguf(path, fields, infos, _watched(_content(model, shape, extra, types), total, watch))
+    write_gguf(path, fields, infos, _watched(_content(model, layout.names(), extra, types), total, watch))
     return Written(kind, parameters)
 
 
-def _survey(model: Path, shape: LlamaShape) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _slot(name: str, tensor: torch.Tensor) -> Slot:
+    return Slot(name, tuple(tensor.shape), _STORED.get(tensor.dtype, "F32"))
+
+
+def _survey(model: Path, names: GgufNames) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """GGUF name → shape and dtype, in the order of the source; the table stands before the data in the file."""
-    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    for name, tensor in iter_plain_tensors(model):
-        if (target := gguf_name(LLAMA, name)) is not None:
-            found[target] = (tuple(tensor.shape), tensor.dtype)
-    missing = sorted(_expected(shape) - found.keys())
-    if missing:
-        raise RefusedInput(
-            "E-GGUF-TENSOR", f"the model lacks {len(missing)} tensors, first {missing[0]!r}", facts=["names as in GGUF"]
-        )
-    return found
-
-
-def _expected(shape: LlamaShape) -> set[str]:
-    names = {"token_embd.weight", "output_norm.weight"} | (set() if shape.tied else {"output.weight"})
-    for block in range(shape.layers):
-        names |= {f"blk.{block}.{module}.weight" for module in LLAMA.block.values()}
-    return names
+    slots = [(_slot(name, tensor), tensor.dtype) for name, tensor in iter_plain_tensors(model)]
+    names.begin([slot for slot, _ in slots])
+    return {route.slot.name: (route.slot.shape, dtype) for slot, dtype in slots for route in names.routes(slot)}
 
 
 def _stored_type(sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str:
@@ -82,13 +72,13 @@ def _stored_type(sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> 
 
 
 def _content(
-    model: Path, shape: LlamaShape, extra: Mapping[str, torch.Tensor], types: Mapping[str, str]
+    model: Path, names: GgufNames, extra: Mapping[str, torch.Tensor], types: Mapping[str, str]
 ) -> Iterator[memoryview]:
     for tensor in extra.values():
         yield memoryview(tensor.numpy())
     for name, tensor in iter_plain_tensors(model):
-        if (target := gguf_name(LLAMA, name)) is not None:
-            laid = arrange(LLAMA, shape, target, tensor).to(_DTYPES[types[target]]).contiguous()
+        for route in names.routes(_slot(name, tensor)):
+            laid = route.apply(tensor, 0).to(_DTYPES[types[route.slot.name]]).contiguous()
             yield memoryview(laid.flatten().view(torch.uint8).numpy())
 
 
