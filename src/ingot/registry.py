@@ -234,6 +234,8 @@ def described(entry: Entry, project: Project) -> dict[str, Any]:
             "peak_anon_bytes": receipt["timings"].get("peak_anon_bytes"),
             "bytes": project.index.history.size_of(receipt["digest"]),
             "predicted": receipt.get("predicted"),
+            "stored": receipt.get("stored", True),
+            "shared_with": receipt.get("shared_with", []),
             "git": receipt["git"],
         }
     decision = decision_of(entry.statement)

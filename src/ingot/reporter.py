@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
+from ingot.core.build import Built
 from ingot.core.reasons import found_again, summary
 from ingot.core.report_view import Table
 from ingot.core.session import Session
@@ -23,7 +24,7 @@ from ingot.view.closing import NO_SPECS, Item, closing_page, gate_lines, nothing
 from ingot.view.lines import failure_block, result_line, title
 from ingot.view.live import LiveScreen
 from ingot.view.plain import PlainScreen, Screen, is_terminal
-from ingot.view.text import duration
+from ingot.view.text import Line, duration
 
 _IMPORTED = time.monotonic()
 _NAME_MAX = 40
@@ -68,6 +69,8 @@ class LiveReporter:
         self._reasons: dict[str, str] = {}
         #: Targets that another process built while this one waited for them.
         self._elsewhere: set[str] = set()
+        #: Virtual targets that were asked for by name.
+        self._asked: list[str] = []
 
     # --- called by doit ------------------------------------------------------------------------------------
 
@@ -78,6 +81,7 @@ class LiveReporter:
             return
         self._board.targets = tuple(name for name in _closure(tasks, selected_tasks) if name in session.project.nodes)
         session.selected = self._board.targets
+        self._asked = [name for name in selected_tasks if name in session.project.nodes]
         session.listeners.append(self._board.hear)
         interrupt.install(self._stop, self._screen.close, self._stream.fileno(), terminal=self._terminal)
 
@@ -97,7 +101,7 @@ class LiveReporter:
         else:
             reason = summary(planned.reasons) if planned else "asked for"
         self._reasons[task.name] = reason
-        if planned is None or planned.state != "fresh":
+        if planned is None or planned.state not in ("fresh", "virtual"):
             self._screen.begin(self._board.begin(task.name, node.kind if node else "task", reason))
 
     def add_success(self, task: Task) -> None:
@@ -106,13 +110,16 @@ class LiveReporter:
             return
         session = self.session
         built = session.outcomes.get(task.name) if session else None
+        if session is not None and built is None and task.name in session.project.virtual:
+            self._board.end(task.name, "virtual")
+            return
         if session is None or built is None:
             self._board.end(task.name, "built")
             self._screen.say([title("ran", task.name)])
             return
         begun = self._board.end(task.name, built.fate)
-        if built.fate != "fresh":
-            self._say_result(task.name, built.fate, built.receipt)
+        if built.fate not in ("fresh", "virtual"):
+            self._say_built(task.name, built)
         elif begun is not None:
             # It was to be built, and was built when its lock was had.
             self._elsewhere.add(task.name)
@@ -121,7 +128,8 @@ class LiveReporter:
     def skip_uptodate(self, task: Task) -> None:
         """A task is up to date: counted, not listed."""
         if task.name in self._board.targets:
-            self._board.end(task.name, "fresh")
+            virtual = self.session is not None and task.name in self.session.project.virtual
+            self._board.end(task.name, "virtual" if virtual else "fresh")
 
     def skip_ignore(self, task: Task) -> None:
         """``doit ignore`` set the task aside."""
@@ -140,9 +148,9 @@ class LiveReporter:
             return
         built = session.outcomes.get(task.name) if session else None
         self._board.end(task.name, "failed")
-        if built is not None and built.fate != "fresh":
+        if built is not None and built.fate not in ("fresh", "virtual"):
             # The result is published; its gates are what failed.
-            self._say_result(task.name, built.fate, built.receipt)
+            self._say_built(task.name, built)
         self._screen.say(failure_block(task.name, self._words(task, fail)))
 
     def cleanup_error(self, exception: Fail) -> None:
@@ -165,9 +173,9 @@ class LiveReporter:
         seconds = _since_start()
         done = board.names("built", "restored", "failed", "skipped")
         if not done and self.session is not None and not self._runtime_errors:
-            if board.count("fresh"):
-                line = nothing_to_do(board.count("fresh"), seconds, len(self._elsewhere))
-                self._screen.say([line, *gate_lines(self.session, board)])
+            if board.count("fresh") or board.count("virtual"):
+                line = nothing_to_do(board.count("fresh"), seconds, len(self._elsewhere), board.count("virtual"))
+                self._screen.say([line, *gate_lines(self.session, board), *self._about_virtual()])
             elif not board.targets and not self.session.project.default_specs:
                 self._screen.say([[(NO_SPECS, "")]])
             return
@@ -176,16 +184,35 @@ class LiveReporter:
                 self._show(closing_page(self.session, board, self._screen.width if self._terminal else _LOG_WIDTH))
             notices = self.session.project.registry.notices if self.session is not None else []
             self._screen.say([[(f"note: {notice}", "yellow")] for notice in notices])
+            self._screen.say(self._about_virtual())
             self._screen.say([[("", "")], [*board.result(), (f" in {duration(seconds)}", "dim")]])
         self._screen.say([[(text.strip(), "red")] for text in self._runtime_errors])
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any]) -> None:
+    def _about_virtual(self) -> list[Line]:
+        """What a virtual target that was asked for by name is, and how it is written all the same."""
+        known = self.session.project.virtual if self.session is not None else {}
+        what = "is virtual: it is streamed into what is built from it, and not written"
+        return [
+            [(f"note: {name} {what}; doit materialize {name} writes it", "yellow")]
+            for name in self._asked
+            if name in known
+        ]
+
+    def _say_built(self, name: str, built: Built) -> None:
+        """A result, and before it what flowed into it."""
+        for receipt in built.streamed:
+            self._board.end(str(receipt["target"]), "streamed")
+            reason = f"it flowed into {name}"
+            self._say_result(str(receipt["target"]), "streamed", receipt, reason)
+        self._say_result(name, built.fate, built.receipt)
+
+    def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any], why: str = "") -> None:
         longest = max((len(each) for each in self._board.targets), default=0)
         layout = (min(longest, _NAME_MAX, self._screen.width // 2), self._screen.width)
         # A plain screen has said why at the start.
-        reason = self._reasons.get(name, "") if self._terminal or fate == "restored" else ""
+        reason = why or (self._reasons.get(name, "") if self._terminal or fate == "restored" else "")
         self._screen.say([result_line(fate, name, receipt, layout, reason)])
 
     def _words(self, task: Task, fail: Fail) -> str:

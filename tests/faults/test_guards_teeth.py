@@ -26,8 +26,9 @@ from ingot.core.sources import SourceReader
 from ingot.core.statcache import StatCache
 from ingot.core.sweep import Forbidden
 from ingot.errors import IngotError, RefusedInput, SpecError, StageFailed
-from ingot.kit import code_guard, hf, lora, render, safetensors_check
+from ingot.kit import code_guard, hf, render, safetensors_check
 from ingot.kit.gguf import reader as gguf_reader
+from ingot.kit.lora.read import read_adapter
 from plantkit import F32, KEY, model_folder, pickled, put, safetensors, tarred, zipped
 from speckit import Folder, head, kinds_in_use
 
@@ -623,7 +624,7 @@ GUARDS: dict[str, Guard] = {
         code_guard._refuse_keys,
         "if _asks_for_code(str(key), item):",
         a_folder(
-            lora.read_adapter,
+            read_adapter,
             adapter_config={"auto_mapping": {"parent_library": "evil"}},
             **{"adapter_model.safetensors": safetensors({"a": F32})},
         ),

@@ -95,7 +95,7 @@ def test_the_measured_loss_is_what_peft_and_transformers_compute(
 def test_what_is_written_is_clean(trained: tuple[Path, Any], inputs: dict[str, Path]) -> None:
     out, metrics = trained
     assert sorted(path.name for path in out.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "training.json",
+        "adapter_config.json", "adapter_model.safetensors", "ingot_adapter.json", "training.json",
     ]  # fmt: skip
     text = (out / "adapter_config.json").read_text()
     config = json.loads(text)
@@ -111,6 +111,8 @@ def test_what_is_written_is_clean(trained: tuple[Path, Any], inputs: dict[str, P
         "down_proj",
     }
     assert (config["r"], config["lora_alpha"]) == (8, 16)
+    record = {"format": 1, "base_digest": digest_of(inputs["model"]), "quantization": None}
+    assert json.loads((out / "ingot_adapter.json").read_text()) == record
     for path in out.iterdir():
         data = path.read_bytes()
         assert str(inputs["model"]).encode() not in data

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from ingot.core.stage import load_kind
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit import compressed, hf
-from stagekit import Recorder, run_stage
+from stagekit import run_stage
 from tinymodels import llama, logits, save, state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -97,22 +95,23 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "E-QUANTIZED"
 
 
-@pytest.mark.parametrize("part", ["weight_scale", "weight_packed", "norm"])
-def test_what_was_written_wrong_is_found_on_reading_back(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("part", ["scales_of", "quantize", "pack"])
+def test_what_is_packed_wrong_is_found_on_decoding_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     base = save(llama(), tmp_path / "base")
-    out, _ = run_stage("quantize", {}, {"model": base}, tmp_path)
-    path = out / "model.safetensors"
-    tensors = load_file(path)
-    name = next(name for name in sorted(tensors) if part in name)
-    if part == "weight_packed":
-        tensors[name][0, 0] ^= 1 << 12
-    else:
-        tensors[name] = tensors[name] * 1.5
-    save_file(tensors, path)
-    stage: Any = load_kind("quantize").model_validate_json("{}", strict=True)
-    chosen = {f"{name.removesuffix('_packed')}" for name in tensors if name.endswith("weight_packed")}
+    right = getattr(compressed, part)
+
+    def wrong(*given: Any) -> torch.Tensor:
+        result: torch.Tensor = right(*given)
+        if part == "scales_of":
+            return result * 0.5
+        result[0, 0] += 1 << (12 if part == "pack" else 2)
+        return result
+
+    monkeypatch.setattr(compressed, part, wrong)
     with pytest.raises(StageFailed) as caught:
-        stage._proof(base, out, chosen, Recorder())
+        run_stage("quantize", {}, {"model": base}, tmp_path)
     assert caught.value.code == "E-QUANTIZE-VERIFY"
 
 

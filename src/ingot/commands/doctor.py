@@ -45,7 +45,7 @@ def _checks(project: Project, plan: Mapping[str, Planned], *, probe: bool) -> It
     from ingot.core.forecast import forecast
     from ingot.core.registry import default_keys_dir
 
-    todo = [item for item in plan.values() if item.state != "fresh"]
+    todo = [item for item in plan.values() if item.is_needed]
     nodes = [item.node for item in todo]
     yield doctor.Check("specs", "ok", _specs(project, todo))
     yield doctor.python()

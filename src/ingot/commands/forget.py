@@ -36,6 +36,9 @@ class Forget(IngotCommand):
             return 0
         names = () if options["all"] else arguments
         for node in select(project, names, inputs=bool(options["follow-sub"])):
+            if node.virtual and not project.store.is_linked(node.spec, node.name):
+                screen.line(f"{node.id} is virtual: it is measured again whenever what is built from it is built again")
+                continue
             project.store.forget(node.id)
             screen.line(f"forgetting {node.id}")
         return 0

@@ -64,8 +64,8 @@ def _rows(project: Project, entries: Sequence[Entry]) -> Iterator[tuple[str, ...
     for entry in entries:
         data = registry.described(entry, project)
         target = "" if data["target"] is None else str(data["target"])
-        what = "restored" if entry.type == "selected" else entry.type
-        head = _when(entry.time), what, target, str(data["digest"])[:12]
+        what = {"selected": "restored", "build": "build" if data.get("stored", True) else "streamed"}
+        head = _when(entry.time), what.get(entry.type, entry.type), target, str(data["digest"])[:12]
         yield *head, *_measured(data), _why(entry, data, known)
         known.take(entry, data)
 
@@ -124,7 +124,7 @@ class _Known:
 def _why(entry: Entry, data: Json, known: _Known) -> str:
     """What changed since the target's last entry; a decision's own words."""
     if entry.type == "build":
-        return _why_built(entry, known)
+        return f"{_why_built(entry, known)}{_shared(data)}"
     if entry.type == "selected":
         from ingot.core.reasons import found_again
 
@@ -143,6 +143,13 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
         return _decided(entry, data, known)
     shown = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
     return ", ".join(f"{name} {value}" for name, value in data.items() if name not in shown)
+
+
+def _shared(data: Json) -> str:
+    """What a build had its pass, and so its time, in common with."""
+    if not data.get("stored", True):
+        return f"; into {', '.join(data['shared_with'])}" if data["shared_with"] else "; a scratch copy"
+    return f"; in one pass with {', '.join(data['shared_with'])}" if data.get("shared_with") else ""
 
 
 def _decided(entry: Entry, data: Json, known: _Known) -> str:

@@ -40,10 +40,10 @@ class Plan(IngotCommand):
     doc_usage = "[SPEC | SPEC:TARGET ...] [-n N] [--json] [--all]"
     doc_description = (
         "For each target: fresh (its result is at hand), stale (it would be built), waiting (an input would be built "
-        "first) or building (another process builds it now), with the reasons. With names: these targets and "
-        "everything they are built from. Time, memory and bytes are predicted from earlier builds (of the same "
-        "parameters, target or kind, scaled by the size of the inputs), never where there are none; what cannot fit "
-        "is refused by doit before it starts, unless with --force."
+        "first), virtual (streamed into what is built from it, not written) or building (another process builds it "
+        "now), with the reasons. With names: these targets and everything they are built from. Time, memory and bytes "
+        "are predicted from earlier builds (of the same parameters, target or kind, scaled by the size of the inputs), "
+        "never where there are none; what cannot fit is refused by doit before it starts, unless with --force."
     )
     cmd_options = (JSON_OPTION, _PARALLEL, flag("all", "show the fresh steps of a report too", short="a"))
 
@@ -219,8 +219,13 @@ def _summary(items: Sequence[Planned]) -> str:
     stale, waiting, building, fresh = (
         sum(item.state == state for item in items) for state in ("stale", "waiting", "building", "fresh")
     )
-    if fresh == len(items):
-        return f"{'the target is' if fresh == 1 else f'all {fresh} targets are'} fresh; doit would build nothing"
+    virtual, flowing = (
+        sum(item.state == "virtual" and item.is_needed == needed for item in items) for needed in (0, 1)
+    )
+    if fresh + virtual + flowing == len(items):
+        also = f" or virtual ({virtual + flowing})" if virtual + flowing else ""
+        whole = "the target is" if len(items) == 1 else f"all {len(items)} targets are"
+        return f"{whole} fresh{also}; doit would build nothing"
     parts = []
     if stale:
         parts.append(f"{plural(stale, 'target')} would be built")
@@ -230,7 +235,10 @@ def _summary(items: Sequence[Planned]) -> str:
         wait, are = ("waits", "is") if waiting == 1 else ("wait", "are")
         them = "it" if stale + building == 1 else "them"
         parts.append(f"{waiting} {wait} for {them} and {are} built only if inputs change")
-    return f"{'; '.join(parts)} ({fresh} fresh)" if fresh else "; ".join(parts)
+    if flowing:
+        parts.append(f"{flowing} virtual {'is' if flowing == 1 else 'are'} streamed")
+    rest = [f"{count} {word}" for count, word in ((fresh, "fresh"), (virtual, "virtual")) if count]
+    return f"{'; '.join(parts)} ({', '.join(rest)})" if rest else "; ".join(parts)
 
 
 def _failing(project: Project, items: Iterable[Planned]) -> list[str]:
@@ -241,7 +249,7 @@ def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:
     """Name what is not installed and would stop the run before its first stage."""
     from ingot.core.plan import missing_tools
 
-    error = missing_tools(item.node for item in items if item.state != "fresh")
+    error = missing_tools(item.node for item in items if item.is_needed)
     if error is not None:
         screen.line()
         screen.line(f"note: {error.what}")

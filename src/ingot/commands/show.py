@@ -29,6 +29,8 @@ Json = Mapping[str, Any]
 _OTHERS = ("latest", "last_good")
 #: In fewer columns intervals have no column of their own.
 _WIDE = 100
+#: More targets of one pass are counted.
+_NAMED = 3
 
 
 class Show(IngotCommand):
@@ -118,7 +120,11 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     yield "key", str(receipt["key"])
     timings = receipt["timings"]
     took = measured_text(timings["wall_s"], predicted.get("wall_s"), duration_text)
-    yield "built", f"{when_text(receipt['built_at'])} in {took}"
+    shared = receipt.get("shared_with")
+    yield (
+        "built",
+        f"{when_text(receipt['built_at'])} in {took}{f', in one pass with {_named(shared)}' if shared else ''}",
+    )
     yield "peak memory", _memory(timings, predicted)
     if predicted:
         from ingot.core.predict import source_text
@@ -132,12 +138,20 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
 def _place(project: Project, receipt: Json) -> str:
     """A path that can be pasted, or that there is none."""
     spec, _, name = str(receipt["target"]).partition(":")
+    if not receipt["present"] and receipt.get("stored") is False:
+        return f"not written, only measured ({_flowed(receipt)}; doit materialize {receipt['target']} writes it)"
     if not receipt["present"]:
         return f"not present in the store or damaged ({remedy(project, str(receipt['target']))})"
     path = project.store.object_path(str(receipt["digest"]))
     if project.store.has_latest(spec, name, str(receipt["digest"])):
         path = project.store.root / "latest" / spec / name
     return os.path.relpath(path)
+
+
+def _flowed(receipt: Json) -> str:
+    """What a virtual target flowed into, or that there was a copy of it."""
+    into = receipt.get("shared_with")
+    return f"streamed into {', '.join(into)}" if into else "a scratch copy, dropped since"
 
 
 def _memory(timings: Json, predicted: Json) -> str:
@@ -184,10 +198,15 @@ def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
         yield name, number_text(metric["value"]), unit, shown, count, metric["method"]
 
 
+def _named(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+
+
 def _inputs(receipt: Json) -> Iterator[tuple[str, str, str]]:
+    streamed = receipt.get("streamed") or {}
     for role, value in sorted(receipt["inputs"].items()):
         for item in [value] if isinstance(value, Mapping) else value:
-            yield role, str(item["target"]), str(item["digest"])[:12]
+            yield role, str(item["target"]), str(item["digest"])[:12] + (", streamed" if role in streamed else "")
 
 
 def _files(receipt: Json) -> Iterator[tuple[str, str, str]]:

@@ -81,6 +81,9 @@ def _present_key(project: Project, planned: Planned) -> tuple[Mapping[str, Any],
     if planned.parts is None or planned.key is None:
         facts = [reason.detail for reason in planned.reasons]
         raise RefusedInput("E-SOURCE", f"{node.id} cannot be accepted: its key is not known", facts=facts)
+    if "key:sha256:" in str(planned.parts["inputs"]):
+        what = f"{node.id} cannot be accepted: an input of it is virtual and was never measured, so it has no digest"
+        raise UsageError("E-INPUT-STALE", what, hint="doit materialize writes and measures a virtual target")
     versions = {**planned.parts["tools"], **planned.parts.get("programs", {})}
     absent = sorted(name for name, version in versions.items() if version == NOT_INSTALLED)
     if absent:

@@ -5,10 +5,10 @@ with SHA-256, metrics that follow from bytes are derived again, and the lineage 
 without inputs, whose keys pin their sources by digest. Nothing is repaired.
 
 Codes beside those of ``log_audit``. Of the store: ``artifact_damaged``, ``results_differ``. Of the registry:
-``entry_unreadable``, ``digest_differs``, ``key_differs``, ``metric_differs``, ``lineage_broken``, and those of
-decisions (``decision_audit``). Notes, no damage: ``artifact_absent``, ``artifact_unprotected`` (it can be written to,
-or has a second name), ``derived_unsealed`` (a derived file is not as this user's ingot wrote it, and is not used),
-``object_unnamed``, ``not_rederived``.
+``entry_unreadable``, ``digest_differs``, ``key_differs``, ``metric_differs``, ``lineage_broken``, ``stream_differs``
+(``stream_audit``), and those of decisions (``decision_audit``). Notes, no damage: ``artifact_absent``,
+``artifact_unprotected`` (it can be written to, or has a second name), ``derived_unsealed`` (a derived file is not as
+this user's ingot wrote it, and is not used), ``object_unnamed``, ``not_rederived``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 
 from ingot.core.decision_audit import acceptances, check_form, contradictions
 from ingot.core.digest import FileRecord, hash_file, is_digest, tree_digest, walk_files
-from ingot.core.key import key_of
+from ingot.core.key import forms_of, key_of
 from ingot.core.rederive import derive, disagreements
 from ingot.core.registry import Entry, Registry
 from ingot.core.statement import receipt_of
 from ingot.core.store import Store
+from ingot.core.stream_audit import never_written, stream_contradictions
 from ingot.errors import DiskFailed, IngotError, RefusedInput, RegistryDamaged
 
 #: Problems of the store; all others are the registry's.
@@ -154,6 +155,8 @@ class _Auditor:
             self.problem("digest_differs", _place(entry), f"the file list of {receipt['target']} has another digest")
         if key_of(receipt["key_parts"]) != receipt["key"]:
             self.problem("key_differs", _place(entry), f"the key parts of {receipt['target']} have another key")
+        # Of a form that cannot be read the entry is unreadable.
+        forms_of(receipt)
 
     # --- objects ---------------------------------------------------------------------------------------------
 
@@ -166,9 +169,11 @@ class _Auditor:
         total = sum(int(file["size"]) for receipt in wanted.values() for file in receipt["files"])
         for digest, receipt in wanted.items():
             self._check_object(digest, receipt, lambda: progress(self.result.bytes, total))
+        streamed = never_written(self.builds)
         for digest in sorted(named.keys() - present):
             self.result.absent += 1
-            self.note("artifact_absent", _object(digest), f"the artifact of {named[digest]['target']} is not present")
+            what = "was streamed and never written" if digest in streamed else "is not present"
+            self.note("artifact_absent", _object(digest), f"the artifact of {named[digest]['target']} {what}")
         for digest in sorted(present - named.keys()) if self.whole else ():
             self.note(
                 "object_unnamed", _object(digest), "no entry names it: a build in progress, or left by a killed one"
@@ -259,6 +264,8 @@ class _Auditor:
             for digest in sorted(digests - grounded):
                 how = "reaches no pinned source" if digest in produced else "was built by no entry"
                 self.problem("lineage_broken", _place(entry), f"an input of {receipt['target']}, {digest[:16]}…, {how}")
+        for entry, what in stream_contradictions(self.builds):
+            self.problem("stream_differs", _place(entry), what)
         for code, entry, what in contradictions(self.decisions, self.builds):
             self.problem(code, _place(entry), what)
 
@@ -274,7 +281,7 @@ class _Auditor:
             for build in builds or ():
                 receipt = known.get((str(build["origin"]), int(build["index"])))
                 signed = receipt is not None or int(build["index"]) < self.sizes.get(str(build["origin"]), 0)
-                if signed and (receipt is None or build.get("key") != path.stem or not _same(build, receipt)):
+                if signed and (receipt is None or path.stem not in forms_of(receipt) or not _same(build, receipt)):
                     where = f"cache/results/{path.name}"
                     what = f"differs from entry {build['index']} of {build['origin']}: remove cache/results and build"
                     self.problem("results_differ", where, what)
@@ -285,11 +292,16 @@ class _Auditor:
 
     def _check_metrics(self) -> None:
         seen: set[str] = set()
+        streamed = never_written(self.builds)
         for entry, receipt in self.builds:
             identity = json.dumps([receipt["digest"], receipt["inputs"], receipt["metrics"]], sort_keys=True)
             if identity in seen:
                 continue
             seen.add(identity)
+            if receipt["digest"] in streamed and receipt["metrics"]:
+                what = "it was streamed and never written, so they cannot be derived again"
+                self.note("not_rederived", _place(entry), f"metrics of {receipt['target']}: {what}")
+                continue
             try:
                 derived = derive(receipt, self._whole_folder)
                 differing = disagreements(receipt, derived)

@@ -1,7 +1,9 @@
-"""Build one target: lock its key, run its stage in a child, publish what it wrote, record what was measured.
+"""Build targets: lock their keys, run their stage in a child, publish what it wrote, record what was measured.
 
-Order (the commit is the registry's checkpoint): object durable → log line → checkpoint → results, links, index.
-A failed stage publishes nothing, is remembered nowhere, and leaves its log.
+Order (the commit is the registry's checkpoint): objects durable → log lines → checkpoint → results, links, index.
+A failed stage publishes nothing, is remembered nowhere, and leaves its log. Mostly one target is built at a time; stale
+instances of one target that differ in parameters alone are built in one pass where their kind can, and what is virtual
+flows into it: all of it is recorded in one commit, what flowed before what was made of it.
 """
 
 from __future__ import annotations
@@ -9,36 +11,38 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import disk, locks
-from ingot.core.gitinfo import git_state
+from ingot.core import disk, locks, receipts
+from ingot.core.copies import Copies, Copy
+from ingot.core.digest import FileRecord
+from ingot.core.executor import Outcome
 from ingot.core.graph import Node
-from ingot.core.key import key_of
-from ingot.core.plan import Planned, input_ids
+from ingot.core.job import Jobs
+from ingot.core.plan import Planned
 from ingot.core.redact import redact
 from ingot.core.staging import Staging, Watch, bytes_below
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
 from ingot.errors import IngotError, RefusedInput, StageFailed
-from ingot.version import __version__
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
     from ingot.core.project import Project
 
-Fate = Literal["fresh", "built", "restored"]
+Fate = Literal["fresh", "built", "restored", "virtual", "streamed"]
 
 #: Receives (target id, message) while a stage runs: ``progress``, ``phase`` and ``waiting`` messages.
 Listener = Callable[[str, dict[str, Any]], None]
 
+#: Makes an artifact of what was built: its digest and its files.
+Keep = Callable[[Staging], tuple[str, tuple[FileRecord, ...]]]
 
 #: How much of a failed stage's output is shown with its error.
 _TAIL_LINES, _TAIL_BYTES = 5, 4096
@@ -48,10 +52,38 @@ _FULL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Built:
-    """The end of one target: how it came to be, and its receipt."""
+    """The end of one target: how it came to be, its receipt, and the receipts of what flowed into it."""
 
     fate: Fate
     receipt: Mapping[str, Any]
+    streamed: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress."""
+
+    group: Sequence[Planned]
+    wish: Wish
+    keep: Keep
+    told: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a pass gave: the receipts of its targets, and of all that flowed into them."""
+
+    receipts: list[dict[str, Any]]
+    flowed: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a target is to be built: although it is fresh, with which others, and what was predicted, by id."""
+
+    force: bool = False
+    siblings: tuple[Node, ...] = ()
+    predicted: Mapping[str, Prediction | None] = field(default_factory=dict)
 
 
 class Builder:
@@ -60,96 +92,199 @@ class Builder:
     def __init__(self, project: Project, listener: Listener) -> None:
         self._project = project
         self._listener = listener
+        self._copies = Copies()
+        self._jobs = Jobs(project, self._copies.folder)
+        #: What a pass built beside the target that it was begun for, by id.
+        self.taken: dict[str, Built] = {}
 
-    def ensure(self, planned: Planned, *, force: bool = False, predicted: Prediction | None = None) -> Built:
-        """Bring one target up to date whose inputs are. With ``force`` it is built although it is fresh.
+    def close(self) -> None:
+        """Drop the scratch copies."""
+        self._copies.close()
 
-        ``predicted`` is what was predicted of it when the run started, recorded with what was measured.
-        """
-        if planned.state == "fresh" and not planned.restored and not force:
+    def ensure(self, planned: Planned, wish: Wish = Wish()) -> Built:
+        """Bring one target up to date whose inputs are."""
+        if planned.state == "virtual":
+            return self._leave_virtual(planned)
+        if planned.state == "fresh" and not planned.restored and not wish.force:
             return self._select(planned)
-        assert planned.key is not None
-        with self._key_lock(planned):
-            # Another process may have built or selected it while this one waited.
-            again = self._project.check(planned.node)
-            if again.state == "fresh" and not force:
-                return self._select(again)
-            return self._build(again, predicted)
+        while True:
+            group = self._group(planned, wish)
+            with self._locked(group):
+                # Another process may have built or selected it while this one waited.
+                again = self._project.check(planned.node)
+                if again.state == "fresh" and not wish.force:
+                    return self._select(again)
+                now, missing = self._group(again, wish), self._lacking(planned.node)
+                # What flows in may have got a digest meanwhile, and the target another key with it.
+                if not missing and {item.key for item in now} <= {item.key for item in group}:
+                    return self._build(now, wish)
+                for name in missing:
+                    self._copy(planned.node, name)
+            planned = again
+
+    def _group(self, planned: Planned, wish: Wish) -> list[Planned]:
+        """The target, and those of its siblings that are stale too and differ from it in parameters alone."""
+        found = [planned]
+        for node in wish.siblings:
+            item = self._project.check(node)
+            if (item.state == "stale" or wish.force) and _alike(planned, item):
+                found.append(item)
+        return found
 
     @contextmanager
-    def _key_lock(self, planned: Planned) -> Iterator[None]:
+    def _locked(self, group: Sequence[Planned]) -> Iterator[None]:
+        """Hold the locks of these keys; always taken in one order, so that no two wait for each other."""
         folder = self._project.store.root / "locks"
         disk.make_dirs(folder)
 
         def waiting(holder: locks.Holder | None) -> None:
             stopped = ", and is stopped" if holder is not None and holder.stopped else ""
             who = "" if holder is None else f": {holder}{stopped}"
-            self._listener(planned.node.id, {"t": "waiting", "name": f"another ingot builds this target{who}"})
+            ours = holder is not None and holder.pid == os.getpid()
+            name = "it is built in one pass with others" if ours else f"another ingot builds this target{who}"
+            self._listener(group[0].node.id, {"t": "waiting", "name": name})
 
-        with locks.held_for_long(folder / f"{planned.key}.lock", waiting):
+        with ExitStack() as stack:
+            for key in sorted({str(item.key) for item in group}):
+                stack.enter_context(locks.held_for_long(folder / f"{key}.lock", waiting))
             yield
 
     def _select(self, planned: Planned) -> Built:
         assert planned.receipt is not None
         receipt = planned.receipt
         if planned.restored:
-            self._record_selected(planned.node, str(planned.key), str(receipt["digest"]))
+            self._record_selected(planned.node, str(receipt["key"]), str(receipt["digest"]))
         self._publish_view(planned.node, str(receipt["digest"]))
         return Built("restored" if planned.restored else "fresh", receipt)
+
+    def _leave_virtual(self, planned: Planned) -> Built:
+        """A virtual target is not built: what is known of it is put in its place, and no link leads to older bytes."""
+        node, store, receipt = planned.node, self._project.store, planned.receipt
+        store.unlink_latest(node.spec, node.name)
+        if receipt is None:
+            return Built("virtual", {})
+        if planned.presence == "damaged":
+            store.quarantine(str(receipt["digest"]), receipt["files"])
+        if planned.restored:
+            self._record_selected(node, str(receipt["key"]), str(receipt["digest"]))
+        return Built("restored" if planned.restored else "virtual", receipt)
 
     def _record_selected(self, node: Node, key: str, digest: str) -> None:
         fields = {"target": node.id, "spec": node.spec, "key": key, "digest": digest}
         time_of_day = self._project.index.time_to_select(node.id)
         self._project.record(decision_statement("selected", fields, time=time_of_day))
 
-    def _build(self, planned: Planned, predicted: Prediction | None) -> Built:
-        node, project = planned.node, self._project
-        if planned.presence == "damaged" and planned.receipt is not None:
-            project.store.quarantine(str(planned.receipt["digest"]), planned.receipt["files"])
-        log = project.log_path(node)
-        disk.make_dirs(log.parent)
-        log.unlink(missing_ok=True)
+    def _build(self, group: Sequence[Planned], wish: Wish) -> Built:
+        """Build these targets in one pass, publish each, and record all in one commit."""
+        project = self._project
+        for item in group:
+            if item.presence == "damaged" and item.receipt is not None:
+                project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
+        log = self._log(group[0].node)
         with project.store.staging() as staging:
-            job = self._job(planned, staging)
-            receipt = self._receipt(planned, job)
-            if predicted is not None:
-                receipt["predicted"] = predicted.to_dict()
-            _refuse_too_large(receipt)
-            with self._log_named(log):
-                receipt |= self._run(node, job, log, staging)
-                self._check_unchanged(node)
-                # Before anything is published: an object that no entry can name would be rubbish.
-                _refuse_too_large(receipt)
-                self._sweep(node, receipt, staging)
-                digest, records = project.store.publish(staging)
-        receipt |= {"digest": digest, "files": [record.to_dict() for record in records]}
-        # What was accepted was built under another key: this key has not been observed to give it.
-        if planned.receipt is not None and planned.presence == "present" and "accepted" not in planned.receipt:
-            receipt["observed"] = {"digest": planned.receipt["digest"], "agrees": planned.receipt["digest"] == digest}
-        recorded = project.record(build_statement(receipt, project.registry.store_evidence))
-        newest = project.index.latest[node.id]
-        if (newest["origin"], newest["index"]) != (recorded["origin"], recorded["index"]):
-            # Another log's entry bears a time to come: say that this result is in force, or every run would.
-            self._record_selected(node, str(planned.key), digest)
-        project.store.remember(node.id)
-        self._publish_view(node, digest)
+            made = self._run_pass(Pass(group, wish, project.store.publish, group[0].node.id), staging, log)
+        for item, receipt in zip(group, made.receipts, strict=True):
+            receipt.update(_observed(item, receipt))
+        flowed = self._new_flows(made.flowed, wish)
+        self._record([*flowed, *made.receipts])
+        found = [Built("built", receipt) for receipt in made.receipts]
+        found[0] = replace(found[0], streamed=tuple(flowed))
+        for item, built in zip(group, found, strict=True):
+            project.store.remember(item.node.id)
+            self._publish_view(item.node, str(built.receipt["digest"]))
+        for item, built in zip(group[1:], found[1:], strict=True):
+            self.taken[item.node.id] = built
         with suppress(OSError):
             # The build is recorded; a log too many harms nobody.
             log.unlink(missing_ok=True)
-        return Built("built", receipt | recorded)
+        return found[0]
 
-    def _run(self, node: Node, job: dict[str, Any], log: Path, staging: Staging) -> dict[str, Any]:
-        """Run the stage; what was measured, as fields of the receipt."""
-        source_bytes = _source_bytes(node, staging)
+    def _log(self, node: Node) -> Path:
+        log = self._project.log_path(node)
+        disk.make_dirs(log.parent)
+        log.unlink(missing_ok=True)
+        return log
+
+    def _run_pass(self, what: Pass, staging: Staging, log: Path) -> Made:
+        """Run the stage and keep what it wrote; the receipts, not yet recorded."""
+        project, ids = self._project, [item.node.id for item in what.group]
+        job = self._jobs.make(what.group, staging)
+        found = [receipts.begun(project, item, job) for item in what.group]
+        for receipt in found:
+            receipt.update(_predicted(what, receipt["target"]))
+            receipt.update({"shared_with": [name for name in ids if name != receipt["target"]]} if ids[1:] else {})
+            _refuse_too_large(receipt)
+        with self._log_named(log):
+            shared, outcome = self._run(what, job.data, log, staging)
+            self._jobs.check_unchanged(what.group[0].node, job.flows)
+            results = [outcome.of(number) for number in range(len(ids))]
+            flowed = receipts.passed(project, job, results, shared, ids)
+            for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
+                receipt.update(shared | {"metrics": results[number]["metrics"]})
+                receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
+            # Before anything is published: an object that no entry can name would be rubbish.
+            for receipt in [*found, *flowed.measured.values()]:
+                _refuse_too_large(receipt)
+            self._sweep([*found, *flowed.measured.values()], what, staging)
+            for number, receipt in enumerate(found):
+                digest, records = what.keep(staging.part(number))
+                receipt.update({"digest": digest, "files": [record.to_dict() for record in records]})
+        return Made(found, list(flowed.measured.values()))
+
+    def _new_flows(self, flowed: Sequence[dict[str, Any]], wish: Wish) -> list[dict[str, Any]]:
+        """What is to be recorded of what flowed: what nobody knew, what came out differently, what was asked for."""
+        return [it for it in flowed if wish.force or "observed" not in it or not it["observed"]["agrees"]]
+
+    def _record(self, found: Sequence[dict[str, Any]]) -> None:
+        """Record these builds in one commit; each receipt gets its place."""
+        project = self._project
+        statements = [build_statement(receipt, project.registry.store_evidence) for receipt in found]
+        places = project.record_all(statements) if statements[1:] else [project.record(statements[0])]
+        for receipt, place in zip(found, places, strict=True):
+            receipt.update(place)
+            name, key, digest = str(receipt["target"]), str(receipt["key"]), str(receipt["digest"])
+            newest = project.index.latest[name]
+            if (newest["origin"], newest["index"]) != (place["origin"], place["index"]):
+                # Another log's entry bears a time to come: say that this result is in force, or every run would.
+                self._record_selected(project.nodes[name], key, digest)
+            project.take(receipt)
+
+    def _lacking(self, node: Node) -> list[str]:
+        """The virtual targets, by id, that must be written for a while before this one can be built."""
+        return [name for name in self._jobs.to_copy(node) if name not in self._copies]
+
+    def _copy(self, reader: Node, name: str) -> None:
+        """Write a virtual target into scratch; it is measured on the way, and that recorded where it is news."""
+        project = self._project
+        with self._copies.alone(), ExitStack() as stack:
+            item = project.check(project.nodes[name])
+            if item.state != "virtual" or name in self._copies:
+                return
+            for below in self._lacking(item.node):
+                self._copy(reader, below)
+            self._listener(reader.id, {"t": "phase", "name": f"write a scratch copy of {item.node.name}"})
+            staging = stack.enter_context(project.store.staging())
+            log = self._log(item.node)
+            made = self._run_pass(Pass([item], Wish(), project.store.measure, reader.id), staging, log)
+            (receipt,) = made.receipts
+            receipt |= {"stored": False} | _observed(item, receipt)
+            if "observed" not in receipt or not receipt["observed"]["agrees"]:
+                self._record([*self._new_flows(made.flowed, Wish()), receipt])
+            with suppress(OSError):
+                log.unlink(missing_ok=True)
+            self._copies.put(name, Copy(staging.out, receipt["files"]), stack.pop_all())
+
+    def _run(self, what: Pass, job: dict[str, Any], log: Path, staging: Staging) -> tuple[dict[str, Any], Outcome]:
+        """Run the stage; the fields of a receipt that all results of the pass share, and what the stage gave."""
+        source_bytes = _source_bytes(what.group[0].node, staging)
         started, clock = _now(), time.monotonic()
         with Watch(staging) as beside:
             outcome = self._project.executor.run(
-                job, log, staging.lock_fd, lambda message: self._listener(node.id, message)
+                job, log, staging.lock_fd, lambda message: self._listener(what.told, message)
             )
         wall = time.monotonic() - clock
-        return {
-            "metrics": outcome.metrics,
-            "environment": _environment(job, outcome.network),
+        shared = {
+            "environment": receipts.environment_of(job, outcome.network),
             "timings": {
                 "started": started,
                 "finished": _now(),
@@ -161,15 +296,19 @@ class Builder:
                 "source_bytes": source_bytes,
             },
         }
+        return shared, outcome
 
-    def _sweep(self, node: Node, receipt: Mapping[str, Any], staging: Staging) -> None:
-        """Refuse an output that must not be published (``sweep``)."""
+    def _sweep(self, found: Sequence[Mapping[str, Any]], what: Pass, staging: Staging) -> None:
+        """Refuse receipts and outputs that must not be published (``sweep``)."""
         forbidden = Forbidden.here(staging.root, self._project.root)
-        sweep_text(json.dumps(receipt, ensure_ascii=False), forbidden)
-        # What is no folder is refused where it would be published.
-        if staging.out.is_dir() and not staging.out.is_symlink():
-            with disk.explained(staging.out):
-                sweep(staging.out, node.kind, forbidden)
+        for receipt in found:
+            sweep_text(json.dumps(receipt, ensure_ascii=False), forbidden)
+        for number, item in enumerate(what.group):
+            out = staging.part(number).out
+            # What is no folder is refused where it would be published.
+            if out.is_dir() and not out.is_symlink():
+                with disk.explained(out):
+                    sweep(out, item.node.kind, forbidden)
 
     @contextmanager
     def _log_named(self, log: Path) -> Iterator[None]:
@@ -181,82 +320,6 @@ class Builder:
                 shown = f"log: {os.path.relpath(log, self._project.root)}"
                 error.facts = (*error.facts, *_last_lines(log), *_no_room(log), shown)
             raise
-
-    def _job(self, planned: Planned, staging: Staging) -> dict[str, Any]:
-        node, project = planned.node, self._project
-        sources = self._snapshot(planned, staging)
-        inputs: dict[str, list[str]] = {}
-        digests: dict[str, list[str]] = {}
-        for role, names in node.inputs.items():
-            receipts = [project.current[f"{node.spec}:{name}"] for name in names]
-            inputs[role] = [str(self._input(receipt)) for receipt in receipts]
-            digests[role] = [str(receipt["digest"]) for receipt in receipts]
-        return {
-            "kind": node.kind,
-            "params": dict(node.params),
-            "seed": node.seed,
-            "threads": project.threads,
-            "inputs": inputs,
-            "digests": digests,
-            "sources": [str(path) for path in sources],
-            "out": str(staging.out),
-            "scratch": str(staging.scratch),
-            "network": node.network,
-            "preload": [f"ingot.stages.{node.kind}", *node.preload],
-        }
-
-    def _input(self, receipt: Mapping[str, Any]) -> Path:
-        return self._project.store.require(str(receipt["digest"]), receipt["files"])
-
-    def _check_unchanged(self, node: Node) -> None:
-        """Inputs were read before the stage began; what has another stat since is read again (E-OBJECT-DAMAGED)."""
-        for name in input_ids(node):
-            receipt = self._project.current[name]
-            self._project.store.require(str(receipt["digest"]), receipt["files"], reread=False)
-
-    def _snapshot(self, planned: Planned, staging: Staging) -> list[Path]:
-        """Copy the sources and make sure that what was copied is what the key says (E-CHANGED)."""
-        node, paths, digests = planned.node, [], []
-        for index, (_pointer, source, base) in enumerate(node.sources):
-            path, digest = self._project.sources.snapshot({**source, "base": base}, staging.sources / str(index))
-            paths.append(path)
-            digests.append(digest)
-        parts = self._project.planner.parts(node, self._project.digests_of_inputs(node), tuple(digests))
-        if key_of(parts) != planned.key:
-            raise RefusedInput(
-                "E-CHANGED",
-                f"a source of {node.id} changed while it was being read",
-                hint="run doit again",
-            )
-        return paths
-
-    def _receipt(self, planned: Planned, job: Mapping[str, Any]) -> dict[str, Any]:
-        """What is known before the stage runs; what it measures comes later."""
-        node, project = planned.node, self._project
-        inputs: dict[str, Any] = {}
-        for role, names in node.inputs.items():
-            listed = [
-                {"target": f"{node.spec}:{name}", "digest": project.current[f"{node.spec}:{name}"]["digest"]}
-                for name in names
-            ]
-            if listed:
-                inputs[role] = listed[0] if role in node.single_roles else listed
-        return {
-            "type": "build",
-            "target": node.id,
-            "spec": node.spec,
-            "spec_digest": project.spec_digest(node.spec),
-            "kind": node.kind,
-            "revision": node.revision,
-            "reproducibility": node.reproducibility,
-            "key": planned.key,
-            "key_parts": planned.parts,
-            "inputs": inputs,
-            "metrics": {},
-            "environment": _environment(job, "not isolated"),
-            "timings": {"started": "", "finished": ""},
-            "git": git_state(project.root),
-        }
 
     def _publish_view(self, node: Node, digest: str) -> None:
         self._project.store.link_latest(node.spec, node.name, digest)
@@ -271,16 +334,31 @@ def _source_bytes(node: Node, staging: Staging) -> int:
     )
 
 
-def _environment(job: Mapping[str, Any], network: str) -> dict[str, Any]:
-    return {
-        "ingot": __version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": job["threads"],
-        "network": network,
-    }
+def _alike(one: Planned, other: Planned) -> bool:
+    """Whether two targets have the same key but for their parameters, so that one pass can build both."""
+    if one.parts is None or other.parts is None or one.key == other.key:
+        return False
+    return {**one.parts, "params": None} == {**other.parts, "params": None}
+
+
+def _predicted(what: Pass, name: str) -> dict[str, Any]:
+    """What was predicted of a target; of one pass the seconds of all its parts, since it is that which is measured."""
+    found = [what.wish.predicted.get(item.node.id) for item in what.group]
+    own = what.wish.predicted.get(name)
+    if own is None:
+        return {}
+    walls = [None if it is None else it.wall_s for it in found]
+    known = [wall for wall in walls if wall is not None]
+    return {"predicted": replace(own, wall_s=sum(known) if len(known) == len(walls) else None).to_dict()}
+
+
+def _observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
+    known = item.receipt
+    # What was accepted was built under another key: this key has not been observed to give it.
+    if known is None or "accepted" in known or not (item.presence == "present" or known.get("stored") is False):
+        return {}
+    return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
 
 
 def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
@@ -290,7 +368,8 @@ def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
         return
     nothing = "0" * 64
     try:
-        build_statement({**receipt, "digest": nothing, "files_evidence": nothing})
+        bare = {name: value for name, value in receipt.items() if name != "files"}
+        build_statement({**bare, "digest": nothing, "files_evidence": nothing})
     except RefusedInput as error:
         error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
         raise

@@ -127,7 +127,14 @@ class Work:
         return Peak(total, tuple(name for _need, name in together))
 
     def _related(self, one: str, other: str) -> bool:
-        return one in self.above[other] or other in self.above[one]
+        first, second = self.plan[one].node, self.plan[other].node
+        # Instances that one pass builds are in work once, and each is known by the peaks of the whole pass.
+        together = first.one_pass and (first.spec, first.target, first.inputs) == (
+            second.spec,
+            second.target,
+            second.inputs,
+        )
+        return together or one in self.above[other] or other in self.above[one]
 
 
 def _ranked(needs: Iterable[_Need]) -> list[_Need]:

@@ -178,7 +178,7 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping) and is_source(value):
         return digest_text(str(value["source"]))
     if isinstance(value, str):
-        return digest_text(value) if re.fullmatch(r"sha256:[0-9a-f]{64}", value) else value or '""'
+        return digest_text(value) if re.fullmatch(r"(key:)?sha256:[0-9a-f]{64}", value) else value or '""'
     if value is None:
         return "not set"
     if isinstance(value, bool | Mapping | list | tuple):
@@ -190,7 +190,7 @@ def _plain(value: object) -> str:
 def digest_text(tagged: str) -> str:
     """The first digits of a digest with its tag: ``file 3f2a9c01d4e5``."""
     tag, _, digits = tagged.rpartition(":")
-    return digits[:12] if tag in ("", "sha256") else f"{tag} {digits[:12]}"
+    return digits[:12] if tag in ("", "sha256") else f"{tag.removesuffix(':sha256')} {digits[:12]}"
 
 
 def number(value: float) -> str:

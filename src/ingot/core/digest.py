@@ -43,7 +43,7 @@ class FileRecord:
         return {"path": self.path, "size": self.size, "sha256": self.sha256, "xxh3_128": self.xxh3_128}
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 

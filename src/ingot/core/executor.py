@@ -47,15 +47,27 @@ _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES
 _PATIENCE_S = 5.0
 
 
+#: What a stage gave back, as plain data: see ``stage.Done``.
+Result = dict[str, Any]
+
+
 @dataclass
 class Outcome:
-    """What a finished job gave: metrics as plain data, how the network was, CPU seconds, peak memory in bytes."""
+    """What a finished job gave: metrics as plain data, how the network was, CPU seconds, peak memory in bytes.
+
+    ``results`` holds what the stage gave back, one for each artifact of the job (the metrics are the first one's).
+    """
 
     metrics: dict[str, dict[str, Any]]
     network: str
     cpu_s: float
     peak_anon: int | None
     peak_rss: int | None
+    results: list[Result] = field(default_factory=list)
+
+    def of(self, number: int) -> Result:
+        """What the stage gave back for one artifact of the job."""
+        return self.results[number] if self.results else {"metrics": self.metrics}
 
 
 @dataclass
@@ -65,7 +77,7 @@ class _Run:
     pid: int = 0
     inherited: int = 0
     network: str = "not isolated"
-    result: dict[str, Any] | None = None
+    result: list[Result] | None = None
     error: dict[str, Any] | None = None
     exit: dict[str, Any] | None = None
     peak: procfs.Memory = field(default_factory=procfs.Memory)
@@ -180,7 +192,7 @@ class Executor:
                 elif kind == "started":
                     run.network = message["network"]
                 elif kind in ("result", "error"):
-                    run.result, run.error = message.get("metrics"), message if kind == "error" else None
+                    run.result, run.error = message.get("outcomes"), message if kind == "error" else None
                     if plain:
                         # It says no more, and what it left running may hold the socket open for ever.
                         return
@@ -261,11 +273,12 @@ def _conclude(run: _Run, log: Path) -> Outcome:
         raise _death(run, log)
     sampled = run.peak.resident > 0
     return Outcome(
-        metrics=run.result,
+        metrics=run.result[0]["metrics"],
         network=run.network,
         cpu_s=float(run.exit["cpu"]),
         peak_anon=run.peak.anon if sampled else None,
         peak_rss=run.peak.resident if sampled else None,
+        results=run.result,
     )
 
 

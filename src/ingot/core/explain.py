@@ -118,7 +118,9 @@ class Explainer:
     # --- causes ----------------------------------------------------------------------------------------------
 
     def _causes(self, item: Planned) -> Iterable[Cause]:
-        """The causes of a target whose key is known."""
+        """The causes of a target whose key is known; of a virtual one, what becomes of it."""
+        if item.state == "virtual" and item.presence != "damaged":
+            return [Cause(reason.code, reason.detail) for reason in item.reasons]
         if item.parts is None:
             # A source cannot be read, so the key is not known: nothing can be compared.
             spot = Spot(item.node.file, item.node.line)
@@ -194,7 +196,7 @@ class Explainer:
     def _wanted(self, node: Node, parts: Mapping[str, Any]) -> Wanted:
         ids = {role: [f"{node.spec}:{name}" for name in names] for role, names in node.inputs.items() if names}
         given = {
-            role: [Given(name, str(self._planned[name].digest)) for name in listed] for role, listed in ids.items()
+            role: [Given(name, str(self._planned[name].identity)) for name in listed] for role, listed in ids.items()
         }
         return Wanted(node, parts, given)
 
@@ -215,7 +217,7 @@ class Explainer:
                 if step not in chains:
                     chains[step] = (*chains[current], step)
                     queue.append(step)
-        ends = [step for step in self._planned if step in chains and self._planned[step].state != "waiting"]
+        ends = [step for step in self._planned if step in chains and not self._planned[step].waits]
         return tuple(
             Root(chains[end], self._planned[end].state, tuple(self._causes(self._planned[end]))) for end in ends
         )
@@ -223,7 +225,7 @@ class Explainer:
     def _unbuilt_inputs(self, name: str) -> list[str]:
         item = self._planned[name]
         ids = [f"{item.node.spec}:{each}" for names in item.node.inputs.values() for each in names]
-        return [each for each in ids if self._planned[each].state != "fresh"] if item.state == "waiting" else []
+        return [each for each in ids if self._planned[each].identity is None] if item.waits else []
 
     # --- the newest result -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from ingot.core import capacity
 from ingot.core.capacity import Peak, Room, Work
 from ingot.core.predict import Prediction, predict
 from ingot.core.quantities import size_text
+from ingot.core.virtual import uses
 from ingot.errors import WillNotFit
 
 if TYPE_CHECKING:
@@ -81,12 +82,21 @@ def forecast(
     parallel: int = 1,
     always: bool = False,
 ) -> Forecast:
-    """What building ``names``, which come in the order of building, will take; fresh ones only with ``always``."""
-    todo = [name for name in names if always or plan[name].state != "fresh"]
+    """What building ``names``, which come in the order of building, will take; fresh ones only with ``always``.
+
+    A virtual target counts where a scratch copy of it is needed: that lies on the disk to the end.
+    """
+    copied = {name for name, use in uses(plan, always=always).items() if use.copies}
+    # What flows takes the time and the memory of what it flows into, and no disk.
+    todo = [name for name in names if _is_work(plan[name], copied, always=always)]
     predictions = predict(plan, todo, project.index.history, project.sources)
     work = capacity.work(plan, todo, predictions, parallel)
     unknown = tuple(name for name in todo if predictions[name] is None)
     return Forecast(work, predictions, unknown, work.disk(), work.memory(), capacity.room(project.store.root))
+
+
+def _is_work(item: Planned, copied: set[str], *, always: bool) -> bool:
+    return item.node.id in copied if item.state == "virtual" else always or item.state != "fresh"
 
 
 def _fits(work: Work, room: Room) -> bool:

@@ -35,6 +35,9 @@ class Facts:
     programs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
     network: bool = False
+    #: Single roles that are read as a stream, and whether instances can be built in one pass.
+    streams: tuple[str, ...] = ()
+    one_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def from_json(data: Mapping[str, Any]) -> SpecGraph:
     return SpecGraph(**{**data, "nodes": tuple(_node_from_json(item) for item in data["nodes"])})
 
 
-_TUPLES = ("tools", "needs", "preload", "single_roles")
+_TUPLES = ("tools", "needs", "preload", "single_roles", "streams")
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ingot.core import acceptance, disk
 from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.key import forms_of
 from ingot.core.past import History
 from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, later_than, receipt_of
@@ -38,7 +39,7 @@ class Seen(NamedTuple):
 
 _NOTHING = Seen(0, "", "", "")
 #: Of ``cache/index.json``: another one is read from the logs anew.
-_FORMAT = 3
+_FORMAT = 4
 #: A file that changed this recently may change again within one tick of its time stamp: its stat proves nothing yet.
 _RACY_NS = 100_000_000
 
@@ -127,7 +128,7 @@ class Index:
             seen, head = self._seen(entry.origin), heads[entry.origin]
             if entry.index == seen.size and head.size == seen.size + 1:
                 time = max(seen.time, entry.time)
-                self._file([self._add(entry, time)], anew=False)
+                self._file(self._add(entry, time), anew=False)
                 self._heads = self._heads | {entry.origin: Seen(head.size, head.root, time, entry)}
                 # Our own lines: for the time of this process that is enough; the next one reads them all.
                 self._stamp(entry.origin, self._registry.stamp(entry.origin), proven=False)
@@ -168,7 +169,7 @@ class Index:
             if last is not None:
                 seen[origin] = Seen(heads[origin].size, heads[origin].root, time, last)
         results = [self._add(entry, time) for time, entry in sorted(news, key=_place_in_time)]
-        self._file(results, anew=anew)
+        self._file([each for found in results for each in found], anew=anew)
         self._heads, self._changed, self._loaded = seen, True, False
 
     def _continues(self, origin: str, heads: Mapping[str, Head]) -> bool:
@@ -182,9 +183,9 @@ class Index:
         first = self._registry.entries(origin, since=seen.size - 1) if self._loaded else iter(())
         return not self._loaded or _hash(next(first)) == _hash(seen.last)
 
-    def _file(self, results: Sequence[_Result | None], *, anew: bool) -> None:
+    def _file(self, results: Sequence[_Result], *, anew: bool) -> None:
         found: dict[str, list[dict[str, Any]]] = {}
-        for key, receipt in filter(None, results):
+        for key, receipt in results:
             found.setdefault(key, []).append(receipt)
         if anew:
             self._store.file_results(found)
@@ -193,8 +194,8 @@ class Index:
                 for receipt in receipts:
                     self._store.add_result(key, receipt)
 
-    def _add(self, entry: Entry, time: str) -> _Result | None:
-        """Take in one entry; the result that it gives, to be filed under its key."""
+    def _add(self, entry: Entry, time: str) -> list[_Result]:
+        """Take in one entry; the result that it gives, to be filed under its key, and under its other form."""
         try:
             return self._take_in(entry, time)
         except (KeyError, TypeError, ValueError) as error:
@@ -202,23 +203,23 @@ class Index:
             what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {error!r}"
             raise RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more") from error
 
-    def _take_in(self, entry: Entry, time: str) -> _Result | None:
+    def _take_in(self, entry: Entry, time: str) -> list[_Result]:
         place = {"origin": entry.origin, "index": entry.index}
         if entry.type == "build":
             receipt = receipt_of(entry.statement, self._registry.read_evidence)
             self.history.add(receipt)
             self._point(str(receipt["target"]), receipt, place | {"time": time})
-            return str(receipt["key"]), receipt | place
+            return [(key, receipt | place) for key in forms_of(receipt)]
         if entry.type == "selected":
             decision = decision_of(entry.statement)
             self._point(str(decision["target"]), decision, place | {"time": time})
         elif entry.type == "accept":
             accepted = acceptance.filed(entry.statement, place)
             self._point(str(accepted["accepted"]["target"]), accepted, place | {"time": time})
-            return str(accepted["key"]), accepted
+            return [(str(accepted["key"]), accepted)]
         elif entry.type == "gate-failed":
             self._gates.add(gate_identity(decision_of(entry.statement)))
-        return None
+        return []
 
     def _point(self, target: str, fields: Mapping[str, Any], place: Mapping[str, Any]) -> None:
         known = self.latest.get(target)

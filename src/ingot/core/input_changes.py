@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.core.key import is_by_key
+
 Receipt = Mapping[str, Any]
 #: Finds the receipt of a result by its digest; None when no log holds it.
 Find = Callable[[str], Receipt | None]
@@ -96,7 +98,7 @@ def _change(role: str, before: Given | None, after: Given | None, find: Find) ->
 
 def content_words(before: Receipt | None, after: Receipt | None, digests: tuple[str, str]) -> str:
     """How one result differs from another: rows of data sets, else files and bytes, else digests alone."""
-    shown = f"{digests[0][:12]} → {digests[1][:12]}"
+    shown = " → ".join("not yet streamed" if is_by_key(digest) else digest[:12] for digest in digests)
     if before is None or after is None:
         return shown
     rows = _rows_words(before, after)

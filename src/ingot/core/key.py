@@ -36,8 +36,9 @@ def key_parts(
 ) -> dict[str, Any]:
     """The parts of a node's key.
 
-    ``inputs`` maps roles to the content digests (hex) of their targets; ``source_digests`` are in the order of
-    ``node.sources``; ``tools`` are versions of distributions, ``programs`` outputs of the declared command lines.
+    ``inputs`` maps roles to the content digests (hex) of their targets, or to what ``by_key`` gives where a virtual
+    target's digest is not known; ``source_digests`` are in the order of ``node.sources``; ``tools`` are versions of
+    distributions, ``programs`` outputs of the declared command lines.
     """
     params = copy.deepcopy(dict(node.params))
     for (pointer, _source, _base), digest in zip(node.sources, source_digests, strict=True):
@@ -48,7 +49,7 @@ def key_parts(
         "revision": node.revision,
         "params": params,
         "inputs": {
-            role: f"sha256:{digests[0]}" if role in node.single_roles else [f"sha256:{digest}" for digest in digests]
+            role: _tagged(digests[0]) if role in node.single_roles else [_tagged(digest) for digest in digests]
             for role, digests in inputs.items()
         },
         "tools": dict(tools),
@@ -58,6 +59,30 @@ def key_parts(
     if node.seed is not None:
         parts["seed"] = node.seed
     return parts
+
+
+def by_key(key: str) -> str:
+    """How a virtual input whose content nobody has seen yet stands in place of a digest: by its own key."""
+    return f"key:sha256:{key}"
+
+
+def is_by_key(text: str) -> bool:
+    """Whether this is what ``by_key`` gave."""
+    return text.startswith("key:")
+
+
+def _tagged(digest: str) -> str:
+    return digest if is_by_key(digest) else f"sha256:{digest}"
+
+
+def forms_of(receipt: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys that a build is filed under: its own, and the one it had before what it streamed had a digest."""
+    streamed: dict[str, str] = dict(receipt.get("streamed") or {})
+    if not streamed:
+        return (str(receipt["key"]),)
+    parts = receipt["key_parts"]
+    inputs = {**parts["inputs"], **{role: by_key(key) for role, key in streamed.items()}}
+    return str(receipt["key"]), key_of({**parts, "inputs": inputs})
 
 
 def _replace(params: dict[str, Any], pointer: str, value: object) -> None:

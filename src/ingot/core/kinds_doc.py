@@ -60,7 +60,8 @@ def _roles(kind: type[stage.Stage]) -> list[str]:
     for name, role in kind.inputs.items():
         shown = "any name" if name == ANY_ROLE else f"`{name}`"
         accepts = " or ".join(sorted(item for item in role.accepts if item != "any")) or "files of any form"
-        many = "a list of targets" if role.many else "a target, or a list of them" if name == ANY_ROLE else "one target"
+        both = role.either or name == ANY_ROLE
+        many = "a list of targets" if role.many else "a target, or a list of them" if both else "one target"
         rest = "; filled by ingot" if name == _filled(kind) else "; optional" if role.optional else ""
         lines.append(f"- {shown}: {many}; takes {accepts}{rest}")
     return [*lines, ""]

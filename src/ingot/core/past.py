@@ -3,6 +3,10 @@
 Derived from the log, like everything in the index, and kept small: the newest builds of each target, and the size of
 each artifact. Parameters are kept as two fingerprints: of all of them (``exact``), and of all but their numbers
 (``shape``). A source counts as the same parameter whatever its content.
+
+What one pass gave several targets was measured of all of them together: of ``n`` instances that were built in one pass,
+each is kept with the ``n``-th part of the seconds (so that they add up to the pass) and the peaks of the whole pass. Of
+a virtual target that flowed into others only its size is kept: the time was theirs.
 """
 
 from __future__ import annotations
@@ -58,6 +62,11 @@ class History:
         wall, anon, scratch = (
             _number(timings.get(name)) for name in ("wall_s", "peak_anon_bytes", "peak_scratch_bytes")
         )
+        shared = len(receipt.get("shared_with", ()))
+        if shared and receipt.get("stored") is False:
+            wall = anon = scratch = None
+        elif shared and wall is not None:
+            wall = wall / (1 + shared)
         past = Past(exact, shape, inputs, wall, anon, size, scratch)
         builds = self._builds.setdefault(kind, {}).setdefault(str(receipt["target"]), [])
         builds.append(list(past))

@@ -1,8 +1,9 @@
 """The plan: for each target whether its result is at hand, and if not, why.
 
 A target is ``fresh`` when a result for its key is known and present; ``stale`` when it must be built; ``waiting`` when
-an input must be built first, so that its key is not known yet. The planner decides and explains; it prints and
-builds nothing.
+an input must be built first, so that its key is not known yet. One that is declared virtual and whose bytes are not
+there is ``virtual``, whatever is known of it: nothing is to be done for it but by what is built from it. The planner
+decides and explains; it prints and builds nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from ingot.core import reasons
+from ingot.core import reasons, virtual
 from ingot.core.acceptance import given_by, place_of
 from ingot.core.executor import environment
 from ingot.core.graph import Node
 from ingot.core.index import Index
-from ingot.core.key import NOT_INSTALLED, key_of, key_parts
+from ingot.core.key import NOT_INSTALLED, by_key, key_of, key_parts
 from ingot.core.reasons import Reason
 from ingot.core.sources import SourceReader
 from ingot.core.store import Presence, Store
@@ -49,6 +50,28 @@ class Planned:
         """The digest of the result that the key names, whether or not its bytes are present."""
         return None if self.receipt is None else str(self.receipt["digest"])
 
+    @property
+    def waits(self) -> bool:
+        """Whether an input must be built before its key is known."""
+        return any(reason.code == "input_stale" for reason in self.reasons)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a run has to do with it: it is not fresh, or it is virtual and something is to be built from it."""
+        idle = self.state == "virtual" and any(reason.code == "not_needed" for reason in self.reasons)
+        return self.state != "fresh" and not idle
+
+    @property
+    def identity(self) -> str | None:
+        """What the target is in the keys of what is built from it; None while that is not known.
+
+        A digest that is on record holds although the bytes are not here: a deterministic kind gives them again.
+        """
+        if self.state == "virtual":
+            return self.digest or (None if self.key is None else by_key(self.key))
+        lost = self.presence == "missing" and self.node.reproducibility == "deterministic"
+        return self.digest if self.state == "fresh" or lost else None
+
 
 class Planner:
     """Decides freshness against the index and the store of one project."""
@@ -63,21 +86,23 @@ class Planner:
         """Every node's fate, in order; ``nodes`` are in topological order, inputs first."""
         planned: dict[str, Planned] = {}
         for node in nodes:
-            waits = [name for name in input_ids(node) if planned[name].state != "fresh"]
+            identities = {name: planned[name].identity for name in input_ids(node)}
+            waits = [name for name, identity in identities.items() if identity is None]
             if waits:
-                planned[node.id] = Planned(node, "waiting", (reasons.input_stale(waits),))
+                state: State = "virtual" if node.virtual else "waiting"
+                planned[node.id] = Planned(node, state, (reasons.input_stale(waits),))
                 continue
             try:
-                planned[node.id] = self.check(node, {name: str(planned[name].digest) for name in input_ids(node)})
+                planned[node.id] = self.check(node, {name: str(identity) for name, identity in identities.items()})
             except RefusedInput as error:
                 if error.code != "E-SOURCE":
                     raise
                 # A plan shows the other targets all the same; a run refuses to start.
                 planned[node.id] = Planned(node, "stale", (Reason("source_missing", error.what),))
-        return planned
+        return virtual.told(planned)
 
     def check(self, node: Node, digests: Mapping[str, str]) -> Planned:
-        """The fate of one node whose inputs have these digests (by id)."""
+        """The fate of one node whose inputs have these digests, or identities (by id)."""
         parts = self.parts(node, digests)
         key = key_of(parts)
         latest = self._index.latest.get(node.id)
@@ -86,19 +111,27 @@ class Planner:
         if receipt is None:
             previous = self._index.builds(latest["key"], latest) if latest else []
             why = reasons.explain(parts, _choose(previous, latest), node)
-            return Planned(node, "stale", why, key, parts)
+            return Planned(node, "virtual" if node.virtual else "stale", why, key, parts)
+        restored = latest is None or latest["digest"] != receipt["digest"] or latest["key"] != receipt["key"]
+        return self._at_hand(Planned(node, "fresh", (), key, parts, receipt, restored=restored))
+
+    def _at_hand(self, known: Planned) -> Planned:
+        """The fate of a node whose key has a result: as ``known`` where that is at hand."""
+        node, receipt = known.node, known.receipt
+        assert receipt is not None
         presence, damage = self._store.presence(str(receipt["digest"]), receipt["files"])
-        planned = Planned(node, "fresh", (), key, parts, receipt, presence)
-        if presence == "missing":
-            return replace(planned, state="stale", reasons=(reasons.artifact_missing(),))
-        if presence == "damaged":
-            return replace(planned, state="stale", reasons=tuple(reasons.artifact_damaged(item) for item in damage))
-        if self._store.is_forgotten(node.id):
-            return replace(planned, state="stale", reasons=(reasons.forgotten(),))
-        restored = latest is None or latest["digest"] != receipt["digest"] or latest["key"] != key
-        if restored:
-            return replace(planned, restored=True, reasons=(reasons.found_again(receipt, node.id),))
-        return replace(planned, reasons=(reasons.accepted(receipt),) if "accepted" in receipt else ())
+        wounds = tuple(reasons.artifact_damaged(item) for item in damage)
+        known = replace(known, presence=presence)
+        if node.virtual and presence != "present":
+            return replace(known, state="virtual", reasons=wounds)
+        lacking = (reasons.artifact_missing(receipt),) if presence == "missing" else wounds
+        if not lacking and self._store.is_forgotten(node.id):
+            lacking = (reasons.forgotten(),)
+        if lacking:
+            return replace(known, state="stale", reasons=lacking, restored=False)
+        if known.restored:
+            return replace(known, reasons=(reasons.found_again(receipt, node.id),))
+        return replace(known, reasons=(reasons.accepted(receipt),) if "accepted" in receipt else ())
 
     def parts(
         self, node: Node, digests: Mapping[str, str], source_digests: tuple[str, ...] | None = None

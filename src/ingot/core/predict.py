@@ -9,7 +9,10 @@ prediction:
 - where they differ in size, a line is laid through them (Theil and Sen: the median of slopes), kept between "as it was"
   and "proportional", which bound whatever has a fixed and a growing part.
 
-The input of a target that waits is itself predicted. Where the size of an input is not known there is no prediction.
+The input of a target that waits, or is virtual and was never measured, is itself predicted. Where the size of an input
+is not known there is no prediction. What one pass took counts in equal parts for each of its targets (``past``), so
+that they add up to the pass when they are built in one again; one of them alone is predicted too low, until it was
+built so.
 
 Where it fails: work set by a parameter (``steps`` ten times as many, at first), builds of another machine, programs of
 the ``command`` kind that do something else under the same name, and memory that does not grow with the input (it is
@@ -171,11 +174,14 @@ def predict(
     sizes: dict[str, int | None] = {}
     found: dict[str, Prediction | None] = {}
     for name, item in plan.items():
-        if name in wanted:
+        made = None
+        unseen = item.state == "virtual" and item.receipt is None
+        if name in wanted or unseen:
             size = _input_size(item.node, sizes, sources)
-            found[name] = None if size is None else predictor.of(item.node, size)
-        made = found.get(name)
-        sizes[name] = _size(item) if name not in wanted else None if made is None else made.bytes
+            made = None if size is None else predictor.of(item.node, size)
+        if name in wanted:
+            found[name] = made
+        sizes[name] = made.bytes if made is not None else None if name in wanted or unseen else _size(item)
     return found
 
 

@@ -46,6 +46,8 @@ class Project:
         self.planner = Planner(self.index, self.store, self.sources)
         #: Receipts of the results in force, by target id: filled as targets are found fresh or are built.
         self.current: dict[str, Mapping[str, Any]] = {}
+        #: Virtual targets whose bytes are not here, as they were found last.
+        self.virtual: dict[str, Planned] = {}
         self._recording = threading.Lock()
 
     @classmethod
@@ -87,29 +89,48 @@ class Project:
     def plan(self, nodes: Iterable[Node]) -> dict[str, Planned]:
         """The fate of these targets, which come in the order of the graph with everything that they are built from."""
         planned = self.planner.plan(nodes)
-        for name, item in planned.items():
-            if item.state == "fresh" and item.receipt is not None:
-                self.current[name] = item.receipt
+        for item in planned.values():
+            self._note(item)
         return planned
+
+    def _note(self, item: Planned) -> None:
+        """Remember what is in force."""
+        name = item.node.id
+        if item.state in ("fresh", "virtual") and item.receipt is not None:
+            self.current[name] = item.receipt
+        if item.state == "virtual":
+            self.virtual[name] = item
+        else:
+            self.virtual.pop(name, None)
+
+    def take(self, receipt: Mapping[str, Any]) -> None:
+        """Put a result in force that was just recorded."""
+        name = str(receipt["target"])
+        self.current[name] = receipt
+        if receipt.get("stored") is False:
+            key, parts = str(receipt["key"]), receipt["key_parts"]
+            self.virtual[name] = Planned(self.nodes[name], "virtual", (), key, parts, receipt)
 
     def check(self, node: Node) -> Planned:
         """The fate of one target whose inputs are in force; a fresh one is in force afterwards."""
         self.index.sync()
         planned = self.planner.check(node, self.digests_of_inputs(node))
-        if planned.state == "fresh" and planned.receipt is not None:
-            self.current[node.id] = planned.receipt
+        self._note(planned)
         return planned
 
     def digests_of_inputs(self, node: Node) -> dict[str, str]:
-        """The digests of the results in force that a target is built from, by id.
+        """The digests of the results in force that a target is built from, by id; of virtual ones their identity.
 
         UsageError (E-INPUT-STALE) when one is not in force: doit was told to go on without what a target needs.
         """
+        found = {}
         for name in input_ids(node):
-            if name not in self.current and self.check(self.nodes[name]).state != "fresh":
+            if name not in self.current and self.check(self.nodes[name]).state not in ("fresh", "virtual"):
                 what = f"{node.id} is built from {name}, which is not up to date"
                 raise UsageError("E-INPUT-STALE", what, hint=f"doit {node.id} (without --single) builds it first")
-        return {name: str(self.current[name]["digest"]) for name in input_ids(node)}
+            known = self.current.get(name)
+            found[name] = str(self.virtual[name].identity if known is None else known["digest"])
+        return found
 
     def record(self, statement: dict[str, Any]) -> dict[str, Any]:
         """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""
@@ -139,7 +160,7 @@ class Project:
             known.update(input_ids(node) if node.id in known else ())
         plan = self.planner.plan(node for node in self.nodes.values() if node.id in known)
         planned = {name: item for name, item in plan.items() if name in wanted}
-        error = missing_tools(item.node for item in planned.values() if force or item.state != "fresh")
+        error = missing_tools(item.node for item in planned.values() if force or item.is_needed)
         if error is not None:
             raise error
         for item in planned.values():

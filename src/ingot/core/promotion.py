@@ -72,6 +72,8 @@ def promote(project: Project, nodes: Sequence[Node], digest: str | None, reason:
     planned = project.plan(node for node in project.nodes.values() if node.spec in specs)
     standing = Standing(project)
     if digest is None:
+        # What is never written is part of what is made of it, and nothing that could be shipped.
+        nodes = [node for node in nodes if planned[node.id].state != "virtual" or not nodes[1:]]
         receipts = _present_results(project, [planned[node.id] for node in nodes])
     else:
         receipts = {node.id: recorded_result(standing, node.id, digest) for node in nodes}
@@ -99,14 +101,15 @@ def _active(decision: Decision | None) -> str | None:
 def _present_results(project: Project, items: Sequence[Planned]) -> dict[str, Receipt]:
     """The newest result of each target, all of which must be up to date."""
     for item in items:
-        if item.receipt is not None and item.presence != "present":
+        if item.receipt is not None and item.presence != "present" and item.state != "virtual":
             require_whole(project, item.node.id, item.receipt)
     late = [item for item in items if item.state != "fresh" or item.restored]
     if late:
         never = all(item.node.id not in project.index.latest for item in late)
         names = ", ".join(item.node.id for item in late)
         facts = [f"{item.node.id} is {_lateness(item)}" for item in late]
-        hint = f"doit {' '.join(item.node.id for item in late)}"
+        verb = "materialize " if all(item.state == "virtual" for item in late) else ""
+        hint = f"doit {verb}{' '.join(item.node.id for item in late)}"
         if len(items) == 1 and not never:
             newest = str(project.index.latest[items[0].node.id]["digest"])
             hint += f"; or promote a recorded result as it is: doit promote {names} --digest {newest[:12]}"

@@ -37,9 +37,31 @@ def input_stale(names: Sequence[str]) -> Reason:
     return Reason("input_stale", f"waits for {', '.join(name.partition(':')[2] for name in names)}")
 
 
-def artifact_missing() -> Reason:
-    """The result is known and its bytes are not in the store."""
+def artifact_missing(receipt: Mapping[str, Any]) -> Reason:
+    """The result is known and its bytes are not in the store: they were lost, or never written."""
+    if receipt.get("stored") is False:
+        return Reason("artifact_missing", "never written: it was virtual until now")
     return Reason("artifact_missing", "artifact missing from the store")
+
+
+def streamed(names: Sequence[str]) -> Reason:
+    """A virtual target flows into these."""
+    return Reason("streamed", f"streamed into {_listed(names)}")
+
+
+def copied(names: Sequence[str]) -> Reason:
+    """A virtual target is written for the time of a run, for what cannot read it as a stream."""
+    return Reason("copied", f"a scratch copy for {_listed(names)}")
+
+
+def not_needed() -> Reason:
+    """A virtual target of which nothing is to be built."""
+    return Reason("not_needed", "nothing that is to be built needs it")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _PATHS_MAX} more" if len(names) > _PATHS_MAX else ""
+    return f"{', '.join(names[:_PATHS_MAX])}{more}"
 
 
 def artifact_damaged(damage: Damage) -> Reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ingot.core.complaints import describe
@@ -59,7 +60,7 @@ def _role(draft: Draft, name: str, names: object, problems: Problems) -> Role:
         return as_written
     roles = draft.stage.inputs
     if name in roles and name != ANY_ROLE:
-        return roles[name]
+        return replace(roles[name], many=as_written.many) if roles[name].either else roles[name]
     if ANY_ROLE in roles and is_role(name):
         return Role(roles[ANY_ROLE].accepts, many=as_written.many)
     if not roles:

@@ -98,7 +98,7 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
         "properties": {
             "kind": {"const": name},
             "from": _from(kind),
-            "virtual": {"const": False, "description": "This version writes every target."},
+            "virtual": _virtual(kind),
             **({"matrix": _matrix(params)} if params else {}),
             **params,
         },
@@ -109,6 +109,13 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
     if not own["allOf"]:
         del own["allOf"]
     return {name: own, **below}
+
+
+def _virtual(kind: type[stage.Stage]) -> dict[str, Any]:
+    """Which parameters let a target be virtual, the reader of specs knows; the schema, whether any do."""
+    if kind.weightwise is stage.Stage.weightwise:
+        return {"const": False, "description": "Targets of this kind are always written."}
+    return {"type": "boolean", "default": False, "description": "Streamed into what is built from it; never written."}
 
 
 def _given(param: str) -> dict[str, Any]:
@@ -156,8 +163,12 @@ def _required_roles(kind: type[stage.Stage]) -> list[str]:
 def _from(kind: type[stage.Stage]) -> dict[str, Any]:
     several = {"type": "array", "items": _INPUT, "minItems": 1, "uniqueItems": True}
     filled = _filled_role(kind)
+    either = {"anyOf": [_INPUT, several]}
     roles = {
-        name: {**(several if role.many else _INPUT), "description": f"Takes: {', '.join(role.accepts)}."}
+        name: {
+            **(either if role.either else several if role.many else _INPUT),
+            "description": f"Takes: {', '.join(role.accepts)}.",
+        }
         for name, role in kind.inputs.items()
         if name not in (ANY_ROLE, filled)
     }
@@ -169,7 +180,7 @@ def _from(kind: type[stage.Stage]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     if ANY_ROLE in kind.inputs:
-        found["patternProperties"] = {_ROLE: {"anyOf": [_INPUT, several]}}
+        found["patternProperties"] = {_ROLE: either}
     return found
 
 

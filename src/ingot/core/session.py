@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.build import Builder, Built, Listener
+from ingot.core.build import Builder, Built, Listener, Wish
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
+from ingot.core.graph import Node
 from ingot.core.plan import Planned
 from ingot.core.project import Project
 from ingot.errors import DiskFailed, GateFailed, WillNotFit
@@ -40,6 +41,8 @@ class Session:
         self._builder = Builder(project, self._tell)
         self._checked = False
         self._said_fresh: set[str] = set()
+        #: Targets that failed: no pass takes them along again.
+        self._failed: set[str] = set()
         #: doit itself does not say whether it runs with ``-a``; executing what is up to date shows it too.
         self._always = False
         self._lock = threading.Lock()
@@ -57,10 +60,24 @@ class Session:
         node = self.project.nodes[name]
         planned = self.project.check(node)
         self.planned[name] = planned
-        if planned.state != "fresh" or planned.restored or not self._linked(planned):
+        if planned.state == "virtual":
+            return self._is_left(planned)
+        if planned.state != "fresh" or planned.restored or not self._linked(planned) or name in self._builder.taken:
             return False
         assert planned.receipt is not None
-        self.outcomes[name] = Built("fresh", planned.receipt)
+        return self._is_in_force(name, Built("fresh", planned.receipt))
+
+    def _is_left(self, planned: Planned) -> bool:
+        """Whether nothing is to be done for a virtual target: what flows is the work of what is built from it."""
+        node = planned.node
+        if planned.restored or planned.presence == "damaged" or self.project.store.is_linked(node.spec, node.name):
+            return False
+        # Of what nobody has seen nothing is measured that a gate could judge: it is judged once it has flowed by.
+        return planned.receipt is None or self._is_in_force(node.id, Built("virtual", planned.receipt))
+
+    def _is_in_force(self, name: str, built: Built) -> bool:
+        node = self.project.nodes[name]
+        self.outcomes[name] = built
         verdicts = self.project.judge(node)
         self.verdicts[name] = verdicts
         if not all(verdict.passed for verdict in verdicts):
@@ -76,12 +93,37 @@ class Session:
         # Executed although it was said to be fresh: ``doit -a`` wants this target built again, and all after it.
         self._always |= name in self._said_fresh
         planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
-        if planned.state != "fresh" or self._always:
+        if (planned.state != "fresh" or self._always) and planned.state != "virtual":
             self._require_everything()
-        built = self._builder.ensure(planned, force=self._always, predicted=self._predictions.get(name))
+        try:
+            built = self._built(name, planned)
+        except BaseException:
+            self._failed.add(name)
+            raise
+        if planned.state == "virtual" and not built.receipt:
+            return
         self.project.current[name] = built.receipt
         self.outcomes[name] = built
-        self._judge(name)
+        for receipt in built.streamed:
+            self.outcomes[str(receipt["target"])] = Built("streamed", receipt)
+        self._judge(name, *(str(receipt["target"]) for receipt in built.streamed))
+
+    def _built(self, name: str, planned: Planned) -> Built:
+        """What comes of a target: perhaps a pass for another one has built it already."""
+        wish = Wish(self._always, self._siblings(planned.node), self._predictions)
+        taken = self._builder.taken.get(name)
+        built = self._builder.ensure(planned, wish) if taken is None else taken
+        # A pass may have built it while this one waited for its lock.
+        return self._builder.taken.get(name, built)
+
+    def _siblings(self, node: Node) -> tuple[Node, ...]:
+        """The other instances of a target that this run builds too, and that one pass could build with it."""
+        if not node.one_pass or node.sources:
+            return ()
+        chosen = self.selected if self.selected is not None else tuple(self.project.nodes)
+        over = self.outcomes.keys() | self._failed | {node.id}
+        others = [self.project.nodes[name] for name in chosen if name in self.project.nodes and name not in over]
+        return tuple(it for it in others if (it.spec, it.target, it.inputs) == (node.spec, node.target, node.inputs))
 
     def _require_everything(self) -> None:
         """Before the first stage starts, name what is lacking, what could not be recorded, and what will not fit."""
@@ -108,15 +150,19 @@ class Session:
             raise self.refused
         self._predictions = found.predictions
 
-    def _judge(self, name: str) -> None:
-        node = self.project.nodes[name]
-        verdicts = self.project.judge(node)
-        self.verdicts[name] = verdicts
-        self.project.record_failures(node, verdicts)
+    def _judge(self, name: str, *streamed: str) -> None:
+        """Judge the gates of a target, and of the virtual ones that flowed into it: they were measured with it."""
+        verdicts = []
+        for each in (name, *streamed):
+            node = self.project.nodes[each]
+            self.verdicts[each] = self.project.judge(node)
+            self.project.record_failures(node, self.verdicts[each])
+            verdicts += self.verdicts[each]
         bad = [verdict for verdict in verdicts if not verdict.passed]
         if bad:
             code = "E-GATE" if any(verdict.passed is False for verdict in bad) else "E-GATE-UNKNOWN"
-            what = f"{len(bad)} of {len(verdicts)} gates of {name} do not pass"
+            names = [each for each in (name, *streamed) if not all(it.passed for it in self.verdicts[each])]
+            what = f"{len(bad)} of {len(verdicts)} gates of {' and '.join(names)} do not pass"
             raise GateFailed(
                 code,
                 what,
@@ -126,6 +172,7 @@ class Session:
 
     def close(self) -> None:
         """Keep what is derived and end the helpers."""
+        self._builder.close()
         try:
             # At the end of a process nobody can be told, and nothing is lost that cannot be derived again.
             with suppress(DiskFailed):

@@ -25,7 +25,7 @@ Reproducibility = Literal["deterministic", "seeded", "device_dependent"]
 
 #: What a kind writes, and what a role accepts. ``any`` is a folder of unknown content
 #: (``fetch`` and ``command``): it fits every role and is checked when it is read.
-Format = Literal["any", "hf", "adapter", "gguf", "coreml", "dataset", "evaluation", "report"]
+Format = Literal["any", "hf", "adapter", "gguf", "imatrix", "coreml", "dataset", "evaluation", "report"]
 
 
 class Frozen(BaseModel):
@@ -62,11 +62,15 @@ class Files(Frozen):
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a kind: a single target, or with ``many`` a list of them."""
+    """One input of a kind: a single target, or with ``many`` a list of them.
+
+    ``either``: one name is a single target (it hands its axes on), a list is a list, whichever is written.
+    """
 
     accepts: tuple[Format, ...] = ("any",)
     many: bool = False
     optional: bool = False
+    either: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -30,11 +30,17 @@ class Staging:
 
     root: Path
     lock_fd: int
+    #: Where the artifact lies: a build of several has one of these for each.
+    out_name: str = "out"
 
     @property
     def out(self) -> Path:
         """Where the stage writes."""
-        return self.root / "out"
+        return self.root / self.out_name
+
+    def part(self, number: int) -> Staging:
+        """The same folder with the artifact at ``number`` of those that are built in one pass; the first is at 0."""
+        return replace(self, out_name=f"out-{number}") if number else self
 
     @property
     def scratch(self) -> Path:
@@ -46,9 +52,14 @@ class Staging:
         """Where snapshots of the sources lie."""
         return self.root / "sources"
 
+    @property
+    def streamed(self) -> Path:
+        """Where the stages of inputs that flow have their temporary files."""
+        return self.root / "streamed"
+
     def bytes_beside(self) -> int:
         """Bytes of what lies here and will be dropped: scratch files and snapshots of sources."""
-        return bytes_below(self.scratch) + bytes_below(self.sources)
+        return sum(bytes_below(folder) for folder in (self.scratch, self.sources, self.streamed))
 
 
 class Watch:

@@ -31,8 +31,10 @@ _RECEIPT = frozenset(
     {"type", "target", "spec", "spec_digest", "kind", "revision", "key", "key_parts", "reproducibility", "digest"}
     | {"inputs", "metrics", "environment", "timings", "git"}
 )
-#: Fields that only some builds have, each in a field ``ingot_*`` of its own.
-_EXTRAS = ("observed", "predicted")
+#: Fields that only some builds have, each in a field ``ingot_*`` of its own. ``stored``: false where the artifact was
+#: measured and never published. ``streamed``: by role, the key of a virtual input that was read as it was made.
+#: ``shared_with``: the other targets of the pass that gave this result.
+_EXTRAS = ("observed", "predicted", "stored", "streamed", "shared_with")
 _OPTIONAL = frozenset({"files", "files_evidence", *_EXTRAS})
 
 

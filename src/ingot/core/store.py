@@ -158,11 +158,7 @@ class Store:
         and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed
         (E-CHANGED: a file is not what was hashed a moment before).
         """
-        with disk.explained(built.out):
-            statuses = _seal(built.out)
-            records = record_files(built.out)
-        if not records:
-            raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
+        statuses, records = _sealed(built.out)
         _sync_tree(built.out, records)
         _read_back(built.out, records)
         digest = tree_digest(records)
@@ -179,6 +175,16 @@ class Store:
                 # The stat is from before the file was read: what was written to it later is seen as a change.
                 self.stats.put(self._label(digest, record.path), statuses[record.path], record.xxh3_128, settled=True)
         return digest, records
+
+    def measure(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
+        """The digest and the files of what lies in ``built.out``, made read-only where it is; nothing is published.
+
+        Raises as ``publish`` does for what can be no artifact.
+        """
+        _statuses, records = _sealed(built.out)
+        with disk.explained(built.out):
+            os.chmod(built.out, 0o555)
+        return tree_digest(records), records
 
     def _move_in(self, source: Path, target: Path) -> bool:
         """Rename an object to its place; False when another process has published the same digest meanwhile."""
@@ -290,6 +296,10 @@ class Store:
         except OSError:
             return False
 
+    def is_linked(self, spec: str, name: str) -> bool:
+        """Whether a target has a link at all."""
+        return (self.root / "latest" / spec / name).is_symlink()
+
     def unlink_latest(self, spec: str, name: str) -> bool:
         """Remove the link of a target; whether there was one."""
         link = self.root / "latest" / spec / name
@@ -342,6 +352,16 @@ def _refuse_empty_folders(root: Path) -> None:
     for path in root.rglob("*"):
         if path.is_dir() and not any(path.iterdir()):
             raise StageFailed("E-OUTPUT-FILE", f"the stage left an empty folder: {path.relative_to(root)}")
+
+
+def _sealed(root: Path) -> tuple[dict[str, os.stat_result], tuple[FileRecord, ...]]:
+    """Make what was built read-only, and hash it; StageFailed (E-OUTPUT-EMPTY) when there is nothing."""
+    with disk.explained(root):
+        statuses = _seal(root)
+        records = record_files(root)
+    if not records:
+        raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
+    return statuses, records
 
 
 def _seal(root: Path) -> dict[str, os.stat_result]:

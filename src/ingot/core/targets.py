@@ -70,9 +70,6 @@ def read_target(name: str, value: object, problems: Problems) -> Draft:
     if draft.stage is None:
         draft.sure = "matrix" not in value
         return draft
-    if draft.virtual:
-        what = "this version writes every target: virtual ones are not supported yet"
-        problems.add((*draft.path, "virtual"), "E-SPEC-VALUE", what, "remove the line")
     params = {key: item for key, item in value.items() if key not in RESERVED}
     if "matrix" in value:
         fields = tuple(name for name, _ in fields_of(draft.stage))
@@ -81,7 +78,26 @@ def read_target(name: str, value: object, problems: Problems) -> Draft:
         if axes is None:
             _mute_axes(draft, fields, problems)
     _resolve(draft, params, problems)
+    _check_virtual(draft, problems)
     return draft
+
+
+def _check_virtual(draft: Draft, problems: Problems) -> None:
+    """What is never written must come again as the same stream of tensors whenever something is built from it."""
+    if not draft.virtual or draft.stage is None:
+        return
+    path, hint = (*draft.path, "virtual"), "remove the line: it is written then"
+    for model, _locate in draft.models:
+        if not model.weightwise():
+            what = f"a target of the kind {draft.kind!r} is written whole"
+            if type(model).weightwise is not Stage.weightwise:
+                what += " with these parameters"
+            problems.add(path, "E-SPEC-VALUE", f"{what}: only what maps weights tensor by tensor can be virtual", hint)
+            return
+        if model.reproducibility != "deterministic" or next(model.found_sources(), None) is not None:
+            what = f"the kind {draft.kind!r} does not give the same bytes from its inputs alone: it cannot be virtual"
+            problems.add(path, "E-SPEC-VALUE", what, hint)
+            return
 
 
 def _mute_axes(draft: Draft, fields: tuple[str, ...], problems: Problems) -> None:
@@ -192,6 +208,8 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
         programs={name: tuple(command) for name, command in model.programs().items()},
         preload=tuple(model.preload),
         network=model.network,
+        streams=tuple(model.streams),
+        one_pass=model.one_pass,
     )
 
 

@@ -1,6 +1,9 @@
 """The inside of a stage's child process: prepare the process, run the stage, report over one socket.
 
 A job is plain data (JSON); messages are JSON lines: ``started``, ``phase``, ``progress``, then ``result`` or ``error``.
+A job builds one artifact (``params``, ``out``), or with ``others`` several in one pass, each ``{params, out}``: then
+the result holds as many outcomes. In ``virtual`` it has, by role, the job that would write that input: plain data of
+the same form, to any depth, which is never run by itself.
 Everything the stage or its libraries print goes to the log that the builder gave as standard output.
 """
 
@@ -18,10 +21,12 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ingot.core import disk, stage
+from ingot.core.digest import FileRecord
 from ingot.errors import IngotError, StageFailed
 
 #: Between two progress messages, so that a fast loop does not drown its reader.
@@ -69,18 +74,7 @@ def run_job(job: dict[str, Any], connection: socket.socket) -> None:
     try:
         network = _prepare(job)
         channel.send("started", network=network)
-        cls = stage.load_kind(job["kind"])
-        params = cls.model_validate_json(json.dumps(job["params"]), strict=True)
-        given = stage.Given(
-            inputs={role: tuple(Path(path) for path in paths) for role, paths in job["inputs"].items()},
-            digests={role: tuple(digests) for role, digests in job["digests"].items()},
-            scratch=Path(job["scratch"]),
-            sources=tuple(Path(path) for path in job["sources"]),
-            seed=job["seed"],
-            threads=job["threads"],
-        )
-        done = stage.Done.of(params.run(given, Path(job["out"]), channel))
-        channel.send("result", metrics=plain_metrics(done.metrics))
+        channel.send("result", outcomes=[plain_done(done) for done in _run(job, channel)])
     except IngotError as error:
         channel.send("error", **error.to_dict())
     except MemoryError as error:
@@ -94,6 +88,52 @@ def run_job(job: dict[str, Any], connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _run(job: Mapping[str, Any], channel: Channel) -> list[stage.Done]:
+    """Run the stage, or several of one kind in one pass."""
+    first, given = made(job), given_of(job)
+    others = [made({**job, **other}) for other in job.get("others", ())]
+    if not others:
+        return [stage.Done.of(first.run(given, Path(job["out"]), channel))]
+    outs = [Path(job["out"]), *(Path(other["out"]) for other in job["others"])]
+    found = type(first).run_many([first, *others], given, outs, channel)
+    if len(found) != len(outs):
+        raise StageFailed("E-STAGE", f"one pass for {len(outs)} results gave {len(found)}")
+    return [stage.Done.of(each) for each in found]
+
+
+def made(job: Mapping[str, Any]) -> stage.Stage:
+    """The stage of a job with its parameters."""
+    return stage.load_kind(job["kind"]).model_validate_json(json.dumps(job["params"]), strict=True)
+
+
+def given_of(job: Mapping[str, Any]) -> stage.Given:
+    """What the stage of a job may read, with what its virtual inputs may."""
+    return stage.Given(
+        inputs={role: tuple(Path(path) for path in paths) for role, paths in job["inputs"].items()},
+        digests={role: tuple(digests) for role, digests in job["digests"].items()},
+        scratch=Path(job["scratch"]),
+        sources=tuple(Path(path) for path in job.get("sources", ())),
+        seed=job["seed"],
+        threads=job["threads"],
+        files={
+            role: tuple({record["path"]: FileRecord(**record) for record in records} for records in listed)
+            for role, listed in job.get("files", {}).items()
+        },
+        virtual={role: stage.Virtual(made(below), given_of(below)) for role, below in job.get("virtual", {}).items()},
+    )
+
+
+def plain_done(done: stage.Done) -> dict[str, Any]:
+    """What a run gave back as plain data; StageFailed (E-METRIC) as ``plain_metrics``."""
+    return {
+        "metrics": plain_metrics(done.metrics),
+        "files": [record.to_dict() for record in done.files],
+        "tensors": dict(done.tensors),
+        "passed": {role: plain_done(below) for role, below in done.passed.items()},
+        "notes": dict(done.notes),
+    }
 
 
 def _print_traceback() -> None:

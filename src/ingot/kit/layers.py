@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,29 @@ def linear_modules(model: Any) -> list[str]:
     ]
 
 
-def linear_weights(folder: Path) -> list[str]:
-    """As ``linear_modules``, those whose ``.weight`` is a tensor of the folder.
+def linear_weights(folder: Path, names: Collection[str] | None = None) -> list[str]:
+    """As ``linear_modules``, those whose ``.weight`` is among ``names`` (unless given, the tensors of the folder).
 
     RefusedInput (E-MODEL-ARCH) for a model that has no linear layers at all.
     """
-    names = set(hf.tensor_names(folder))
+    names = set(hf.tensor_names(folder) if names is None else names)
     model = skeleton(folder)
     linear = linear_modules(model)
     if not linear:
         raise no_linear(model)
     return [module for module in linear if f"{module}.weight" in names]
+
+
+def four_bit_weights(folder: Path) -> frozenset[str]:
+    """The weights that transformers' bitsandbytes loader quantizes by default: of every linear layer but the output.
+
+    RefusedInput (E-MODEL-ARCH) for a model whose matrices are another kind of layer.
+    """
+    model = skeleton(folder)
+    linear = [name for name in linear_modules(model) if type(model.get_submodule(name)) is torch.nn.Linear]
+    if not linear:
+        raise no_linear(model)
+    return frozenset(f"{name}.weight" for name in linear)
 
 
 def no_linear(model: Any) -> RefusedInput:

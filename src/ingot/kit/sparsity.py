@@ -7,21 +7,58 @@ et al. 2021). The score says which go: the smallest; of equal scores the one tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
+#: Weights that are looked at at once, so that a mask costs little more than its own bytes.
+_PIECE = 1 << 20
 
-def lowest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """The mask (True: drop) of the ``round(sparsity · n)`` smallest of all n scores, ties in order of index."""
-    flat = scores.flatten()
-    count = round(sparsity * flat.numel())
-    mask = torch.zeros(flat.numel(), dtype=torch.bool)
+
+def lowest(weights: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """The mask (True: drop) of the ``round(sparsity · n)`` smallest by size of all n weights, ties in order of index.
+
+    Exact in two counts over the weights: the bits of a size, read as an integer, are in the order of the sizes.
+    """
+    count = round(sparsity * weights.numel())
+    mask = torch.zeros(weights.numel(), dtype=torch.bool)
     if count:
-        # a threshold instead of a sort: linear in the number of weights
-        limit = torch.kthvalue(flat, count).values
-        mask = flat < limit
-        ties = torch.nonzero(flat == limit).flatten()
-        mask[ties[: count - int(mask.sum())]] = True
-    return mask.view_as(scores)
+        limit, below = _limit(weights, count)
+        ties = count - below
+        for at, sizes in _sizes(weights):
+            found = sizes < limit
+            same = np.flatnonzero(sizes == limit)[:ties]
+            found[same] = True
+            ties -= len(same)
+            mask[at : at + len(found)] = torch.from_numpy(found)
+    return mask.view_as(weights)
+
+
+def _limit(weights: torch.Tensor, count: int) -> tuple[int, int]:
+    """The ``count``-th smallest size as an integer, and how many are smaller."""
+    upper, lower = np.zeros(1 << 15, np.int64), np.zeros(1 << 16, np.int64)
+    for _, sizes in _sizes(weights):
+        upper += np.bincount(sizes >> 16, minlength=len(upper))
+    high, below = _reach(upper, count)
+    for _, sizes in _sizes(weights):
+        lower += np.bincount(sizes[sizes >> 16 == high] & 0xFFFF, minlength=len(lower))
+    low, more = _reach(lower, count - below)
+    return high << 16 | low, below + more
+
+
+def _reach(counts: npt.NDArray[np.int64], count: int) -> tuple[int, int]:
+    """The first place up to which there are ``count``, and how many there are before it."""
+    sums = np.cumsum(counts)
+    place = int(np.searchsorted(sums, count))
+    return place, int(sums[place] - counts[place])
+
+
+def _sizes(weights: torch.Tensor) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+    flat = weights.flatten()
+    for at in range(0, flat.numel(), _PIECE):
+        yield at, flat[at : at + _PIECE].float().abs().view(torch.int32).numpy()
 
 
 def lowest_per_row(scores: torch.Tensor, sparsity: float) -> torch.Tensor:

@@ -23,11 +23,12 @@ class Adapter(Stage):
     """Trains LoRA matrices beside frozen weights, with a plain loop that is the same on every run.
 
     Documents are drawn in a seeded shuffle of their content; the loss is the mean over the scored tokens of a
-    batch. Exactly one of ``steps`` and ``epochs`` is given. Writes PEFT's two files and ``training.json``.
+    batch. Exactly one of ``steps`` and ``epochs`` is given. Writes PEFT's two files, ``training.json`` and
+    ``ingot_adapter.json``, which names the base by its digest.
     """
 
     kind: ClassVar[str] = "adapter"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     reproducibility: ClassVar[Reproducibility] = "seeded"
     produces: ClassVar[Format] = "adapter"
     inputs: ClassVar[Mapping[str, Role]] = {
@@ -102,6 +103,7 @@ class _Training:
         self.stage = stage
         self.progress = progress
         self.seed = given.seed or 0
+        self.base_digest = next(iter(given.digests.get("model", ())), None)
         self.history: list[Step] = []
         self.evals: list[tuple[int, list[float]]] = []
         self.seconds = 0.0
@@ -128,7 +130,7 @@ class _Training:
         from peft import LoraConfig, get_peft_model
 
         from ingot.kit.layers import linear_modules, no_linear
-        from ingot.kit.lora import match_modules, shortest
+        from ingot.kit.lora.modules import match_modules, shortest
 
         stage = self.stage
         linear = linear_modules(model)
@@ -223,11 +225,12 @@ class _Training:
     def _write(self, out: Path) -> None:
         from peft import get_peft_model_state_dict
 
-        from ingot.kit import hf, lora
+        from ingot.kit import hf
+        from ingot.kit.lora.files import Record, write_adapter
 
         tensors = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         config = self.model.peft_config["default"].to_dict()
-        lora.write_adapter(out, config, tensors)
+        write_adapter(out, config, tensors, Record(self.base_digest))
         hf.write_json(
             out / "training.json",
             {

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Role, Stage
-from ingot.errors import RefusedInput, StageFailed
+from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
+from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
     import torch
+
+    from ingot.kit.pruning import Pruning, Rule
+    from ingot.kit.stream.vocabulary import Slot, Weights
 
 
 class Prune(Stage):
@@ -22,11 +25,11 @@ class Prune(Stage):
     ``magnitude`` scores a weight by its size and takes the share from each tensor; it streams, and holds no model.
     ``wanda`` multiplies by the norm of the input feature over the calibration documents and takes the share from
     each output row; it runs the model once, in memory. The result keeps the model's format: zeros are stored.
-    ``prune.json`` lists the zeros counted in the written file, layer by layer.
+    ``prune.json`` lists the zeros counted while writing, layer by layer.
     """
 
     kind: ClassVar[str] = "prune"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     produces: ClassVar[Format] = "hf"
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
@@ -36,6 +39,7 @@ class Prune(Stage):
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    streams: ClassVar[tuple[str, ...]] = ("model",)
 
     method: Literal["magnitude", "wanda"] = Field(default="magnitude", description="How a weight is scored")
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -45,6 +49,7 @@ class Prune(Stage):
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="Linear layers by name or last part of it; all-linear leaves out lm_head"
     )
+    allow_nonfinite: bool = Field(default=False, description="Take weights that are NaN or infinite as they are")
     documents: Annotated[int, Field(ge=1)] = Field(default=32, description="Calibration documents (wanda)")
     max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens at which one is cut (wanda)")
 
@@ -74,45 +79,64 @@ class Prune(Stage):
         if self.method == "wanda" and "calibration" not in roles:
             yield "calibration", "the role 'calibration' is not filled, and 'method: wanda' needs its documents"
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED."""
+    def weightwise(self) -> bool:
+        """wanda must run the whole model first."""
+        return self.method == "magnitude"
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
+        """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED, E-NONFINITE."""
+        from ingot.kit.stream.inputs import build
+
+        return build(self, given, out, progress)
+
+    def flow(self, given: Given, progress: Progress) -> Weights:
+        """The pruned weights as a stream; the other files lie in the weights' folder."""
         import torch
 
-        from ingot.kit import hf, layers, lora
+        from ingot.kit import layers
+        from ingot.kit.lora.modules import match_modules
+        from ingot.kit.pruning import Pruning
+        from ingot.kit.stream.chain import slots
+        from ingot.kit.stream.inputs import open_input, side_folder, written
 
-        model = given.one("model")
-        layers.refuse_quantized(model, "prune")
         if self.method == "wanda" and given.maybe("calibration") is None:
             raise RefusedInput(
                 "E-PRUNE-CALIBRATION",
                 "wanda looks at what flows through the model, so it needs calibration documents",
                 hint="add 'calibration: DATASET' under 'from:', or use 'method: magnitude'",
             )
+        passed: dict[str, Callable[[], Done]] = {}
+        if self.method == "wanda":
+            given, passed = written(given, "model", progress)
+        weights = open_input(given, "model", progress, finite=not self.allow_nonfinite)
+        layers.refuse_quantized(weights.folder, "prune")
         torch.set_num_threads(given.threads)
-        linear = layers.linear_weights(model)
+        found = slots(weights)
+        linear = layers.linear_weights(weights.folder, {slot.name for slot in found})
         named = linear if self.targets == "all-linear" else self.targets
-        chosen = lora.match_modules(linear, named, "E-PRUNE-MODULES")
-        self._check_shapes(model, chosen)
+        chosen = match_modules(linear, named, "E-PRUNE-MODULES")
+        self._check_shapes([slot for slot in found if slot.name.removesuffix(".weight") in set(chosen)])
         norms = self._norms(given, chosen, progress) if self.method == "wanda" else {}
+        pruning = Pruning(chosen, self._rule(norms))
+        folder = side_folder(given)
+        layers.copy_model_files(weights.folder, folder)
         progress.phase("prune")
-        hf.write_model(out, self._pruned(model, set(chosen), norms, progress))
-        layers.copy_model_files(model, out)
-        progress.phase("verify")
-        return self._proof(out, chosen)
+        weights.chain.append(pruning)
+        weights.passed |= passed
+        weights.folder = folder
+        weights.measure = lambda _counted: _measured(pruning, folder)
+        return weights
 
-    def _check_shapes(self, model: Path, chosen: Sequence[str]) -> None:
+    def _check_shapes(self, found: Sequence[Slot]) -> None:
         if self.pattern is None:
             return
-        from ingot.kit import hf
-
         _, block = _n_of_m(self.pattern)
-        wanted = {f"{module}.weight" for module in chosen}
-        bad = [entry for _, entry in hf.entries(model) if entry.name in wanted and entry.shape[-1] % block]
+        bad = [slot for slot in found if slot.shape[-1] % block]
         if bad:
             raise RefusedInput(
                 "E-PRUNE-SHAPE",
                 f"pattern {self.pattern} needs rows that are a multiple of {block}",
-                facts=[f"{entry.name}: {tuple(entry.shape)}" for entry in bad[:3]],
+                facts=[f"{slot.name}: {slot.shape}" for slot in bad[:3]],
                 hint="name the layers that fit under 'targets', or use 'sparsity'",
             )
 
@@ -135,51 +159,26 @@ class Prune(Stage):
         )  # fmt: skip
         return norms
 
-    def _pruned(
-        self, model: Path, chosen: set[str], norms: Mapping[str, torch.Tensor], progress: Progress
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        from ingot.kit import hf
-
-        total = len(hf.tensor_names(model))
-        for done, (name, tensor) in enumerate(hf.iter_tensors(model), 1):
-            module = name.removesuffix(".weight")
-            yield name, self._sparse(tensor, norms.get(module)) if module in chosen else tensor
-            progress(done, total, "tensors")
-
-    def _sparse(self, weight: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
+    def _rule(self, norms: Mapping[str, torch.Tensor]) -> Rule:
         from ingot.kit import sparsity, wanda
+        from ingot.kit.pruning import Rule
 
-        scores = weight.float().abs() if norms is None else wanda.scores(weight, norms)
-        if self.pattern is not None:
-            mask = sparsity.n_of_m(scores, *_n_of_m(self.pattern))
-        elif self.method == "wanda":
-            mask = sparsity.lowest_per_row(scores, self.sparsity or 0.0)
-        else:
-            mask = sparsity.lowest(scores, self.sparsity or 0.0)
-        pruned: torch.Tensor = weight.masked_fill(mask, 0)
-        return pruned
+        share = self.sparsity or 0.0
 
-    def _proof(self, out: Path, chosen: Sequence[str]) -> Metrics:
-        """Count zeros in what was written; StageFailed (E-PRUNE-VERIFY) when that is not what was asked for."""
-        from ingot.kit import hf, sparsity
+        def mask(module: str, weight: torch.Tensor) -> torch.Tensor:
+            if self.pattern is None and self.method == "magnitude":
+                return sparsity.lowest(weight, share)
+            scores = weight.float().abs() if self.method == "magnitude" else wanda.scores(weight, norms[module])
+            if self.pattern is not None:
+                return sparsity.n_of_m(scores, *_n_of_m(self.pattern))
+            return sparsity.lowest_per_row(scores, share)
 
-        wanted = {f"{module}.weight": module for module in chosen}
-        counts: dict[str, tuple[int, int]] = {}
-        for name, tensor in hf.iter_tensors(out):
-            if name not in wanted:
-                continue
-            counts[wanted[name]] = (sparsity.zeros(tensor), tensor.numel())
-            crowded = sparsity.crowded(tensor, *_n_of_m(self.pattern)) if self.pattern else 0
-            short = self.sparsity is not None and counts[wanted[name]][0] < self._least(tensor)
-            if crowded or short:
-                raise StageFailed(
-                    "E-PRUNE-VERIFY",
-                    f"{name!r} was written with fewer zeros than asked for",
-                    facts=[f"zeros {counts[wanted[name]][0]} of {tensor.numel()}, blocks over the pattern: {crowded}"],
-                )
-        modules = [{"name": module, "zeros": counts[module][0], "parameters": counts[module][1]} for module in chosen]
-        hf.write_json(out / "prune.json", {"format": 1, "modules": modules})
-        return _metrics(counts)
+        def short(pruned: torch.Tensor) -> bool:
+            if self.pattern is not None:
+                return sparsity.crowded(pruned, *_n_of_m(self.pattern)) > 0
+            return sparsity.zeros(pruned) < self._least(pruned)
+
+        return Rule(mask, short, whole=self.pattern is None and self.method == "magnitude")
 
     def _least(self, weight: torch.Tensor) -> int:
         share = self.sparsity or 0.0
@@ -199,16 +198,26 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
     return keep, block
 
 
+def _measured(pruning: Pruning, folder: Path) -> Done:
+    """The metrics, and ``prune.json`` with the zeros of each layer."""
+    from ingot.kit import hf
+
+    counts = {module: pruning.counts[module] for module in pruning.modules}
+    modules = [{"name": name, "zeros": zeros, "parameters": total} for name, (zeros, total) in counts.items()]
+    hf.write_json(folder / "prune.json", {"format": 1, "modules": modules})
+    return Done(_metrics(counts))
+
+
 def _metrics(counts: Mapping[str, tuple[int, int]]) -> dict[str, Metric]:
     zeros = sum(count for count, _ in counts.values())
     parameters = sum(total for _, total in counts.values())
     lowest = min(count / total for count, total in counts.values())
     highest = max(count / total for count, total in counts.values())
     return {
-        "sparsity": Metric(zeros / parameters, "1", "zeros over weights of the pruned layers, counted in the file"),
+        "sparsity": Metric(zeros / parameters, "1", "zeros over weights of the pruned layers, counted while writing"),
         "sparsity_lowest": Metric(lowest, "1", "of the least sparse of these layers"),
         "sparsity_highest": Metric(highest, "1", "of the sparsest of these layers"),
-        "zeros": Metric(zeros, "parameters", "weights that are zero in the pruned layers, counted in the file"),
+        "zeros": Metric(zeros, "parameters", "weights that are zero in the pruned layers, counted while writing"),
         "pruned_parameters": Metric(parameters, "parameters", "weights of the pruned layers"),
         "pruned_layers": Metric(len(counts), "1", "layers pruned"),
     }

@@ -10,10 +10,12 @@ from typing import Any, Literal
 from ingot.view.running import Running
 from ingot.view.text import Line, clock, join
 
-Fate = Literal["fresh", "built", "restored", "failed", "skipped"]
+Fate = Literal["fresh", "built", "restored", "virtual", "streamed", "failed", "skipped"]
 _STYLES: Mapping[Fate, str] = {
     "fresh": "dim",
+    "virtual": "dim",
     "built": "green",
+    "streamed": "green",
     "restored": "cyan",
     "failed": "red",
     "skipped": "yellow",
@@ -83,7 +85,7 @@ class Board:
 
     def result(self) -> Line:
         """The end of the run: ``1 failed, 2 built, 3 fresh, 4 not looked at``."""
-        order: tuple[Fate, ...] = ("failed", "skipped", "built", "restored", "fresh")
+        order: tuple[Fate, ...] = ("failed", "skipped", "built", "streamed", "restored", "fresh", "virtual")
         parts = [[(f"{self.count(fate)} {fate}", _STYLES[fate])] for fate in order if self.count(fate)]
         left = self.to_go()
         return join([*parts, [(f"{left} not looked at", "yellow")] if left else []], ", ")

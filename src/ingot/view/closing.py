@@ -28,10 +28,13 @@ Item = Line | Table
 NO_SPECS = "no specs: doit new NAME writes a first one"
 
 
-def nothing_to_do(count: int, seconds: float, elsewhere: int = 0) -> Line:
-    """``nothing to do: 14 targets fresh (0.21 s)``; ``elsewhere`` of them were built by another process meanwhile."""
+def nothing_to_do(count: int, seconds: float, elsewhere: int = 0, virtual: int = 0) -> Line:
+    """``nothing to do: 14 targets fresh, 1 virtual (0.21 s)``.
+
+    ``elsewhere`` of the fresh ones were built by another process meanwhile.
+    """
     end = f"{duration(seconds)}, {elsewhere} of them built by another process meanwhile" if elsewhere else ""
-    shown = f"{plural(count, 'target')} fresh"
+    shown = f"{plural(count, 'target')} fresh" + (f", {virtual} virtual" if virtual else "")
     return [("nothing to do: ", ""), (shown, "green"), (f" ({end or duration(seconds)})", "dim")]
 
 
@@ -47,11 +50,12 @@ def closing_page(session: Session, board: Board, width: int) -> Iterator[Item]:
 
 
 def _at_hand(session: Session, board: Board, *, changed: bool = False) -> list[Node]:
-    """The targets of this run whose result is published, gates passed or not; with ``changed`` not the fresh ones."""
+    """The targets of this run whose result is known, gates passed or not; with ``changed`` those that are new."""
     names = [
         name for name in board.targets if name in session.outcomes and board.fates.get(name, "skipped") != "skipped"
     ]
-    return [session.project.nodes[name] for name in names if not changed or session.outcomes[name].fate != "fresh"]
+    old = ("fresh", "virtual") if changed else ()
+    return [session.project.nodes[name] for name in names if session.outcomes[name].fate not in old]
 
 
 def gate_lines(session: Session, board: Board) -> Iterator[Line]:
@@ -103,7 +107,7 @@ def _artifacts(session: Session, board: Board, width: int) -> Iterator[Item]:
     shown = [node for node in _at_hand(session, board, changed=True) if not node.hidden]
     if not shown:
         return
-    rows = [(node.id, size(_bytes(session, node)), artifact_path(session, node)) for node in shown[-_ARTIFACTS_MAX:]]
+    rows = [(node.id, size(_bytes(session, node)), _place(session, node)) for node in shown[-_ARTIFACTS_MAX:]]
     columns = (
         Column("target", "target", "left", 1),
         Column("size", "size", "right", 0),
@@ -114,6 +118,13 @@ def _artifacts(session: Session, board: Board, width: int) -> Iterator[Item]:
     yield listed if listed.width() <= width else listed.without("target")
     if len(shown) > _ARTIFACTS_MAX:
         yield [(f"and {len(shown) - _ARTIFACTS_MAX} more in cache/latest/", "dim")]
+
+
+def _place(session: Session, node: Node) -> str:
+    """Where an artifact lies; what was streamed lies nowhere."""
+    if session.outcomes[node.id].receipt.get("stored") is False and node.id in session.project.virtual:
+        return f"not written (doit materialize {node.id} does)"
+    return artifact_path(session, node)
 
 
 def _bytes(session: Session, node: Node) -> int:

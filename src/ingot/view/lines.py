@@ -8,6 +8,7 @@ from typing import Any
 from ingot.view.text import Line, Piece, cells, cut, duration, headline, join, length, printable, size
 
 _STYLES = {"built": "green", "restored": "cyan", "failed": "red", "skipped": "yellow", "ran": "green", "fresh": "dim"}
+_STYLES |= {"streamed": "green", "virtual": "dim"}
 _FATE_WIDTH = 8
 #: The detail that goes without saying on a first build.
 _EXPECTED = "never built"
@@ -18,7 +19,8 @@ def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[
     """``built     pydoc:adapter  2m 13s   12.3 MB  eval_loss 3.10 → 2.41  peak 3.02 GB  because …``.
 
     ``layout`` is (cells for names, cells of a line). What does not fit is left out, the reason first, then the
-    memory, then the measured facts. A restored target has no time: it was not built now.
+    memory, then the measured facts. A restored target has no time: it was not built now. Nor has one that was
+    streamed: its time is that of what it flowed into.
     """
     name_width, width = layout
     timings = receipt["timings"]
@@ -30,7 +32,7 @@ def result_line(fate: str, name: str, receipt: Mapping[str, Any], layout: tuple[
         *title(fate, name, name_width),
         (f"  {wall:>7}  {size(total):>7}", ""),
     ]
-    because = "" if reason in {"", _EXPECTED} else reason if fate == "restored" else f"because {reason}"
+    because = "" if reason in {"", _EXPECTED} else reason if fate in ("restored", "streamed") else f"because {reason}"
     facts: list[Line] = [[(fact, "bold")] for fact in map(printable, headline(receipt["metrics"]))]
     tail: list[Line] = [
         *facts,

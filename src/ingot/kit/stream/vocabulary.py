@@ -15,11 +15,25 @@ from typing import Any, Protocol
 
 import torch
 
+from ingot.core.digest import FileRecord
+from ingot.core.stage import Done
+
 #: Bytes of an element, by the name that safetensors gives the dtype.
 ELEMENT_BYTES: Mapping[str, int] = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4,
-    "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+#: The torch dtype of each.
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu, "I16": torch.int16, "U16": torch.uint16,
+    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
+    "I64": torch.int64, "U64": torch.uint64, "F64": torch.float64, "C64": torch.complex64,
+}  # fmt: skip
+
+#: The name of each torch dtype.
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,10 @@ class Route:
 
     ``grain``: blocks start at, and hold, multiples of so many rows (but for the last). ``whole``: the map must see all
     rows in one block, as a threshold over the tensor needs. A map may give another number of rows only if ``whole``.
+    A map that is not ``whole`` always sees the same rows at once, those of a *tile*, whose height follows from the
+    slot's shape and ``grain`` alone: whatever else is in the chain, a matrix product gives the same bits, and what is
+    added up tile by tile gives the same sum (if the tiles are added in order, or by ``math.fsum``).
+    With ``once`` the tensor does not depend on the rows: the map is asked with the first block alone, and gives all.
     ``identity`` says what the map does, where that is told by content alone: equal identities on equal bytes give equal
     bytes (``""``: the bytes pass unchanged; None: not known, so nothing made from it is ever reused).
     """
@@ -78,11 +96,15 @@ class Route:
     apply: MapRows = unchanged
     grain: int = 1
     whole: bool = False
+    once: bool = False
     identity: str | None = None
 
 
 class Transform(Protocol):
-    """Maps tensors. One object serves one run: it may count what passes, and ``finish`` gives its verdict."""
+    """Maps tensors. One object serves one run: it may count what passes, and ``finish`` gives its verdict.
+
+    ``begin`` and ``routes`` may be asked more than once before the first block, with the same answers.
+    """
 
     def routes(self, slot: Slot) -> Sequence[Route]:
         """What the tensor becomes: nothing, one tensor, or several. RefusedInput for one that does not fit."""
@@ -104,14 +126,16 @@ class Source(Protocol):
     def blocks(self, rows: Sequence[int]) -> Iterator[Block]:
         """Every block, slot by slot, the one at ``i`` in blocks of ``rows[i]`` rows (at least 1).
 
-        The tensors may be views of memory that is overwritten or unmapped once the next block but ``window`` was asked
-        for: whoever keeps one copies it. After the last block the source has seen all its bytes and compares them with
-        what they must be: StoreDamaged (E-OBJECT-DAMAGED), before anything is published.
+        A tensor without rows comes as one block of none. The memory of a block lives as long as a tensor that views
+        it. After the last block the source has seen all its bytes and compares them with what they must be:
+        StoreDamaged (E-OBJECT-DAMAGED), before anything is published.
         """
 
 
 class Sink(Protocol):
-    """Takes tensors block by block, in order."""
+    """Takes tensors block by block: each tensor's in order of rows, in the order of slots but for tensors that were
+    made from one, whose blocks alternate. A sink that has a method ``abort()`` is told when anything failed.
+    """
 
     def begin(self, slots: Sequence[Slot]) -> None:
         """Told all slots that will come, in order, before the first block."""
@@ -120,7 +144,7 @@ class Sink(Protocol):
         """Blocks of this slot start at multiples of so many rows."""
 
     def encode(self, block: Block) -> Any:
-        """The bytes-like form that ``write`` gets; called on several threads at once (quantizing happens here)."""
+        """What ``write`` gets; called on several threads at once (quantizing happens here)."""
 
     def write(self, block: Block, encoded: Any) -> None:
         """Take one block; called in order, by one thread."""
@@ -136,13 +160,56 @@ class Tap:
     sink: Sink
 
 
+class Counted(Protocol):
+    """What a sink counted of a model that has flowed into it."""
+
+    @property
+    def files(self) -> Sequence[FileRecord]:
+        """The weight files, written or not."""
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """The xxh3-128 of each tensor's bytes, by name."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+
+    @property
+    def zeros(self) -> int:
+        """How many of them are zero."""
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the safetensors files, headers included."""
+
+
+#: Told what was counted at the end; gives the stage's metrics and notes, and may write further side files.
+Measure = Callable[[Counted], Done]
+
+
+def nothing_measured(_counted: Counted) -> Done:
+    """Of a model that flows from a folder as it is."""
+    return Done({})
+
+
 @dataclass
 class Weights:
     """A model that flows: where its tensors come from, what is done to them, and the folder of all else.
 
-    ``folder`` holds config.json, tokenizer and chat template, whether or not the weights were ever written.
+    ``folder`` holds config.json, tokenizer and chat template, whether or not the weights were ever written: of a flow
+    these side files and nothing else. ``shard_bytes`` is the most data in one safetensors file, written or not.
+    ``measure`` is what the flow's stage has to report of its result. ``passed`` gives, once all has flowed, what was
+    measured of the virtual inputs on the way, by role.
     """
 
     source: Source
     folder: Path
     chain: list[Transform | Tap] = field(default_factory=list)
+    shard_bytes: int = 5_000_000_000
+    measure: Measure = nothing_measured
+    passed: dict[str, Callable[[], Done]] = field(default_factory=dict)
