@@ -55,6 +55,7 @@ SAMPLES: dict[str, Sample] = {
         {"model": "fetch", "data": "dataset"},
     ),
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
+    "lora_gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "adapter": "adapter"}),
     "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),

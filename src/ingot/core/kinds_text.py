@@ -20,6 +20,7 @@ FORMATS: Mapping[str, str] = {
     "hf": "a Hugging Face folder (`hf`): `config.json`, the tokenizer, the weights as safetensors.",
     "adapter": "PEFT's files (`adapter`): `adapter_config.json`, `adapter_model.safetensors`, and `training.json`.",
     "gguf": "one file (`gguf`): `model.gguf`.",
+    "gguf_adapter": "an adapter for llama.cpp (`gguf_adapter`): `adapter.gguf`.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
@@ -95,6 +96,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("fallback_tensors", "1", _ALWAYS),
         ("probe_texts", "1", _ALWAYS),
         ("load_s", "s", _ALWAYS),
+        ("tensors_TYPE", "1", "for each type of tensors in the file"),
+    ),
+    "lora_gguf": (
+        ("bytes", "B", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("adapted_tensors", "1", _ALWAYS),
         ("tensors_TYPE", "1", "for each type of tensors in the file"),
     ),
     "merge": (

@@ -124,6 +124,12 @@ def _gguf(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
     return result
 
 
+def _lora_gguf(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    facts = facts_of(folder)
+    counts = {f"tensors_{name.lower()}": count for name, count in facts.types().items()}
+    return {"bytes": facts.weight_bytes, "parameters": facts.elements, **counts}
+
+
 def _evaluate(receipt: Receipt, _folder: Path, folders: Folders) -> Derived:
     """The size of what was evaluated. Parameters are those of the loaded model: derivable for a GGUF only."""
     facts = _input_facts(receipt, "candidate", folders)
@@ -149,6 +155,7 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "evaluate": _evaluate,
     "fetch": _files,
     "gguf": _gguf,
+    "lora_gguf": _lora_gguf,
     "merge": _merge,
     "prune": _prune,
     "quantize": _quantize,
