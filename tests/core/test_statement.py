@@ -69,14 +69,35 @@ def test_a_long_file_list_moves_to_evidence() -> None:
     statement = through_json(build_statement(made, store))
     assert len(canonical_json(statement)) < MAX_LINE
     (name,) = kept
-    assert evidence_of(statement) == name
+    assert evidence_of(statement) == [name]
     assert receipt_of(statement, kept.__getitem__) == made
     slim = receipt_of(statement)
     assert slim["files_evidence"] == name
     assert "files" not in slim
     assert build_statement(slim) == statement
-    assert evidence_of(build_statement(receipt(), store)) is None
+    assert evidence_of(build_statement(receipt(), store)) == []
     assert len(kept) == 1
+
+
+def test_the_digests_of_tensors_are_evidence() -> None:
+    """Beside a file list that fits, and beside one that does not."""
+    kept: dict[str, bytes] = {}
+
+    def store(data: bytes) -> str:
+        kept[sha256_bytes(data)] = data
+        return sha256_bytes(data)
+
+    tensors = store(b"{}")
+    for count in (1, 1000):
+        made = receipt(files=files(count), tensors_evidence=tensors, notes={"adapter": ["a"]})
+        statement = through_json(build_statement(made, store))
+        assert receipt_of(statement, kept.__getitem__) == made
+        assert set(evidence_of(statement)) == set(list(kept)[: 1 if count == 1 else 2])
+    byproducts = statement["predicate"]["runDetails"]["byproducts"]
+    for wrong in ([{**byproducts[0], "name": "other"}], [byproducts[0]] * 2, [{**byproducts[0], "digest": {}}]):
+        statement["predicate"]["runDetails"]["byproducts"] = wrong
+        with pytest.raises(RegistryDamaged):
+            receipt_of(statement)
 
 
 def test_what_cannot_be_made_to_fit_is_refused() -> None:

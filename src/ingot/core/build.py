@@ -24,13 +24,13 @@ from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
 from ingot.core.graph import Node
-from ingot.core.job import Jobs
+from ingot.core.job import Job, Jobs
 from ingot.core.plan import Planned
 from ingot.core.redact import redact
 from ingot.core.staging import Staging, Watch, bytes_below
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
-from ingot.errors import IngotError, RefusedInput, StageFailed
+from ingot.errors import IngotError, RefusedInput, StageFailed, StoreDamaged
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
@@ -42,7 +42,7 @@ Fate = Literal["fresh", "built", "restored", "virtual", "streamed"]
 Listener = Callable[[str, dict[str, Any]], None]
 
 #: Makes an artifact of what was built: its digest and its files.
-Keep = Callable[[Staging], tuple[str, tuple[FileRecord, ...]]]
+Keep = Callable[[Staging, Sequence[FileRecord]], tuple[str, tuple[FileRecord, ...]]]
 
 #: How much of a failed stage's output is shown with its error.
 _TAIL_LINES, _TAIL_BYTES = 5, 4096
@@ -215,19 +215,21 @@ class Builder:
             receipt.update({"shared_with": [name for name in ids if name != receipt["target"]]} if ids[1:] else {})
             _refuse_too_large(receipt)
         with self._log_named(log):
-            shared, outcome = self._run(what, job.data, log, staging)
+            with self._blamed(what.group[0].node, job):
+                shared, outcome = self._run(what, job.data, log, staging)
             self._jobs.check_unchanged(what.group[0].node, job.flows)
             results = [outcome.of(number) for number in range(len(ids))]
             flowed = receipts.passed(project, job, results, shared, ids)
             for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
-                receipt.update(shared | {"metrics": results[number]["metrics"]})
+                receipt.update(shared | {"metrics": results[number]["metrics"]} | receipts.told(results[number]))
                 receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
             for receipt in [*found, *flowed.measured.values()]:
                 _refuse_too_large(receipt)
             self._sweep([*found, *flowed.measured.values()], what, staging)
             for number, receipt in enumerate(found):
-                digest, records = what.keep(staging.part(number))
+                hashed = [FileRecord(**record) for record in results[number].get("files", ())]
+                digest, records = what.keep(staging.part(number), hashed)
                 receipt.update({"digest": digest, "files": [record.to_dict() for record in records]})
         return Made(found, list(flowed.measured.values()))
 
@@ -238,7 +240,10 @@ class Builder:
     def _record(self, found: Sequence[dict[str, Any]]) -> None:
         """Record these builds in one commit; each receipt gets its place."""
         project = self._project
-        statements = [build_statement(receipt, project.registry.store_evidence) for receipt in found]
+        store = project.registry.store_evidence
+        for receipt in found:
+            receipts.file_tensors(receipt, store)
+        statements = [build_statement(receipt, store) for receipt in found]
         places = project.record_all(statements) if statements[1:] else [project.record(statements[0])]
         for receipt, place in zip(found, places, strict=True):
             receipt.update(place)
@@ -311,6 +316,17 @@ class Builder:
                     sweep(out, item.node.kind, forbidden)
 
     @contextmanager
+    def _blamed(self, node: Node, job: Job) -> Iterator[None]:
+        """What a stage reads as a stream it verifies itself, at the end of its read: when it fails, that may be why."""
+        try:
+            yield
+        except (RefusedInput, StageFailed, StoreDamaged) as error:
+            # A stage that was killed read nothing wrong, and whoever interrupted it waits.
+            if error.code not in ("E-STAGE-KILLED", "E-STAGE-DIED"):
+                self._jobs.verify_streamed(node, job.flows)
+            raise
+
+    @contextmanager
     def _log_named(self, log: Path) -> Iterator[None]:
         """Add where the stage's output lies to what fails, when there is any or the stage itself failed."""
         try:
@@ -368,8 +384,8 @@ def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
         return
     nothing = "0" * 64
     try:
-        bare = {name: value for name, value in receipt.items() if name != "files"}
-        build_statement({**bare, "digest": nothing, "files_evidence": nothing})
+        bare = {name: value for name, value in receipt.items() if name not in ("files", "tensors")}
+        build_statement({**bare, "digest": nothing, "files_evidence": nothing, "tensors_evidence": nothing})
     except RefusedInput as error:
         error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
         raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core import disk
 from ingot.core.key import key_of
+from ingot.core.store import Later, none_later
 from ingot.core.virtual import flows_into
 from ingot.errors import RefusedInput
 
@@ -114,7 +115,7 @@ class Jobs:
                 digests[role] = [] if known is None else [str(known["digest"])]
                 continue
             receipts = [self._project.current[f"{node.spec}:{name}"] for name in names]
-            inputs[role] = [str(self._folder(f"{node.spec}:{name}")) for name in names]
+            inputs[role] = [str(self._folder(f"{node.spec}:{name}", later_of(node, role))) for name in names]
             digests[role] = [str(receipt["digest"]) for receipt in receipts]
             files[role] = [receipt["files"] for receipt in receipts]
         stage: dict[str, Any] = {"kind": node.kind, "params": dict(node.params), "seed": node.seed}
@@ -127,24 +128,39 @@ class Jobs:
         disk.make_dirs(scratch)
         return self._stage(flow.node, flow.below, folder / "inputs") | {"scratch": str(scratch)}
 
-    def _folder(self, name: str) -> Path:
-        """The folder of an input, every byte of it read now."""
+    def _folder(self, name: str, later: Later) -> Path:
+        """The folder of an input, every byte of it read now but for what the stage verifies in its own read."""
         if name in self._project.virtual:
             return self._copy_of(name)
         receipt = self._project.current[name]
-        return self._project.store.require(str(receipt["digest"]), receipt["files"])
+        return self._project.store.require(str(receipt["digest"]), receipt["files"], later=later)
 
     def check_unchanged(self, node: Node, flows: Mapping[str, Flow]) -> None:
-        """Inputs were read before the stage began; what has another stat since is read again (E-OBJECT-DAMAGED)."""
+        """Inputs were read before the stage began; what has another stat since is read again (E-OBJECT-DAMAGED).
+
+        What the stage streamed was compared in the very read that it used.
+        """
         for role, names in node.inputs.items():
             for name in [] if role in flows else [f"{node.spec}:{name}" for name in names]:
                 if name in self._project.virtual:
                     self._copy_of(name)
                 else:
                     receipt = self._project.current[name]
-                    self._project.store.require(str(receipt["digest"]), receipt["files"], reread=False)
+                    self._project.store.require(
+                        str(receipt["digest"]), receipt["files"], reread=False, later=later_of(node, role)
+                    )
         for flow in flows.values():
             self.check_unchanged(flow.node, flow.below)
+
+    def verify_streamed(self, node: Node, flows: Mapping[str, Flow]) -> None:
+        """After a failure: read what the stage was to verify itself; what is damaged is to blame (E-OBJECT-DAMAGED)."""
+        for role, names in node.inputs.items():
+            for name in names if role not in flows and flows_into(node, role) else []:
+                if f"{node.spec}:{name}" not in self._project.virtual:
+                    receipt = self._project.current[f"{node.spec}:{name}"]
+                    self._project.store.require(str(receipt["digest"]), receipt["files"])
+        for flow in flows.values():
+            self.verify_streamed(flow.node, flow.below)
 
     def _snapshot(self, planned: Planned, staging: Staging) -> list[Path]:
         """Copy the sources and make sure that what was copied is what the key says (E-CHANGED)."""
@@ -164,6 +180,15 @@ class Jobs:
                 hint="run doit again",
             )
         return paths
+
+
+def later_of(node: Node, role: str) -> Later:
+    """Which files of an input in this role the stage verifies in the read that it uses."""
+    return _is_weights if flows_into(node, role) else none_later
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf"))
 
 
 def _modules(node: Node, flows: Mapping[str, Flow]) -> list[str]:

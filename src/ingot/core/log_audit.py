@@ -171,9 +171,9 @@ class _LogAudit:
             return
         if not is_canonical(line):
             self.found.add("line_malformed", where, "not in canonical form (RFC 8785)")
-        evidence = evidence_of(statement)
-        if evidence is not None and not self._has_evidence(evidence):
-            self.found.add("evidence_missing", where, f"the entry names evidence {evidence}, which is not there")
+        for evidence in evidence_of(statement):
+            if not self._has_evidence(evidence):
+                self.found.add("evidence_missing", where, f"the entry names evidence {evidence}, which is not there")
 
     def _has_evidence(self, digest: str) -> bool:
         return is_digest(digest) and self.log.evidence_path(digest).exists()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.digest import FileRecord, tree_digest
+from ingot.core.digest import FileRecord, canonical_json, tree_digest
 from ingot.core.executor import Result
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
@@ -100,6 +100,18 @@ def with_digests(
     return {"key": key_of(parts), "key_parts": parts, "inputs": _inputs(node, digests), "streamed": streamed}
 
 
+def told(result: Result) -> Receipt:
+    """What else a stage gave back: notes, and the digests of tensors until ``file_tensors``."""
+    return {name: result[name] for name in ("notes", "tensors") if result.get(name)}
+
+
+def file_tensors(receipt: Receipt, store: Callable[[bytes], str]) -> None:
+    """Keep the digests of a receipt's tensors as evidence, which the receipt then names."""
+    tensors = receipt.pop("tensors", None)
+    if tensors:
+        receipt["tensors_evidence"] = store(canonical_json(tensors))
+
+
 @dataclass(frozen=True)
 class Passed:
     """What flowed through one pass, by id: the receipts of what it measured, and those of all, known ones included."""
@@ -128,6 +140,7 @@ def passed(project: Project, job: Job, results: Sequence[Result], shared: Receip
                 continue
             own = begun(project, one.planned, job) | with_digests(project, one.planned, one.below, every)
             own |= shared | {"metrics": result["metrics"], "digest": _digest(name, result), "files": result["files"]}
+            own |= told(result)
             own |= {"stored": False, "shared_with": list(into)}
             if known is not None and known["key"] == own["key"]:
                 own["observed"] = {"digest": known["digest"], "agrees": known["digest"] == own["digest"]}

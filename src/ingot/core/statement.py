@@ -33,9 +33,11 @@ _RECEIPT = frozenset(
 )
 #: Fields that only some builds have, each in a field ``ingot_*`` of its own. ``stored``: false where the artifact was
 #: measured and never published. ``streamed``: by role, the key of a virtual input that was read as it was made.
-#: ``shared_with``: the other targets of the pass that gave this result.
-_EXTRAS = ("observed", "predicted", "stored", "streamed", "shared_with")
-_OPTIONAL = frozenset({"files", "files_evidence", *_EXTRAS})
+#: ``shared_with``: the other targets of the pass that gave this result. ``notes``: plain data of the stage.
+_EXTRAS = ("observed", "predicted", "stored", "streamed", "shared_with", "notes")
+#: What may lie in the evidence, by the receipt's field that names it: the file list, and the digests of tensors.
+_EVIDENCE = {"files_evidence": "files", "tensors_evidence": "tensors"}
+_OPTIONAL = frozenset({"files", *_EVIDENCE, *_EXTRAS})
 
 
 def now() -> str:
@@ -98,8 +100,10 @@ def _build(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "ingot_timings": timings,
         "ingot_git": receipt["git"],
     }
-    if "files_evidence" in receipt:
-        predicate["runDetails"]["byproducts"] = [{"name": "files", "digest": {"sha256": receipt["files_evidence"]}}]
+    byproducts = [
+        {"name": name, "digest": {"sha256": receipt[field]}} for field, name in _EVIDENCE.items() if field in receipt
+    ]
+    predicate["runDetails"] |= {"byproducts": byproducts} if byproducts else {}
     predicate |= {f"ingot_{name}": receipt[name] for name in _EXTRAS if name in receipt}
     subjects = [{"name": receipt["target"], "digest": {TREE: receipt["digest"]}}]
     subjects += [_file_subject(record) for record in receipt.get("files", ())]
@@ -160,16 +164,22 @@ def _receipt(statement: Mapping[str, Any], read: Callable[[str], bytes] | None) 
         "git": predicate["ingot_git"],
     }
     receipt |= {name: predicate[f"ingot_{name}"] for name in _EXTRAS if f"ingot_{name}" in predicate}
-    return receipt | _files(details.get("byproducts"), files, read)
+    named = _byproducts(details.get("byproducts") or [])
+    evidence = named.pop("files", None)
+    receipt |= {"tensors_evidence": named["tensors"]} if named else {}
+    if evidence is None:
+        return receipt | {"files": [_file_record(subject) for subject in files]}
+    return receipt | ({"files_evidence": evidence} if read is None else {"files": read_json(read(evidence))})
 
 
-def _files(byproducts: Any, subjects: list[Any], read: Callable[[str], bytes] | None) -> dict[str, Any]:
-    if not byproducts:
-        return {"files": [_file_record(subject) for subject in subjects]}
-    evidence = byproducts[0]["digest"]["sha256"]
-    if not is_digest(evidence):
+def _byproducts(listed: list[Any]) -> dict[str, str]:
+    """The evidence that a build names, by what it is."""
+    named = {str(item["name"]): item["digest"]["sha256"] for item in listed}
+    if len(named) != len(listed) or not named.keys() <= set(_EVIDENCE.values()):
+        raise ValueError("evidence of no known kind")
+    if not all(is_digest(digest) for digest in named.values()):
         raise ValueError("a malformed digest of evidence")
-    return {"files_evidence": evidence} if read is None else {"files": read_json(read(evidence))}
+    return named
 
 
 def _file_record(subject: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,13 +187,12 @@ def _file_record(subject: Mapping[str, Any]) -> dict[str, Any]:
     return {"path": subject["name"], "size": size, **subject["digest"]}
 
 
-def evidence_of(statement: Mapping[str, Any]) -> str | None:
-    """The SHA-256 of the evidence that a build statement names; None when it has its file list itself."""
+def evidence_of(statement: Mapping[str, Any]) -> list[str]:
+    """The SHA-256 of all evidence that a build statement names."""
     try:
-        name = statement["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"]
-    except (KeyError, TypeError, IndexError):
-        return None
-    return str(name)
+        return [str(item["digest"]["sha256"]) for item in statement["predicate"]["runDetails"]["byproducts"]]
+    except (KeyError, TypeError):
+        return []
 
 
 def decision_statement(kind: str, fields: Mapping[str, Any], *, time: str | None = None) -> dict[str, Any]:

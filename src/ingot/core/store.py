@@ -12,14 +12,14 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ingot.core import disk, locks, staging
-from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.digest import FileRecord, fast_hash_file, hash_file, tree_digest, walk_files
 from ingot.core.seal import Seal
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
@@ -29,6 +29,14 @@ from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
 WAIT_S = 60.0
 
 Presence = Literal["present", "missing", "damaged"]
+
+#: Says of a file by its name whether whoever asked reads and compares it himself: then its size is looked at alone.
+Later = Callable[[str], bool]
+
+
+def none_later(_name: str) -> bool:
+    """Every file is compared now."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,12 @@ class Store:
     # --- reading ---------------------------------------------------------------------------------------------
 
     def presence(
-        self, digest: str, files: Iterable[Mapping[str, Any]], *, reread: bool = False
+        self, digest: str, files: Iterable[Mapping[str, Any]], *, reread: bool = False, later: Later = none_later
     ) -> tuple[Presence, tuple[Damage, ...]]:
         """Whether an object is there and whole, by the registry's file list.
 
-        A file whose stat is known is taken as read, unless ``reread``; any other is read again (xxh3-128). Damage is
+        A file whose stat is known is taken as read, unless ``reread``; any other is read again (xxh3-128), unless the
+        caller will (``later``). Damage is
         also whatever is not listed, is no regular file or cannot be read from the device. DiskFailed when one may not
         look.
         """
@@ -77,18 +86,33 @@ class Store:
         except OSError as error:
             # Not being able to look is no reason to say that nothing is there.
             raise disk.failure(error, path) from error
-        compared = (self._compare(digest, record, reread=reread) for record in listed.values())
+        compared = (
+            self._look(digest, record) if later(name) else self._compare(digest, record, reread=reread)
+            for name, record in listed.items()
+        )
         found = [item for item in compared if item is not None] + damage
         return ("damaged" if found else "present"), tuple(found)
+
+    def _look(self, digest: str, record: Mapping[str, Any]) -> Damage | None:
+        """Whether a file is there, and as large as it must be."""
+        name = str(record["path"])
+        path = self.object_path(digest) / name
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return Damage(name, "is missing")
+        except OSError as error:
+            raise disk.failure(error, path) from error
+        return _odd(name, status, record)
 
     def _compare(self, digest: str, record: Mapping[str, Any], *, reread: bool) -> Damage | None:
         name = str(record["path"])
         path = self.object_path(digest) / name
         try:
             status = os.lstat(path)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != record["size"]:
-                regular = stat.S_ISREG(status.st_mode)
-                return Damage(name, f"has {status.st_size} bytes, not {record['size']}" if regular else "is no file")
+            odd = _odd(name, status, record)
+            if odd is not None:
+                return odd
             if not reread and self.stats.get(self._label(digest, name), status) == record["xxh3_128"]:
                 return None
             same = fast_hash_file(path) == record["xxh3_128"]
@@ -151,14 +175,16 @@ class Store:
         with locks.held(folder / f"{name}.lock", f"has been holding the {name} of the store", WAIT_S):
             yield
 
-    def publish(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
+    def publish(self, built: Staging, hashed: Sequence[FileRecord] = ()) -> tuple[str, tuple[FileRecord, ...]]:
         """Make what lies in ``built.out`` a durable object; returns its digest and its files.
 
+        ``hashed`` are records of files that were hashed while they were written: they are read back, and not hashed
+        once more before.
         An object of that digest that is already there is read again and kept; a damaged one goes to quarantine
         and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed
         (E-CHANGED: a file is not what was hashed a moment before).
         """
-        statuses, records = _sealed(built.out)
+        statuses, records = _sealed(built.out, hashed)
         _sync_tree(built.out, records)
         _read_back(built.out, records)
         digest = tree_digest(records)
@@ -176,12 +202,12 @@ class Store:
                 self.stats.put(self._label(digest, record.path), statuses[record.path], record.xxh3_128, settled=True)
         return digest, records
 
-    def measure(self, built: Staging) -> tuple[str, tuple[FileRecord, ...]]:
+    def measure(self, built: Staging, hashed: Sequence[FileRecord] = ()) -> tuple[str, tuple[FileRecord, ...]]:
         """The digest and the files of what lies in ``built.out``, made read-only where it is; nothing is published.
 
-        Raises as ``publish`` does for what can be no artifact.
+        ``hashed`` as in ``publish``; whoever uses the files compares them. Raises as ``publish`` for what is none.
         """
-        _statuses, records = _sealed(built.out)
+        _statuses, records = _sealed(built.out, hashed)
         with disk.explained(built.out):
             os.chmod(built.out, 0o555)
         return tree_digest(records), records
@@ -321,12 +347,15 @@ class Store:
         """Whether a new build was asked for."""
         return os.path.lexists(self.root / "forgotten" / target)
 
-    def require(self, digest: str, files: Collection[Mapping[str, Any]], *, reread: bool = True) -> Path:
+    def require(
+        self, digest: str, files: Collection[Mapping[str, Any]], *, reread: bool = True, later: Later = none_later
+    ) -> Path:
         """The folder of an object that is present and whole, read now; a damaged one is quarantined (StoreDamaged).
 
-        ``reread=False`` trusts the stats of what was read before: whether it is still what it was then.
+        ``reread=False`` trusts the stats of what was read before: whether it is still what it was then. ``later`` as
+        in ``presence``.
         """
-        presence, damage = self.presence(digest, files, reread=reread)
+        presence, damage = self.presence(digest, files, reread=reread, later=later)
         if presence == "present":
             return self.object_path(digest)
         if presence == "missing":
@@ -342,6 +371,15 @@ class Store:
         )
 
 
+def _odd(name: str, status: os.stat_result, record: Mapping[str, Any]) -> Damage | None:
+    """What a file's kind and size alone show."""
+    if not stat.S_ISREG(status.st_mode):
+        return Damage(name, "is no file")
+    if status.st_size != record["size"]:
+        return Damage(name, f"has {status.st_size} bytes, not {record['size']}")
+    return None
+
+
 def _since(result: Mapping[str, Any]) -> str:
     """When a result was built, or accepted under its key."""
     return str(result["accepted"]["time"] if "accepted" in result else result["timings"]["finished"])
@@ -354,14 +392,22 @@ def _refuse_empty_folders(root: Path) -> None:
             raise StageFailed("E-OUTPUT-FILE", f"the stage left an empty folder: {path.relative_to(root)}")
 
 
-def _sealed(root: Path) -> tuple[dict[str, os.stat_result], tuple[FileRecord, ...]]:
-    """Make what was built read-only, and hash it; StageFailed (E-OUTPUT-EMPTY) when there is nothing."""
+def _sealed(root: Path, hashed: Sequence[FileRecord]) -> tuple[dict[str, os.stat_result], tuple[FileRecord, ...]]:
+    """Make what was built read-only, and hash what has not been; StageFailed (E-OUTPUT-EMPTY) when there is nothing.
+
+    A record of a file that is not there, or has another size, tells nothing: the file is hashed.
+    """
+    known = {record.path: record for record in hashed}
+    records = []
     with disk.explained(root):
         statuses = _seal(root)
-        records = record_files(root)
+        for name, status in statuses.items():
+            record = known.get(name)
+            fits = record is not None and record.size == status.st_size
+            records.append(record if record is not None and fits else FileRecord(name, *hash_file(root / name)))
     if not records:
         raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
-    return statuses, records
+    return statuses, tuple(records)
 
 
 def _seal(root: Path) -> dict[str, os.stat_result]:

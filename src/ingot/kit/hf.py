@@ -97,6 +97,7 @@ def tensor_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
     if files:
+        _refuse_missing_parts(files)
         return files
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
@@ -108,18 +109,33 @@ def tensor_files(folder: Path) -> list[Path]:
     raise RefusedInput("E-NOT-HF", "the folder holds no safetensors weights")
 
 
+def _refuse_missing_parts(files: list[Path]) -> None:
+    """Without an index the names alone say how many files a model has."""
+    counts = {int(found[1]) for path in files if (found := re.search(r"-\d{5}-of-(\d{5})\.safetensors$", path.name))}
+    if counts and counts != {len(files)}:
+        what = f"the folder holds {len(files)} safetensors files, whose names speak of {max(counts)}"
+        raise RefusedInput("E-ST-INDEX", what, facts=[f"files: {_some([path.name for path in files])}"])
+
+
 def entries(folder: Path) -> Iterator[tuple[Path, Entry]]:
     """Every tensor's file and header entry, in file order then name order; each header is checked first.
 
-    RefusedInput (E-ST-*) for an unsound header, or a tensor that two files hold.
+    RefusedInput (E-ST-*) for an unsound header, a tensor that two files hold, or one that the index has elsewhere.
     """
     seen: set[str] = set()
+    index = folder / _INDEX
+    listed = dict(read_json_file(index)["weight_map"]) if index.is_file() and tensor_files(folder) else None
     for path in tensor_files(folder):
         for entry in sorted(check_file(path), key=lambda entry: entry.name):
             if entry.name in seen:
                 raise RefusedInput("E-ST-INDEX", f"tensor {entry.name!r} is in more than one file")
             seen.add(entry.name)
+            if listed is not None and listed.pop(entry.name, None) != path.name:
+                raise RefusedInput("E-ST-INDEX", f"tensor {entry.name!r} is in {path.name}, where {_INDEX} has it not")
             yield path, entry
+    if listed:
+        missing = min(listed)
+        raise RefusedInput("E-ST-INDEX", f"tensor {missing!r} is not in {listed[missing]}, where {_INDEX} has it")
 
 
 def tensor_names(folder: Path) -> list[str]:

@@ -96,8 +96,8 @@ class Route:
     apply: MapRows = unchanged
     grain: int = 1
     whole: bool = False
-    once: bool = False
     identity: str | None = None
+    once: bool = False
 
 
 class Transform(Protocol):
