@@ -618,6 +618,10 @@ def test_promotion_leaves_out_what_is_never_written(chains: Chains) -> None:
     project = Project.open(chains.sandbox.root)
     steps = promote(project, list(project.nodes.values()), None, None)
     assert [step.target for step in steps] == ["s:base", "s:adapter", "s:gguf@Q8_0"]
+    chains.sandbox.spec(chain(more=GATE % 1))
+    failing = Project.open(chains.sandbox.root)
+    with pytest.raises(GateFailed, match=r"a gate fails for s:merged"):
+        promote(failing, list(failing.nodes.values()), None, None)
     with pytest.raises(UsageError) as caught:
         promote(project, [project.nodes["s:merged"]], None, None)
     assert "doit materialize s:merged" in str(caught.value)

@@ -188,8 +188,8 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
 
     def digest() -> str:
         passed.update({role: told() for role, told in weights.passed.items()})
-        known = given.digests.get("model", ())
-        return known[0] if known else tree_digest(passed["model"].files)
+        # What flowed by is what the file was made of, whatever was known of it before.
+        return tree_digest(passed["model"].files) if "model" in passed else given.digests["model"][0]
 
     written = export(weights, form, products, digest, threads=given.threads, watch=progress)
     found = []

@@ -124,9 +124,6 @@ def test_a_new_variant_says_what_flows_into_it(built: Sandbox, tmp_path: Path) -
     assert "2 virtual are streamed" in printed
     plan = sandbox.json("plan")
     assert plan["totals"]["targets"] == 1
-    printed = sandbox.ok()
-    assert "built     s:final@bfloat16" in printed
-    assert receipts(sandbox)["s:final@bfloat16"]["digest"] != receipts(sandbox)["s:final@float16"]["digest"]
 
 
 def test_materialize_writes_what_was_streamed(built: Sandbox, tmp_path: Path) -> None:
@@ -170,3 +167,50 @@ def test_a_run_killed_while_weights_flow_leaves_nothing_partial(parts: Path, tmp
     assert list(out.iterdir()) == []
     assert codes(sandbox) == []
     assert store_of(sandbox).object_path(receipts(sandbox)["s:final@float16"]["digest"]).is_dir()
+
+
+def gguf_spec(*, virtual: bool) -> str:
+    return spec(virtual=virtual).partition("  final:")[0] + (
+        "  gguf: {kind: gguf, from: {model: pruned}, matrix: {type: [Q8_0, Q4_0, F16]}}\n"
+    )
+
+
+@pytest.mark.slow
+def test_one_pass_to_gguf_gives_the_bytes_of_single_steps(stories: Path, tmp_path: Path) -> None:
+    """Merged and pruned flow into three files at once; beside it each is built alone, from what was written."""
+    from transformers import AutoModelForCausalLM
+
+    from tinymodels import peft_adapter
+
+    folder = tmp_path / "parts"
+    model = AutoModelForCausalLM.from_pretrained(stories)
+    shutil.copytree(stories, folder / "base", ignore=shutil.ignore_patterns("*.gguf", "README*"))
+    peft_adapter(model, folder / "adapter")
+    for name in ("README.md",):
+        (folder / "adapter" / name).unlink(missing_ok=True)
+    files = sorted(f"base/{path.name}" for path in (folder / "base").iterdir())
+
+    def text(*, virtual: bool) -> str:
+        return gguf_spec(virtual=virtual).replace("base/config.json, base/model.safetensors", ", ".join(files))
+
+    one = made(tmp_path / "one", folder)
+    one.spec(text(virtual=True))
+    printed = one.ok("-n", "2")
+    found = receipts(one)
+    names = [f"s:gguf@{kind}" for kind in ("Q8_0", "Q4_0", "F16")]
+    assert printed.count("built     s:gguf@") == 3
+    assert "streamed  s:merged" in printed
+    assert {tuple(found[name]["timings"].items()) for name in names} == {tuple(found[names[0]]["timings"].items())}
+    assert set(found[names[0]]["shared_with"]) == set(names[1:])
+    assert found["s:merged"]["stored"] is False
+    assert found["s:merged"]["tensors_evidence"]
+    assert set(one.states().values()) == {"fresh", "virtual"}
+    two = made(tmp_path / "two", folder)
+    two.spec(text(virtual=False))
+    for name in names:
+        two.ok(name)
+    assert {name: it["digest"] for name, it in receipts(two).items()} == {
+        name: it["digest"] for name, it in found.items()
+    }
+    assert "shared_with" not in receipts(two)[names[0]]
+    assert codes(one) == codes(two) == []
