@@ -83,7 +83,7 @@ def make_project(folder: Path, name: str, tokenizer: Path) -> tuple[Project, Siz
     write_adapter(root / "specs" / "adapter", size, RANK)
     for path in tokenizer.iterdir():
         shutil.copy(path, root / "specs" / "model")
-    project = Project(root, environment(root / "home"))
+    project = Project(root, environment(folder / f"home-{name}"))
     project.types("Q4_0")
     project.doit("weights:base", "weights:adapter")
     return project, size

@@ -42,7 +42,16 @@ def compare(name: str, folder: Path, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Cases that differ from another one in their configuration alone, not in what is computed.
+LIKE_OTHERS = (
+    "rslora-patterns", "dora-rslora", "bias-lora-only", "exclude", "some-layers", "orthogonal", "lora-bias-conv1d",
+    "tokens-of-both",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in CASES]
+)
 def test_each_case_is_one_rounding_from_the_truth(name: str, tmp_path: Path) -> None:
     found = compare(name, tmp_path, torch.bfloat16)
     assert found["beyond"] <= FP32_ERROR
@@ -59,7 +68,7 @@ def test_each_case_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path
     assert found["apart"] <= 5e-8 if dtype is torch.float32 else found["ours"] <= 0.52
 
 
-@pytest.mark.parametrize("name", {**TIED_CASES, **KEPT_TIED})
+@pytest.mark.parametrize("name", [*TIED_CASES, *KEPT_TIED])
 def test_a_tied_model_computes_what_was_trained(name: str, tmp_path: Path) -> None:
     """PEFT's own merge adds the change of a tied embedding to both; what was trained is the model before it."""
     case = {**TIED_CASES, **KEPT_TIED}[name]

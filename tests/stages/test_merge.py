@@ -194,7 +194,7 @@ def run_over_virtual(base: Path, first: Path, second: Path, work: Path) -> Done:
 def test_several_adapters_have_a_weight_each(pair: tuple[Path, Path], tmp_path: Path) -> None:
     base, first = pair
     peft_adapter(hf.load_model(base), tmp_path / "second", target_modules=["q_proj"], lora_alpha=3)
-    both = {"model": base, "adapter": [first, tmp_path / "second"]}
+    both: dict[str, Path | list[Path]] = {"model": base, "adapter": [first, tmp_path / "second"]}
     out, metrics = run_stage("merge", {"weights": [0.7, -0.2]}, both, tmp_path)
     before = state(base)
     ones = [
