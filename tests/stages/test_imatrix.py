@@ -21,6 +21,7 @@ from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.imatrix import Entry, Imatrix, imatrix_file, read_imatrix, write_imatrix
 from ingot.kit.gguf.mixture import Wish
 from ingot.kit.gguf.reader import read_gguf
+from ingot.stages.imatrix import Imatrix as ImatrixKind
 from ingot.stages.imatrix import cut
 from quantref import quantize
 from stagekit import run_done, run_stage
@@ -77,10 +78,9 @@ def _seen_by_transformers(folder: Path, texts: list[list[int]]) -> dict[str, np.
 def _texts(folder: Path, data: Path, tmp_path: Path) -> list[list[int]]:
     from ingot.core.stage import Given
     from ingot.kit.hf import load_tokenizer
-    from ingot.stages.imatrix import ImatrixStage
 
     given = Given({"model": (folder,), "calibration": (data,)}, {}, tmp_path)
-    return ImatrixStage(context=CONTEXT)._texts(given, load_tokenizer(folder))
+    return ImatrixKind(context=CONTEXT)._texts(given, load_tokenizer(folder))
 
 
 def test_llama_cpp_sees_what_transformers_sees(wide: Path, data: Path, made: Path, tmp_path: Path) -> None:
