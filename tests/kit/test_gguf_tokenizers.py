@@ -45,7 +45,7 @@ DIFFERENCES: Mapping[str, Mapping[str, Any]] = {
         "tokenizer.ggml.unknown_token_id": (None, 0),
     },
 }
-_FAST = ("llama-spm", "phi-3", "starcoder", "deepseek-coder")
+_FAST = ("phi-3", "starcoder", "deepseek-coder")
 _NO_TEXTS = ("baichuan",)
 
 

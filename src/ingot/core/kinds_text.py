@@ -96,15 +96,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("bytes_written", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "1", _ALWAYS),
-        ("fallback_tensors", "1", "unless another converter made the file"),
+        ("fallback_tensors", "1", _ALWAYS),
         ("probe_texts", "1", _ALWAYS),
         ("load_s", "s", _ALWAYS),
-        ("tensors_TYPE", "1", "for each type of tensors in the file"),
-    ),
-    "lora_gguf": (
-        ("bytes", "B", _ALWAYS),
-        ("parameters", "parameters", _ALWAYS),
-        ("adapted_tensors", "1", _ALWAYS),
         ("tensors_TYPE", "1", "for each type of tensors in the file"),
     ),
     "imatrix": (
@@ -112,6 +106,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("chunks", "1", _ALWAYS),
         ("tokens", "tokens", _ALWAYS),
         ("bytes", "B", _ALWAYS),
+    ),
+    "lora_gguf": (
+        ("bytes", "B", _ALWAYS),
+        ("parameters", "parameters", _ALWAYS),
+        ("adapted_tensors", "1", _ALWAYS),
+        ("tensors_TYPE", "1", "for each type of tensors in the file"),
     ),
     "merge": (
         ("merged_tensors", "1", _ALWAYS),

@@ -74,9 +74,11 @@ def halves(adapter: Adapter, layout: Layout, wanted: str) -> list[Half]:
 
 
 def _refuse_unsayable(adapter: Adapter) -> None:
+    # PEFT keeps the base's own rows beside the change of an embedding; they say nothing new
+    replaced = [name for name in adapter.replaced if name.removesuffix(".weight") not in adapter.factors]
     reasons = {
         "DoRA scales whole weights": [name for name, one in adapter.factors.items() if one.magnitude is not None],
-        "weights of its own replace the base's": list(adapter.replaced),
+        "weights of its own replace the base's": replaced,
         "rows of its own replace tokens of the base": list(adapter.tokens),
         "biases are added": list(adapter.biases),
         "it changes nothing": [] if adapter.factors else ["no A and B"],
