@@ -372,7 +372,9 @@ def _observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
     known = item.receipt
     # What was accepted was built under another key: this key has not been observed to give it.
-    if known is None or "accepted" in known or not (item.presence == "present" or known.get("stored") is False):
+    if known is None or "accepted" in known:
+        return {}
+    if item.presence != "present" and known.get("stored") is not False and not item.node.virtual:
         return {}
     return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
 
