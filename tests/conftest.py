@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from faultledger import COMMAND, Ledger
-from projectkit import Sandbox
+from projectkit import WARM, Sandbox
 from recordkit import copied, simple
 
 # A loaded machine makes no example wrong.
@@ -73,6 +73,7 @@ def no_folder_of_the_real_user(tmp_path_factory: pytest.TempPathFactory) -> Gene
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         yield
+        WARM.close()
 
 
 @pytest.fixture(scope="session")
