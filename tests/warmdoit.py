@@ -8,6 +8,7 @@ has the folder, the environment, the streams and the exit code of a process of i
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
 import functools
 import gc
@@ -16,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import subprocess
@@ -24,7 +26,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 #: Variables that Python itself reads at its start: with others than the server's, only a fresh interpreter will do.
 _OF_PYTHON = ("PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_")
@@ -106,53 +108,85 @@ def _text(file: Any) -> str:
 
 def main() -> None:
     """Serve; a child comes out of ``_served`` with its command and goes on as ``doit``."""
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     command = _served(socket.socket(fileno=int(sys.argv[1])))
     if command is not None:
         from doit.doit_cmd import DoitMain
 
         sys.argv[:] = command
-        sys.exit(DoitMain().run(command[1:]))
+        _end(DoitMain().run(command[1:]))
 
 
 def _served(control: socket.socket) -> list[str] | None:
     _prepare()
+    running: dict[int, int] = {}
+    wake, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     while True:
+        ready, _, _ = select.select([control, wake], [], [])
+        if wake in ready:
+            wake.recv(4096)
+            _tell_of_ended(running)
+        if control not in ready:
+            continue
         data, ancillary, _flags, _address = control.recvmsg(1 << 20, socket.CMSG_LEN(4 * 3))
-        # Those who waited for the commands before have ended.
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
         if not data:
             return None
         descriptors = array.array("i")
         for _level, _kind, payload in ancillary:
             descriptors.frombytes(payload)
-        if not os.fork():
-            control.close()
-            return _become(json.loads(data), *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        told, out, error = descriptors
+        child = os.fork()
+        if not child:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for mine in (control, wake, wakes):
+                mine.close()
+            for descriptor in (told, *running.values()):
+                os.close(descriptor)
+            return _become(json.loads(data), out, error)
+        running[child] = told
+        _tell(told, child)
+        os.close(out)
+        os.close(error)
 
 
-def _become(request: Any, told: int, out: int, error: int) -> list[str]:
-    """In a child of the server: wait for one's own child, and tell of it; that child is the command."""
+def _tell_of_ended(running: dict[int, int]) -> None:
+    """Say how each child ended that has ended."""
+    for child in list(running):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            told = running.pop(child)
+            _tell(told, os.waitstatus_to_exitcode(status))
+            os.close(told)
+
+
+def _tell(told: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(told, b"%d\n" % number)
+
+
+def _become(request: Any, out: int, error: int) -> list[str]:
+    """In a child of the server: take the place, the environment and the streams of a command, and give it back."""
     command, folder, environment = request
-    child = os.fork()
-    if child:
-        with contextlib.suppress(OSError):
-            os.write(told, b"%d\n" % child)
-        _pid, status = os.waitpid(child, 0)
-        with contextlib.suppress(OSError):
-            os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
-        os._exit(0)
     os.dup2(out, 1)
     os.dup2(error, 2)
-    for descriptor in (told, out, error):
-        os.close(descriptor)
+    os.close(out)
+    os.close(error)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     return list(command)
+
+
+def _end(code: int | None) -> NoReturn:
+    """What Python does at its end but for taking down every module, which would copy all that the fork shares."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _prepare() -> None:
