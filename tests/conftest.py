@@ -11,8 +11,14 @@ import pytest
 from hypothesis import settings
 
 from faultledger import COMMAND, Ledger
-from projectkit import Sandbox
+from projectkit import WARM, Sandbox
 from recordkit import copied, simple
+
+# As stages have it, and before torch is imported: threads that wait and spin take ten times what they give here.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the processors.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # A loaded machine makes no example wrong.
 settings.register_profile("ingot", deadline=None)
@@ -28,25 +34,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One ledger a run."""
+    """One ledger a run, which is told of every report."""
     config.stash[_LEDGER] = Ledger()
+    config.pluginmanager.register(config.stash[_LEDGER])
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell the ledger how each test ended; one that fails or is skipped before its call ended then."""
+    """Have the report say what a test planted; one that fails or is skipped before its call ended then."""
     report = yield
     if call.when == "call" or (call.when == "setup" and not report.passed):
-        item.config.stash[_LEDGER].take(item, report.outcome)
+        vars(report)["planted"] = item.config.stash[_LEDGER].planted(item)
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the table when asked to."""
-    if session.config.getoption("--write-promises"):
+    """Write the table when asked to; one of several processes that share the tests knows only its own."""
+    if session.config.getoption("--write-promises") and not hasattr(session.config, "workerinput"):
         session.config.stash[_LEDGER].write()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Folders are shared by all processors; single files and chosen tests start at once, in this process."""
+    alone = config.option.keyword or not all(Path(argument).is_dir() for argument in config.args)
+    return 0 if alone else None
 
 
 @pytest.fixture
@@ -73,6 +87,7 @@ def no_folder_of_the_real_user(tmp_path_factory: pytest.TempPathFactory) -> Gene
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         yield
+        WARM.close()
 
 
 @pytest.fixture(scope="session")

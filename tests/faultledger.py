@@ -18,6 +18,8 @@ REPO = Path(__file__).resolve().parent.parent
 PROMISES = REPO / "docs" / "promises.md"
 COMMAND = 'python -m pytest -m "fault and not slow" --write-promises'
 _START, _END = "<!-- faults -->", "<!-- /faults -->"
+#: The id of a fault, what is done, the test's file and how many cases it tried.
+Planted = tuple[str, str, str, int]
 _TITLES = ("id", "what is done", "cases", "violations", "tests")
 
 
@@ -49,16 +51,22 @@ class Ledger:
         """A test says that it tried ``count`` cases more."""
         self._told[nodeid] = self._told.get(nodeid, 0) + count
 
-    def take(self, item: pytest.Item, outcome: str) -> None:
-        """A test ended: ``passed``, ``failed`` or ``skipped``."""
-        for mark in item.iter_markers("fault"):
-            row = self.rows.setdefault(_identity(mark), Row(*_identity(mark)))
-            row.files.add(item.path.relative_to(REPO).as_posix())
-            if outcome == "skipped":
+    def planted(self, item: pytest.Item) -> list[Planted]:
+        """What a test that has ended planted: plain values, which a report carries from one process to another."""
+        file, cases = item.path.relative_to(REPO).as_posix(), self._told.get(item.nodeid, 1)
+        return [(*_identity(mark), file, cases) for mark in item.iter_markers("fault")]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test ended: passed, failed or skipped."""
+        planted: list[Planted] = getattr(report, "planted", [])
+        for identity, what, file, cases in planted:
+            row = self.rows.setdefault((identity, what), Row(identity, what))
+            row.files.add(file)
+            if report.skipped:
                 row.skipped = True
                 continue
-            row.cases += self._told.get(item.nodeid, 1)
-            row.violations += outcome == "failed"
+            row.cases += cases
+            row.violations += report.failed
 
     def table(self) -> str:
         """The rows as a Markdown table, in the order of the ids."""

@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warmdoit import Warm
+
 REPO = Path(__file__).resolve().parent.parent
 DOIT = str(Path(sys.executable).with_name("doit"))
+#: Set to 1, every command is run by an interpreter of its own.
+FRESH = "INGOT_TESTS_FRESH"
+WARM = Warm()
 
 
 @dataclass
@@ -55,8 +60,10 @@ class Sandbox:
 
     def doit(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run ``doit`` and give back what it printed and its status."""
-        return subprocess.run(
-            [DOIT, *arguments],
+        command = [DOIT, *arguments]
+        done = None if os.environ.get(FRESH) == "1" else WARM.run(command, self.root, self.env, timeout)
+        return done or subprocess.run(
+            command,
             cwd=self.root,
             env=self.env,
             capture_output=True,

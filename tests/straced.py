@@ -60,13 +60,13 @@ def points(sandbox: Sandbox, trace: Path) -> list[Point]:
 
 def killed_at(sandbox: Sandbox, point: Point, trace: Path) -> tuple[bool, str]:
     """Run ``doit`` until that call; whether it was killed, and what it had printed."""
-    done = _strace(sandbox, trace, f"inject={point.call}:signal=SIGKILL:when={point.number}")
+    done = _strace(sandbox, trace, f"trace={point.call}", f"inject={point.call}:signal=SIGKILL:when={point.number}")
     return done.returncode != 0, done.stdout
 
 
-def _strace(sandbox: Sandbox, trace: Path, what: str) -> subprocess.CompletedProcess[str]:
+def _strace(sandbox: Sandbox, trace: Path, *what: str) -> subprocess.CompletedProcess[str]:
     # Without -f: what is counted and killed is the builder, not its stages.
-    command = ["strace", "-o", str(trace), "-e", what, DOIT]
+    command = ["strace", "-o", str(trace), *(word for rule in what for word in ("-e", rule)), DOIT]
     return subprocess.run(
         command,
         cwd=sandbox.root,

@@ -80,7 +80,7 @@ def test_ordinary_files_pass(shared_data: Path, stories: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     "wrapped",
     [
-        gzip.compress(PICKLE), zlib.compress(PICKLE), bz2.compress(PICKLE), lzma.compress(PICKLE),
+        gzip.compress(PICKLE, mtime=0), zlib.compress(PICKLE), bz2.compress(PICKLE), lzma.compress(PICKLE),
         lzma.compress(PICKLE, format=lzma.FORMAT_ALONE), zipped({"inner.zip": zipped({"a/data.pkl": PICKLE})}),
         tarred({"pickle.txt": b"x", "a.pickle": b""}), zipped({"a.pkl": b""}),
         zipped({"x.npz": zipped({"w.npy": OBJECTS})}),

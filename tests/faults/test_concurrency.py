@@ -26,9 +26,9 @@ from ingot.core.session import Session
 from projectkit import DOIT, Sandbox
 from recordkit import audited, registry_of, simple
 
-PROCESSES, EACH = 32, 30
-#: What each process of ``test_many_publishers`` builds: half of it is everybody's.
-SHARED = EACH // 2
+PROCESSES = 32
+#: What each process of ``test_many_publishers`` builds, half of which is everybody's: every day, and with ``-m slow``.
+EVERYDAY, THOROUGH = 12, 30
 _DEADLINE_S = 60.0
 
 
@@ -43,19 +43,19 @@ def until(condition: Callable[[], object], what: str) -> None:
 # --- N1: many publishers ---------------------------------------------------------------------------------------------
 
 
-def names_of(process: int) -> list[str]:
+def names_of(process: int, half: int) -> list[str]:
     """What one process builds; it begins with the shared ones at another place than its neighbours."""
-    shared = [f"s:shared{(process + number) % SHARED}" for number in range(SHARED)]
-    own = [f"s:own{process}x{number}" for number in range(EACH - SHARED)]
+    shared = [f"s:shared{(process + number) % half}" for number in range(half)]
+    own = [f"s:own{process}x{number}" for number in range(half)]
     return [name for pair in zip(shared, own, strict=True) for name in pair]
 
 
-def publisher(root: Path, environment: dict[str, str], process: int) -> None:
+def publisher(root: Path, environment: dict[str, str], process: int, half: int) -> None:
     """Build the targets of one process, as ``doit`` does; note each one as it is acknowledged."""
     os.environ.update(environment)
     with doitkit.prepared(), (root / f"said-{process}").open("w") as said:
         session = Session(Project.open(root))
-        names = names_of(process)
+        names = names_of(process, half)
         session.selected = tuple(names)
         for name in names:
             if not session.up_to_date(name):
@@ -64,14 +64,16 @@ def publisher(root: Path, environment: dict[str, str], process: int) -> None:
         session.close()
 
 
-@pytest.mark.fault("N1", "32 processes publish 30 targets each, half of them the same, while others audit")
-def test_many_publishers(sandbox: Sandbox, cases: Callable[[int], None]) -> None:
-    names = [f"shared{number}" for number in range(SHARED)]
-    names += [f"own{process}x{number}" for process in range(PROCESSES) for number in range(EACH - SHARED)]
+@pytest.mark.fault("N1", "32 processes publish targets at once, half of them the same, while others audit")
+@pytest.mark.parametrize("each", [EVERYDAY, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+def test_many_publishers(sandbox: Sandbox, cases: Callable[[int], None], each: int) -> None:
+    half = each // 2
+    names = [f"shared{number}" for number in range(half)]
+    names += [f"own{process}x{number}" for process in range(PROCESSES) for number in range(half)]
     sandbox.spec("targets:\n" + "".join(simple(name, content=name) for name in names))
     assert doitkit.run(sandbox, "plan")[0] == 0
     context = multiprocessing.get_context("fork")
-    jobs = [context.Process(target=publisher, args=(sandbox.root, sandbox.env, n)) for n in range(PROCESSES)]
+    jobs = [context.Process(target=publisher, args=(sandbox.root, sandbox.env, n, half)) for n in range(PROCESSES)]
     for job in jobs:
         job.start()
     audits = 0
@@ -81,7 +83,7 @@ def test_many_publishers(sandbox: Sandbox, cases: Callable[[int], None]) -> None
         time.sleep(0.2)
     assert [job.exitcode for job in jobs] == [0] * PROCESSES
     said = [json.loads(line) for path in sandbox.root.glob("said-*") for line in path.read_text().splitlines()]
-    assert len(said) == PROCESSES * EACH
+    assert len(said) == PROCESSES * each
     builds = [entry for entry in registry_of(sandbox).entries() if entry.type == "build"]
     subjects = [entry.statement["subject"][0] for entry in builds]
     found = {str(subject["name"]): next(iter(subject["digest"].values())) for subject in subjects}
@@ -92,7 +94,7 @@ def test_many_publishers(sandbox: Sandbox, cases: Callable[[int], None]) -> None
     assert (audit.problems, audit.notes, audit.objects) == ([], [], len(names))
     assert audits > 1
     assert "nothing to do" in doitkit.run(sandbox)[1]
-    cases(PROCESSES * EACH)
+    cases(PROCESSES * each)
 
 
 # --- N2 to N5: whole processes ---------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ from crashlabs import Case, Labs
 from crashmodel import Loss, Tree, cut, killed, losses
 from crashrecord import Recorder, scanned
 
-#: Random subsets of lost steps tried at each point, beside the systematic losses.
-SUBSETS = 10
-IMAGES, STATES_EACH = 66, 39
+#: Random subsets of lost steps tried at each point, beside the systematic losses, and the least states that this gives.
+EVERYDAY, THOROUGH = (1, 1_500), (10, 4_000)
+#: Recoveries that are recorded, and crashes tried in each.
+RECOVERIES_EVERYDAY, RECOVERIES_THOROUGH = (30, 32), (66, 39)
 
 #: Halves of a whole that is synced by one call, where only the other half matters, and why.
 SPARE = {
@@ -102,13 +103,18 @@ def distinct(found: Iterator[Case]) -> list[Case]:
 
 
 @pytest.mark.fault("C2", "power cut or kill between any two steps of two publishes, by a model of what a disk may lose")
-def test_any_crash_leaves_a_project_that_goes_on(scenes: list[Scene], labs: Labs, cases: Callable[[int], None]) -> None:
+@pytest.mark.parametrize(
+    ("subsets", "least"), [EVERYDAY, pytest.param(*THOROUGH, marks=pytest.mark.slow)], ids=["everyday", "thorough"]
+)
+def test_any_crash_leaves_a_project_that_goes_on(
+    scenes: list[Scene], labs: Labs, cases: Callable[[int], None], subsets: int, least: int
+) -> None:
     chance = random.Random(20)
     states = [
-        case for scene in scenes for case in distinct(scene.case(*crash) for crash in crashes(scene, chance, SUBSETS))
+        case for scene in scenes for case in distinct(scene.case(*crash) for crash in crashes(scene, chance, subsets))
     ]
     cases(len(states))
-    assert len(states) >= 4_000
+    assert len(states) >= least
     assert labs.broken_laws(states) == []
 
 
@@ -129,15 +135,22 @@ def recovered(scene: Scene, lab: Lab, at: int, tree: Tree, loss: Loss | None) ->
 
 
 @pytest.mark.fault("C4", "a second crash while the next run recovers from the first")
-def test_a_crash_during_recovery(scenes: list[Scene], lab: Lab, labs: Labs, cases: Callable[[int], None]) -> None:
-    chance = random.Random(21)
+@pytest.mark.parametrize(
+    "size",
+    [RECOVERIES_EVERYDAY, pytest.param(RECOVERIES_THOROUGH, marks=pytest.mark.slow)],
+    ids=["everyday", "thorough"],
+)
+def test_a_crash_during_recovery(
+    scenes: list[Scene], lab: Lab, labs: Labs, cases: Callable[[int], None], size: tuple[int, int]
+) -> None:
+    chance, (images, each) = random.Random(21), size
     states: list[Case] = []
     for scene in scenes:
-        for again in interrupted(scene, lab, chance, IMAGES // len(scenes)):
+        for again in interrupted(scene, lab, chance, images // len(scenes)):
             found = distinct(again.case(*crash) for crash in crashes(again, chance, 1))
-            states += chance.sample(found, min(STATES_EACH, len(found)))
+            states += chance.sample(found, min(each, len(found)))
     cases(len(states))
-    assert len(states) >= 2_500
+    assert len(states) >= images * each - 10
     assert labs.broken_laws(states) == []
 
 
