@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.digest import record_files, tree_digest
-from ingot.core.stage import Done, Given, Metric, load_kind
+from ingot.core.stage import Done, Given, Metric, Stage, load_kind
 
 
 class Recorder:
@@ -28,6 +28,24 @@ class Recorder:
 def digest_of(folder: Path) -> str:
     """The artifact digest of a folder."""
     return tree_digest(record_files(folder))
+
+
+def stage_of(kind: str, params: Mapping[str, Any]) -> Stage:
+    """A kind with parameters, validated as the spec reader would."""
+    return load_kind(kind).model_validate_json(json.dumps(dict(params)), strict=True)
+
+
+def run_done(
+    kind: str, params: Mapping[str, Any], inputs: Mapping[str, Path], tmp_path: Path, *, name: str = "out"
+) -> Done:
+    """As ``run_stage``, for all that the run gave back."""
+    out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+    out.mkdir(parents=True)
+    scratch.mkdir()
+    folders = {role: (path,) for role, path in inputs.items()}
+    digests = {role: (digest_of(path),) for role, path in inputs.items()}
+    given = Given(folders, digests, scratch, threads=2)
+    return Done.of(stage_of(kind, params).run(given, out, Recorder()))
 
 
 def run_stage(

@@ -247,7 +247,7 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path: Path, metric: str) -> N
 def test_other_numbers_are_metrics(tmp_path: Path, value: str) -> None:
     message = worker_says(tmp_path, "", f"Metric({value}, 'B', 'x', n=3, interval=(0, 1.5))")
     assert message["t"] == "result"
-    assert message["metrics"]["m"]["interval"] == [0, 1.5]
+    assert message["outcomes"][0]["metrics"]["m"]["interval"] == [0, 1.5]
 
 
 @pytest.mark.parametrize("network", [False, True])

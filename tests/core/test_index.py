@@ -113,7 +113,7 @@ def test_what_builds_took_is_kept_and_comes_back_from_the_log(base: Sandbox) -> 
     assert opened(base)[0].history.to_json() == index.history.to_json()
 
 
-@pytest.mark.parametrize("text", ["", "\0\0\0", "[]", '{"format": 3}', '{"format": 3, "heads": {"x": 3}}', "{"])
+@pytest.mark.parametrize("text", ["", "\0\0\0", "[]", '{"format": 4}', '{"format": 4, "heads": {"x": 3}}', "{"])
 def test_a_damaged_index_is_made_anew(base: Sandbox, text: str) -> None:
     (base.root / "cache" / "index.json").write_text(text)
     index, _registry = opened(base)

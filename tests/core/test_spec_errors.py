@@ -55,7 +55,7 @@ ERRORS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     ("kind type", head("w: {kind: 1}"), [("E-SPEC-TYPE", "4:13", "targets.w.kind")]),
     ("virtual type", head("w: {kind: fetch, virtual: 1}"), [("E-SPEC-TYPE", "4:29", "targets.w.virtual")]),
     (
-        "virtual, which this version does not know",
+        "virtual, of a kind that is written whole",
         head("c: {kind: command, command: [a], virtual: true}"),
         [("E-SPEC-VALUE", "4:45", "targets.c.virtual")],
     ),

@@ -12,6 +12,7 @@ import pytest
 from tiny_llama import make_tokenizer
 
 from ingot.errors import RefusedInput
+from ingot.kit.gguf import sentencepiece as sentencepiece_file
 from ingot.kit.gguf import vocab
 from ingot.kit.hf import load_tokenizer
 
@@ -114,7 +115,7 @@ def test_sentencepiece_equals_what_the_library_reads(stories: Path) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     data = (stories / "tokenizer.model").read_bytes()
     reference = sentencepiece.SentencePieceProcessor(model_proto=data)
-    pieces = list(vocab.read_sentencepiece(data))
+    pieces = list(sentencepiece_file.read_sentencepiece(data))
     ids = range(reference.GetPieceSize())
     assert [piece for piece, _, _ in pieces] == [reference.IdToPiece(index) for index in ids]
     assert [score for _, score, _ in pieces] == [reference.GetScore(index) for index in ids]
@@ -125,7 +126,7 @@ def test_sentencepiece_equals_what_the_library_reads(stories: Path) -> None:
 def test_a_damaged_sentencepiece_model_is_refused(stories: Path, cut: int) -> None:
     data = (stories / "tokenizer.model").read_bytes()
     with pytest.raises(RefusedInput, match="not a SentencePiece model") as caught:
-        list(vocab.read_sentencepiece(data[:cut] + b"\xff" * 20))
+        list(sentencepiece_file.read_sentencepiece(data[:cut] + b"\xff" * 20))
     assert caught.value.code == "E-GGUF-TOKENIZER"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ggufkit import raw_gguf
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit.llama_cpp import logits, open_model, quantize
+from ingot.kit.llama_cpp import logits, open_model
 
 
 def test_a_file_that_is_no_gguf_is_an_error(tmp_path: Path) -> None:
@@ -18,8 +18,6 @@ def test_a_file_that_is_no_gguf_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RefusedInput) as refused:
         open_model(path)
     assert refused.value.code == "E-GGUF-MAGIC"
-    with pytest.raises(RefusedInput):
-        quantize(path, tmp_path / "y.gguf", "Q4_0", threads=1)
 
 
 def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
@@ -29,8 +27,6 @@ def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
         open_model(path)
     assert caught.value.code == "E-LLAMA-CPP"
     assert caught.value.facts
-    with pytest.raises(StageFailed, match="could not quantize to Q4_0"):
-        quantize(path, tmp_path / "y.gguf", "Q4_0", threads=1)
 
 
 def test_each_document_starts_afresh(stories_gguf: Path) -> None:

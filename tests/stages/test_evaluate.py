@@ -18,7 +18,7 @@ import torch
 from ingot.core.digest import is_digest
 from ingot.errors import RefusedInput
 from ingot.kit import hf
-from ingot.kit.llama_cpp import quantize
+from quantref import quantize
 from stagekit import digest_of, run_stage
 
 FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000}

@@ -222,16 +222,16 @@ class Builder:
             flowed = receipts.passed(project, job, results, shared, ids)
             for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
                 receipt.update(shared | {"metrics": results[number]["metrics"]} | receipts.told(results[number]))
-                receipt.update(receipts.with_digests(project, item, job.flows, flowed.digests))
+                receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
-            for receipt in [*found, *flowed.receipts.values()]:
+            for receipt in [*found, *flowed.measured.values()]:
                 _refuse_too_large(receipt)
-            self._sweep([*found, *flowed.receipts.values()], what, staging)
+            self._sweep([*found, *flowed.measured.values()], what, staging)
             for number, receipt in enumerate(found):
                 hashed = [FileRecord(**record) for record in results[number].get("files", ())]
                 digest, records = what.keep(staging.part(number), hashed)
                 receipt.update({"digest": digest, "files": [record.to_dict() for record in records]})
-        return Made(found, list(flowed.receipts.values()))
+        return Made(found, list(flowed.measured.values()))
 
     def _new_flows(self, flowed: Sequence[dict[str, Any]], wish: Wish) -> list[dict[str, Any]]:
         """What is to be recorded of what flowed: what nobody knew, what came out differently, what was asked for."""
@@ -372,7 +372,9 @@ def _observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
     known = item.receipt
     # What was accepted was built under another key: this key has not been observed to give it.
-    if known is None or "accepted" in known or not (item.presence == "present" or known.get("stored") is False):
+    if known is None or "accepted" in known:
+        return {}
+    if item.presence != "present" and known.get("stored") is not False and not item.node.virtual:
         return {}
     return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
 

@@ -77,7 +77,7 @@ def _tagged(digest: str) -> str:
 
 def forms_of(receipt: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys that a build is filed under: its own, and the one it had before what it streamed had a digest."""
-    streamed: Mapping[str, str] = receipt.get("streamed") or {}
+    streamed: dict[str, str] = dict(receipt.get("streamed") or {})
     if not streamed:
         return (str(receipt["key"]),)
     parts = receipt["key_parts"]

@@ -71,15 +71,19 @@ def promote(project: Project, nodes: Sequence[Node], digest: str | None, reason:
     specs = {node.spec for node in nodes}
     planned = project.plan(node for node in project.nodes.values() if node.spec in specs)
     standing = Standing(project)
+    flowed: list[Node] = []
     if digest is None:
-        # What is never written is part of what is made of it, and nothing that could be shipped.
-        nodes = [node for node in nodes if planned[node.id].state != "virtual" or not nodes[1:]]
+        # What is never written is part of what is made of it, and nothing that could be shipped. Its gates count.
+        flowed = [node for node in nodes if nodes[1:] and planned[node.id].state == "virtual"]
+        nodes = [node for node in nodes if node not in flowed]
         receipts = _present_results(project, [planned[node.id] for node in nodes])
     else:
         receipts = {node.id: recorded_result(standing, node.id, digest) for node in nodes}
     keeper = Gatekeeper(project, planned, standing)
     judged = {node.id: keeper.judge(node, receipts[node.id], pinned=digest is not None) for node in nodes}
-    require_passing(judged)
+    known = [(node, planned[node.id].receipt) for node in flowed]
+    also = {node.id: keeper.judge(node, receipt, pinned=False) for node, receipt in known if receipt is not None}
+    require_passing({**also, **judged})
     for name, receipt in receipts.items():
         require_whole(project, name, receipt)
     with project.store.exclusive("decisions"):

@@ -17,7 +17,7 @@ from ingot.core.executor import Result
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.job import Flow, Job
-from ingot.core.key import is_by_key, key_of
+from ingot.core.key import forms_of, is_by_key, key_of
 from ingot.errors import StageFailed
 from ingot.version import __version__
 
@@ -76,20 +76,27 @@ def _inputs(node: Node, digests: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def with_digests(project: Project, planned: Planned, flows: Mapping[str, Flow], measured: Mapping[str, str]) -> Receipt:
-    """The fields of a receipt that follow from what its virtual inputs turned out to be; nothing without any."""
+def with_digests(
+    project: Project, planned: Planned, flows: Mapping[str, Flow], flowed: Mapping[str, Mapping[str, Any]]
+) -> Receipt:
+    """The fields of a receipt that follow from what its virtual inputs turned out to be; nothing without any.
+
+    ``flowed`` holds their receipts by id. One whose own input came out differently than it was known has another key
+    than was planned, so it is named by that.
+    """
     if not flows:
         return {}
     assert planned.parts is not None
     node, streamed = planned.node, {}
     inputs = dict(planned.parts["inputs"])
     for role, flow in flows.items():
-        known = str(planned.parts["inputs"][role])
-        streamed[role] = known.rpartition(":")[2] if is_by_key(known) else str(flow.planned.key)
-        inputs[role] = f"sha256:{measured[flow.node.id]}"
+        receipt, known = flowed[flow.node.id], str(planned.parts["inputs"][role])
+        key = known.rpartition(":")[2] if is_by_key(known) else str(flow.planned.key)
+        streamed[role] = key if key in forms_of(receipt) else str(receipt["key"])
+        inputs[role] = f"sha256:{receipt['digest']}"
     parts = {**planned.parts, "inputs": inputs}
     ids = [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
-    digests = {name: measured.get(name) or str(project.current[name]["digest"]) for name in ids}
+    digests = {name: str((flowed.get(name) or project.current[name])["digest"]) for name in ids}
     return {"key": key_of(parts), "key_parts": parts, "inputs": _inputs(node, digests), "streamed": streamed}
 
 
@@ -107,10 +114,10 @@ def file_tensors(receipt: Receipt, store: Callable[[bytes], str]) -> None:
 
 @dataclass(frozen=True)
 class Passed:
-    """What flowed through one pass: by id the receipt of each virtual target, and what each one's digest is."""
+    """What flowed through one pass, by id: the receipts of what it measured, and those of all, known ones included."""
 
-    receipts: Mapping[str, Receipt]
-    digests: Mapping[str, str]
+    measured: Mapping[str, Receipt]
+    all: Mapping[str, Mapping[str, Any]]
 
 
 def passed(project: Project, job: Job, results: Sequence[Result], shared: Receipt, into: Sequence[str]) -> Passed:
@@ -119,8 +126,8 @@ def passed(project: Project, job: Job, results: Sequence[Result], shared: Receip
     ``shared`` are the fields that all receipts of the pass have in common. StageFailed (E-STREAM) when the digest of
     one is neither known nor measured.
     """
-    receipts: dict[str, Receipt] = {}
-    digests: dict[str, str] = {}
+    measured: dict[str, Receipt] = {}
+    every: dict[str, Mapping[str, Any]] = {}
     for role, flow in job.flows.items():
         for one, result in _measured(role, flow, results):
             name = one.node.id
@@ -129,17 +136,16 @@ def passed(project: Project, job: Job, results: Sequence[Result], shared: Receip
                 if known is None:
                     what = f"{into[0]} was made of {name}, which is virtual, and nothing was measured of that"
                     raise StageFailed("E-STREAM", what)
-                digests[name] = str(known["digest"])
+                every[name] = known
                 continue
-            digests[name] = _digest(name, result)
-            own = begun(project, one.planned, job) | with_digests(project, one.planned, one.below, digests)
-            own |= shared | {"metrics": result["metrics"], "digest": digests[name], "files": result["files"]}
+            own = begun(project, one.planned, job) | with_digests(project, one.planned, one.below, every)
+            own |= shared | {"metrics": result["metrics"], "digest": _digest(name, result), "files": result["files"]}
             own |= told(result)
             own |= {"stored": False, "shared_with": list(into)}
-            if known is not None:
+            if known is not None and known["key"] == own["key"]:
                 own["observed"] = {"digest": known["digest"], "agrees": known["digest"] == own["digest"]}
-            receipts[name] = own
-    return Passed(receipts, digests)
+            measured[name] = every[name] = own
+    return Passed(measured, every)
 
 
 def _digest(name: str, result: Result) -> str:

@@ -25,7 +25,7 @@ Reproducibility = Literal["deterministic", "seeded", "device_dependent"]
 
 #: What a kind writes, and what a role accepts. ``any`` is a folder of unknown content
 #: (``fetch`` and ``command``): it fits every role and is checked when it is read.
-Format = Literal["any", "hf", "adapter", "gguf", "coreml", "dataset", "evaluation", "report"]
+Format = Literal["any", "hf", "adapter", "gguf", "imatrix", "coreml", "dataset", "evaluation", "report"]
 
 
 class Frozen(BaseModel):

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ingot.core.digest import FileRecord, fast_hash_file
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from ingot.kit.stream.verified import damaged, expectation
+from ingot.kit.stream.vocabulary import Block, Slot
 
 _PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _LEVELS = 127  # symmetric: -127 … 127, so that a weight and its negative are treated alike
@@ -109,21 +112,76 @@ def dequantize_model(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors of a compressed-tensors checkpoint, one at a time, in the order of its own names."""
     config = hf.read_config(folder)
     if not is_compressed(config):
-        found = config.get("quantization_config") or {}
-        raise RefusedInput(
-            "E-QUANTIZED",
-            "the model is not a compressed-tensors checkpoint",
-            facts=[f"quant_method: {found.get('quant_method')}"],
-        )
+        raise _other_format(config)
     scheme = _scheme(config["quantization_config"])
     where = {entry.name: path for path, entry in hf.entries(folder)}
+    for name in _plain_names(where):
+        module = name.removesuffix(".weight")
+        yield name, _load(where, name) if name in where else _decode(module, where, scheme)
+
+
+def _other_format(config: Mapping[str, Any]) -> RefusedInput:
+    found = config.get("quantization_config") or {}
+    return RefusedInput(
+        "E-QUANTIZED",
+        "the model is not a compressed-tensors checkpoint",
+        facts=[f"quant_method: {found.get('quant_method')}"],
+    )
+
+
+class CompressedSource:
+    """A compressed-tensors checkpoint as plain weights, one tensor at a time (see ``Source``).
+
+    Its files are compared with ``expected`` before the first block: the parts of a weight lie far apart in them.
+    """
+
+    def __init__(self, folder: Path, expected: Mapping[str, FileRecord] | None = None) -> None:
+        """RefusedInput (E-QUANTIZED) for another quantization format."""
+        config = hf.read_config(folder)
+        if not is_compressed(config):
+            raise _other_format(config)
+        self._expected = expected
+        self._scheme = _scheme(config["quantization_config"])
+        self._where = {entry.name: path for path, entry in hf.entries(folder)}
+        entries = {entry.name: entry for _, entry in hf.entries(folder)}
+        self._names: list[str] = []
+        self._slots: list[Slot] = []
+        for name in _plain_names(self._where):
+            if name in entries:
+                shape, dtype = tuple(entries[name].shape), entries[name].dtype
+            else:
+                module = name.removesuffix(".weight")
+                shape = tuple(int(size) for size in _load(self._where, f"{module}.weight_shape"))
+                dtype = entries[f"{module}.weight_scale"].dtype
+            self._names.append(name)
+            self._slots.append(Slot(name, shape, dtype))
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """All tensors, in the order of their names."""
+        return self._slots
+
+    def blocks(self, rows: Sequence[int]) -> Iterator[Block]:
+        """See ``Source``. StoreDamaged (E-OBJECT-DAMAGED)."""
+        for path in sorted(set(self._where.values())):
+            record = expectation(path, self._expected)
+            if record is not None and fast_hash_file(path) != record.xxh3_128:
+                raise damaged(path, "has other content")
+        for index, (name, slot) in enumerate(zip(self._names, self._slots, strict=True)):
+            module = name.removesuffix(".weight")
+            packed = name not in self._where
+            tensor = _decode(module, self._where, self._scheme) if packed else _load(self._where, name)
+            for start in range(0, max(1, slot.rows), rows[index]):
+                yield Block(index, start, tensor[start : start + rows[index]] if slot.shape else tensor)
+
+
+def _plain_names(where: Mapping[str, Path]) -> Iterator[str]:
     for name in where:
         module, _, part = name.rpartition(".")
-        packed = f"{module}.weight_packed"
         if part == "weight_packed":
-            yield f"{module}.weight", _decode(module, where, scheme)
-        elif packed not in where or part not in _PARTS:
-            yield name, _load(where, name)
+            yield f"{module}.weight"
+        elif f"{module}.weight_packed" not in where or part not in _PARTS:
+            yield name
 
 
 def _scheme(config: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: open a GGUF, tokenize, logits, greedy tokens, quantize.
+"""llama.cpp through its C interface: open a GGUF, tokenize, logits, greedy tokens.
 
 Its log goes to stderr from warnings up. One batch carries every token of a document, the context is reused and only
 emptied in between, and logits are kept only where they are asked for.
@@ -19,16 +19,10 @@ import numpy.typing as npt
 
 from ingot.errors import IngotError, StageFailed
 from ingot.kit.chat import Template
-from ingot.kit.gguf.reader import read_gguf
+from ingot.kit.gguf.reader import parts_of, read_gguf
 
 _BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
-
-#: The file types of llama.cpp that ingot offers → their number.
-FILE_TYPES: Mapping[str, int] = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11,
-    "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32,
-}  # fmt: skip
 
 
 class _Log:
@@ -60,7 +54,8 @@ class Model:
     def __init__(self, path: Path, *, context: int, threads: int) -> None:
         """See ``open_model``."""
         # The C++ parser is not made for files that lie: nothing reaches it unchecked.
-        read_gguf(path)
+        for part in parts_of(path):
+            read_gguf(part)
         _LOG.install()
         self._model: Any = None
         self._context: Any = None
@@ -79,12 +74,15 @@ class Model:
         self._batch = llama_cpp.llama_batch_init(self._step, 0, 1)
         self._position = 0
 
-    def _open_context(self, context: int, threads: int) -> Any:
+    def _settings(self, context: int, threads: int) -> Any:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = context
         settings.n_batch = settings.n_ubatch = self._step
         settings.n_threads = settings.n_threads_batch = threads
-        opened = llama_cpp.llama_init_from_model(self._model, settings)
+        return settings
+
+    def _open_context(self, context: int, threads: int) -> Any:
+        opened = llama_cpp.llama_init_from_model(self._model, self._settings(context, threads))
         if opened is None:
             self.close()
             raise _failed(f"llama.cpp does not open a context of {context} tokens")
@@ -210,18 +208,6 @@ def render_chat(model: Model, messages: Sequence[Mapping[str, Any]], *, add_gene
 def logits(model: Model, ids: Sequence[int]) -> npt.NDArray[np.float32]:
     """Logits of every position of a fresh document; see ``Model.logits``."""
     return model.logits(ids)
-
-
-def quantize(source: Path, target: Path, file_type: str, *, threads: int) -> None:
-    """llama.cpp's own quantizer, from an unquantized GGUF. StageFailed (E-LLAMA-CPP) when it fails."""
-    read_gguf(source)
-    _LOG.install()
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.nthread = threads
-    settings.ftype = FILE_TYPES[file_type]
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
-    if code:
-        raise _failed(f"llama.cpp could not quantize to {file_type} (code {code})")
 
 
 def _failed(what: str) -> IngotError:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Convert(Stage):
-    """Write a GGUF (Llama architecture) or a Hugging Face folder as a Hugging Face folder of one dtype.
+    """Write a GGUF or a Hugging Face folder as a Hugging Face folder of one dtype.
 
     Quantized GGUF tensors are dequantized; the tokenizer is built from the GGUF's own vocabulary and the chat template
     is kept, so that text gives the token ids that llama.cpp gives. It streams: memory does not grow with the model.
@@ -67,7 +67,7 @@ class Convert(Stage):
         return weights
 
     def _from_gguf(self, path: Path, given: Given, progress: Progress) -> tuple[Weights, float]:
-        from ingot.kit.gguf.llama import LlamaGguf, ToHf
+        from ingot.kit.gguf.hf_view import GgufModel
         from ingot.kit.gguf.reader import read_gguf
         from ingot.kit.gguf.tokenizer import write_tokenizer
         from ingot.kit.hf import write_json
@@ -78,18 +78,16 @@ class Convert(Stage):
 
         progress.phase("checking the GGUF")
         gguf = read_gguf(path)
-        model = LlamaGguf(gguf)
+        model = GgufModel(gguf)
         folder = side_folder(given)
-        length = model.config["max_position_embeddings"]
-        ids = model.token_config(write_tokenizer(gguf.metadata, folder, max_length=length))
+        ids = model.token_config(write_tokenizer(gguf.metadata, folder, max_length=model.sizes.context))
         write_json(folder / "config.json", {**model.config, **ids, "dtype": self.dtype})
         write_json(folder / "generation_config.json", ids)
         size = sum(info.size for info in gguf.tensors)
-        count = sum(info.elements for info in gguf.tensors if info.name != "rope_freqs.weight")
         finite = [] if self.allow_nonfinite else [RefuseNonFinite()]
         progress.phase("dequantizing")
         source = GgufSource(gguf, expected_files(given, "model"))
-        return Weights(source, folder, [Dequantize(gguf), ToHf(model), *finite]), 8 * size / count
+        return Weights(source, folder, [Dequantize(gguf), model.names(), *finite]), 8 * size / model.parameters
 
     def _from_hf(self, given: Given, progress: Progress) -> tuple[Weights, float]:
         from ingot.kit.hf import copy_side_files, read_config

@@ -2,89 +2,222 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Metric, Metrics, Progress, Role, Source, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.check import Checked
+    from ingot.kit.gguf.export import Product, Written
+    from ingot.kit.gguf.imatrix import Imatrix
+    from ingot.kit.stream.vocabulary import Weights
 
 _PLAIN = ("F32", "F16", "BF16")
 
 FileType = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "Q4_K_M",
-    "Q5_K_S", "Q5_K_M", "Q6_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q2_K",
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L",
+    "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS",
+    "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
 ]  # fmt: skip
+TensorType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
+    "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4",
+]  # fmt: skip
+#: File types some of whose tensors llama.cpp makes with an importance matrix only.
+_NEEDY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
+
+
+class Override(Frozen):
+    """A type for the tensors whose GGUF name the pattern is found in; the first of the list that fits counts."""
+
+    tensors: str = Field(min_length=1, description="a regular expression, searched in the tensor's name in the file")
+    type: TensorType = Field(description="the type of these tensors")
+
+    @field_validator("tensors")
+    @classmethod
+    def _means_the_same_everywhere(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        # what Python and llama.cpp (ECMAScript) read differently
+        if re.search(r"\(\?(?![:=!])|\\[AZzGQE]|[*+?}]\+|\[\[:|\\[1-9pP]", pattern):
+            raise ValueError("uses a form that llama.cpp's regular expressions do not have")
+        return pattern
 
 
 class Gguf(Stage):
-    """Writes ``model.gguf`` tensor by tensor, with the tokenizer and the chat template.
+    """Writes ``model.gguf`` from one read of the weights, with the tokenizer and the chat template.
 
-    Quantized types are made by llama.cpp's own quantizer from an unquantized file in scratch, of the type in which
-    the weights are stored, so that nothing is rounded twice. Before it ends, llama.cpp opens the file, gives the
-    token ids of the Hugging Face tokenizer on probe texts, and generates.
+    The types and bytes of the tensors are those of llama.cpp's own quantizer on an unquantized file of the type in
+    which the weights are stored. Rows that are no whole number of a type's blocks take the type that llama.cpp falls
+    back to. A compressed-tensors checkpoint is dequantized. The file's metadata says what it was made of (``ingot.*``:
+    nothing that is not in the target's key). Before it ends, llama.cpp opens the file, gives the token ids of the
+    Hugging Face tokenizer on probe texts, and generates.
     """
 
     kind: ClassVar[str] = "gguf"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     produces: ClassVar[Format] = "gguf"
-    inputs: ClassVar[Mapping[str, Role]] = {"model": Role(accepts=("hf",))}
+    inputs: ClassVar[Mapping[str, Role]] = {
+        "model": Role(accepts=("hf",)),
+        "imatrix": Role(accepts=("any", "imatrix"), optional=True),
+    }
     tools: ClassVar[tuple[str, ...]] = ("llama-cpp-python", "torch", "transformers")
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "gguf", "jinja2", "numpy", "safetensors")
     extra: ClassVar[str | None] = "gguf"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    streams: ClassVar[tuple[str, ...]] = ("model",)
+    one_pass: ClassVar[bool] = True
 
     type: FileType = Field(description="The file type in llama.cpp's naming")
+    overrides: tuple[Override, ...] = Field(
+        default=(), description="Types for single tensors, where the file type is a quantized one"
+    )
+    token_embedding_type: TensorType | None = Field(default=None, description="The type of the token embedding")
+    output_tensor_type: TensorType | None = Field(
+        default=None, description="The type of the output layer, or of the token embedding that stands for it"
+    )
+    imatrix: Source | None = Field(
+        default=None, description="An importance matrix in one of llama.cpp's forms, {path: FILE}; or give the role"
+    )
+    split_bytes: int | None = Field(
+        default=None, gt=0, description="Write parts of at most so many bytes of data (model-00001-of-0000N.gguf)"
+    )
+    strict: bool = Field(default=False, description="Refuse rows that are no whole number of the type's blocks")
+    allow_nonfinite: bool = Field(
+        default=False, description="Take weights that are NaN or infinite as they are; unquantized types only"
+    )
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER; StageFailed: E-GGUF-SELFCHECK, E-LLAMA-CPP."""
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """One importance matrix at most, and one where the type cannot be without."""
+        if self.imatrix is not None and "imatrix" in roles:
+            yield "imatrix", "the importance matrix is given twice: as a role and as a parameter"
+        if self.imatrix is not None and self.imatrix.path is None:
+            yield "imatrix", "an importance matrix is a file: give 'path'"
+        if self.imatrix is None and "imatrix" not in roles and self.type in _NEEDY and not self.overrides:
+            yield "type", f"{self.type} needs an importance matrix: give the role 'imatrix', or 'imatrix: {{path: …}}'"
+        if self.allow_nonfinite and self.type not in _PLAIN:
+            yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
+        """Write the file.
+
+        RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER, E-GGUF-ROWS, E-GGUF-IMATRIX, E-IMATRIX, E-NONFINITE,
+        E-GGUF-NONFINITE; StageFailed: E-GGUF-SELFCHECK, E-LLAMA-CPP, E-GGML.
+        """
+        return cast("Done", self.run_many([self], given, [out], progress)[0])
+
+    @classmethod
+    def run_many(
+        cls, stages: Sequence[Stage], given: Given, outs: Sequence[Path], progress: Progress
+    ) -> Sequence[Metrics | Done]:
+        """Every set of parameters from one read of the model; see ``run``."""
         import torch
 
-        from ingot.kit.gguf.check import check_gguf
-        from ingot.kit.gguf.export import write_plain
-        from ingot.kit.hf import load_tokenizer
-        from ingot.kit.llama_cpp import quantize
-
         torch.set_num_threads(given.threads)
-        model, target = given.one("model"), out / "model.gguf"
-        tokenizer = load_tokenizer(model)
-        plain = self.type in _PLAIN
-        progress.phase("write tensors")
-        written = write_plain(
-            model,
-            tokenizer,
-            target if plain else given.scratch / "plain.gguf",
-            self.type if plain else None,
-            lambda done, total: progress(done, total, "B"),
-        )
-        if not plain:
-            progress.phase(f"quantize to {self.type}")
-            quantize(given.scratch / "plain.gguf", target, self.type, threads=given.threads)
+        asked = [cast("Gguf", stage) for stage in stages]
+        groups: dict[bool, list[int]] = {}  # NaN is let through, or not, for a whole read
+        for index, stage in enumerate(asked):
+            groups.setdefault(stage.allow_nonfinite, []).append(index)
+        done: dict[int, Done] = {}
+        for group in groups.values():
+            found = _write([asked[index] for index in group], given, [outs[index] for index in group], progress)
+            done |= dict(zip(group, found, strict=True))
+        return [done[index] for index in range(len(asked))]
+
+
+def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress: Progress) -> list[Done]:
+    from ingot.core.digest import tree_digest
+    from ingot.kit.gguf.check import check_gguf
+    from ingot.kit.gguf.export import export
+    from ingot.kit.gguf.hf_input import form_of, open_plain
+    from ingot.kit.hf import load_tokenizer
+
+    weights, source = open_plain(given, progress, finite=not stages[0].allow_nonfinite)
+    tokenizer = load_tokenizer(weights.folder)
+    form = form_of(weights, tokenizer)
+    products = [_product(stage, given, out, source) for stage, out in zip(stages, outs, strict=True)]
+    progress.phase(f"write {', '.join(stage.type for stage in stages)}")
+
+    passed: dict[str, Done] = {}
+
+    def digest() -> str:
+        passed.update({role: told() for role, told in weights.passed.items()})
+        # What flowed by is what the file was made of, whatever was known of it before.
+        return tree_digest(passed["model"].files) if "model" in passed else given.digests["model"][0]
+
+    written = export(weights, form, products, digest, threads=given.threads, watch=progress)
+    found = []
+    for item in written:
         progress.phase("check with llama.cpp")
-        checked = check_gguf(target, tokenizer, threads=given.threads)
-        return _metrics(target, self.type, written.parameters, checked)
+        checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
+        notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
+        found.append(Done(_metrics(item, weights, checked), item.files, item.sink.tensors, passed, notes))
+    return found
 
 
-def _metrics(path: Path, kind: str, parameters: int, checked: Checked) -> dict[str, Metric]:
-    from ingot.kit.gguf.reader import read_gguf
+def _product(stage: Gguf, given: Given, out: Path, source: str | None) -> Product:
+    from ingot.core.digest import hash_file
+    from ingot.core.plan import tool_version
+    from ingot.kit.gguf.export import Product, provenance
+    from ingot.kit.gguf.ggml import ggml
+    from ingot.kit.gguf.mixture import Wish
 
-    tensors = read_gguf(path).tensors
-    size = path.stat().st_size
-    counts = Counter(info.type for info in tensors)
-    # llama.cpp takes another type for a matrix whose rows are no multiple of the asked type's block
-    block = 1 if kind in _PLAIN else 256 if "_K" in kind else 32
-    fallbacks = sum(1 for info in tensors if len(info.shape) > 1 and info.shape[-1] % block)
+    matrix, path = _imatrix(stage, given)
+    overrides = tuple((override.tensors, override.type) for override in stage.overrides)
+    known = given.digests.get("model", ())
+    facts: dict[str, str | int | Sequence[str]] = {
+        "kind": f"{stage.kind} {stage.revision}",
+        "model.digest": known[0] if known else "0" * 64,
+        **({"model.dequantized_from": source} if source else {}),
+        "tools": [f"{name}=={tool_version(name)}" for name in sorted(stage.tools_used())],
+        "ggml.version": ggml().version,
+        "overrides": [f"{pattern}={kind}" for pattern, kind in overrides],
+        **({"imatrix.sha256": hash_file(path)[1]} if path else {}),
+    }
+    wish = Wish(stage.type, matrix is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
+    return Product(
+        path=out / "model.gguf",
+        wish=wish,
+        provenance=provenance(facts),
+        imatrix=matrix,
+        split_bytes=stage.split_bytes,
+        strict=stage.strict,
+        check=not stage.allow_nonfinite,
+    )
+
+
+def _imatrix(stage: Gguf, given: Given) -> tuple[Imatrix | None, Path | None]:
+    from ingot.kit.gguf.imatrix import imatrix_file, read_imatrix
+
+    folder = given.maybe("imatrix")
+    if folder is None and stage.imatrix is None:
+        return None, None
+    place = folder if folder is not None else given.sources[0]
+    path = imatrix_file(place) if place.is_dir() else place
+    return read_imatrix(path), path
+
+
+def _metrics(written: Written, weights: Weights, checked: Checked) -> dict[str, Metric]:
+    sink = written.sink
+    size, parameters = sink.bytes_written, sink.parameters
+    kinds = [choice.type for choice in sink.choices.values()] + ["F32"] * len(sink.content.extra)
+    read = sum(slot.nbytes for slot in weights.source.slots)
     return {
-        "bytes": Metric(size, "B", "size of the file"),
+        "bytes": Metric(size, "B", "size of the file, or of its parts"),
+        "bytes_written": Metric(size, "B", "bytes written, each once"),
+        "bytes_read": Metric(read, "B", "data of the tensors that it was made from, read once"),
         "parameters": Metric(parameters, "parameters", "weights of the source model, counted"),
         "bits_per_weight": Metric(8 * size / parameters, "1", "bits of the whole file over the parameters"),
         "fallback_tensors": Metric(
-            fallbacks, "1", "matrices in the file whose rows are no multiple of the asked type's block"
+            len(written.fallbacks), "1", "matrices whose rows are no whole number of blocks of the type they would have"
         ),
         "probe_texts": Metric(
             checked.texts, "1", "texts on which llama.cpp and the Hugging Face tokenizer gave equal ids"
@@ -92,6 +225,6 @@ def _metrics(path: Path, kind: str, parameters: int, checked: Checked) -> dict[s
         "load_s": Metric(checked.load_seconds, "s", "time for llama.cpp to open the file, once, page cache warm"),
         **{
             f"tensors_{name.lower()}": Metric(count, "1", f"tensors of type {name} in the file")
-            for name, count in sorted(counts.items())
+            for name, count in sorted(Counter(kinds).items())
         },
     }

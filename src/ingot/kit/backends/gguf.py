@@ -13,7 +13,7 @@ from gguf import LlamaFileType
 
 from ingot.kit import chat
 from ingot.kit.backends import SEGMENT, segments
-from ingot.kit.gguf.reader import Gguf, read_gguf
+from ingot.kit.gguf.reader import Gguf, parts_of, read_gguf
 from ingot.kit.llama_cpp import Model
 
 
@@ -36,10 +36,10 @@ class GgufBackend:
     runtime = "llama.cpp on the CPU"
 
     def __init__(self, path: Path, *, context: int, threads: int) -> None:
-        facts = read_gguf(path)
-        self.precision = precision(facts)
-        self.bytes = path.stat().st_size
-        self.parameters = sum(tensor.elements for tensor in facts.tensors)
+        parts = parts_of(path)
+        self.precision = precision(read_gguf(path))
+        self.bytes = sum(part.stat().st_size for part in parts)
+        self.parameters = sum(tensor.elements for part in parts for tensor in read_gguf(part).tensors)
         self._model = _Runner(path, context=context, threads=threads)
         self.context = self._model.trained_context
         self.template = self._model.template

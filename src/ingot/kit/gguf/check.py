@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ingot.errors import IngotError, StageFailed
 from ingot.kit.chat import Template
+from ingot.kit.gguf.pretokenizers import Rule, rule_named
+from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.llama_cpp import Model, open_model
 
 #: Texts on which tokenizers differ: case, contractions, digits, spaces, line breaks, code, scripts, emoji, controls.
@@ -58,7 +63,7 @@ def check_gguf(path: Path, tokenizer: Any, *, threads: int) -> Checked:
         ) from error
     with model:
         seconds = time.perf_counter() - start
-        texts = list(probe_texts(tokenizer))
+        texts = list(probe_texts(tokenizer, _rule_of(path)))
         for probe in texts:
             _compare_ids(model, tokenizer, probe)
         prompt = model.tokenize(PROBES[0], bos=True)
@@ -68,26 +73,50 @@ def check_gguf(path: Path, tokenizer: Any, *, threads: int) -> Checked:
         return Checked(len(texts), len(tokens), seconds)
 
 
-def probe_texts(tokenizer: Any) -> Iterator[str]:
+def probe_texts(tokenizer: Any, rule: Rule | None = None) -> Iterator[str]:
     """The probes, then ones made of the tokenizer's special tokens and chat template.
 
-    A SentencePiece normalizer that drops repeated spaces has no counterpart in llama.cpp; for such a tokenizer the
-    probes are texts that it would leave alone.
+    What has no counterpart in llama.cpp is left out or tidied: characters that a normalizer composes, repeated spaces
+    that one drops, text right after a special token where only the start of a text gets a space in front, and
+    characters around which llama.cpp's form of the splitting ``rule`` is another.
     """
-    tidy = _drops_spaces(tokenizer)
-    for probe in PROBES:
-        yield _tidied(probe) if tidy else probe
+    tidy = _tidier(tokenizer)
+    texts = [*PROBES, *(_special_texts(tokenizer) if not _spaces_the_start_alone(tokenizer) else ())]
+    for text in texts:
+        if rule is None or rule.agrees_on(text):
+            yield tidy(text)
+
+
+def _special_texts(tokenizer: Any) -> Iterator[str]:
     for token in sorted(tokenizer.all_special_tokens):
         yield f"before{token}after"
     template = Template.of(tokenizer)
     if template.source is not None:
-        rendered = template.apply(_TURNS, add_generation_prompt=True)
-        yield _tidied(rendered) if tidy else rendered
+        yield template.apply(_TURNS, add_generation_prompt=True)
 
 
-def _drops_spaces(tokenizer: Any) -> bool:
+def _tidier(tokenizer: Any) -> Callable[[str], str]:
     normalizer = tokenizer.backend_tokenizer.normalizer
-    return normalizer is not None and normalizer.normalize_str("a  b") == normalizer.normalize_str("a b")
+    steps: list[Callable[[str], str]] = []
+    if normalizer is not None and normalizer.normalize_str("e\u0301") == normalizer.normalize_str("\u00e9"):
+        steps.append(lambda text: unicodedata.normalize("NFC", text))
+    if normalizer is not None and normalizer.normalize_str("a  b") == normalizer.normalize_str("a b"):
+        steps.append(_tidied)
+    return lambda text: functools.reduce(lambda done, step: step(done), steps, text)
+
+
+def _spaces_the_start_alone(tokenizer: Any) -> bool:
+    """Whether a space goes before a text but not before what follows a special token; llama.cpp knows both or none."""
+    step = tokenizer.backend_tokenizer.pre_tokenizer
+    pre = {} if step is None else json.loads(step.__getstate__())
+    steps = pre.get("pretokenizers", [pre])
+    return any(step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
+
+
+def _rule_of(path: Path) -> Rule | None:
+    metadata = read_gguf(path).metadata
+    byte_level = metadata.get("tokenizer.ggml.model") == "gpt2"
+    return rule_named(str(metadata.get("tokenizer.ggml.pre"))) if byte_level else None
 
 
 def _tidied(text: str) -> str:

@@ -1,100 +1,157 @@
-"""A Hugging Face Llama folder as an unquantized GGUF, tensor by tensor."""
+"""A model that flows as one or several GGUF files: layout, types, metadata, provenance."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
-from ingot.kit.compressed import iter_plain_tensors
-from ingot.kit.gguf.names import LLAMA, arrange, extra_tensors, gguf_name, shape_fields
-from ingot.kit.gguf.vocab import vocabulary_fields
-from ingot.kit.gguf.writer import TensorInfo, write_gguf
-from ingot.kit.hf import read_config
-from ingot.kit.llama_config import LlamaShape, llama_shape
+from ingot.kit.gguf.imatrix import Imatrix
+from ingot.kit.gguf.layout import Layout
+from ingot.kit.gguf.mixture import Choice, ModelFacts, Tensor, Wish, choose
+from ingot.kit.gguf.sink import Content, GgufSink
+from ingot.kit.gguf.types import FILE_TYPES, PLAIN
+from ingot.kit.gguf.writer import Field, text, texts, u32
+from ingot.kit.stream import pipeline
+from ingot.kit.stream.vocabulary import Slot, Weights
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NUMBERS = {"F32": 0, "F16": 1, "BF16": 32}
+#: The field that names the model; its value may be known only when all has flowed.
+MODEL_KEY = "ingot.model.digest"
+
+
+class Form(Protocol):
+    """What a file says besides the tensors' data: ``Layout``, or the file that another converter wrote."""
+
+    def facts(self) -> ModelFacts:
+        """What the rules of types ask."""
+
+    def fields(self, file_type: int, parameters: int) -> Sequence[Field]:
+        """The metadata, tokenizer included."""
+
+    def extra(self) -> Mapping[str, torch.Tensor]:
+        """Tensors that no source holds."""
+
+    def plain_type(self, name: str, shape: Sequence[int], wanted: str) -> str:
+        """The type of a tensor that is not quantized."""
 
 
 @dataclass(frozen=True)
+class Product:
+    """One file to write: where, of which types, with which fields of provenance, in parts of how many bytes."""
+
+    path: Path
+    wish: Wish
+    provenance: tuple[Field, ...]
+    imatrix: Imatrix | None = None
+    split_bytes: int | None = None
+    strict: bool = False
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class LayoutForm:
+    """The form of a Hugging Face model: its layout, and the fields of its tokenizer."""
+
+    layout: Layout
+    vocabulary: Sequence[Field]
+
+    def facts(self) -> ModelFacts:
+        """See ``Form``."""
+        sizes = self.layout.sizes
+        return ModelFacts(self.layout.arch, sizes.layers, sizes.heads, sizes.kv_heads)
+
+    def fields(self, file_type: int, parameters: int) -> Sequence[Field]:
+        """See ``Form``."""
+        return [*self.layout.fields(file_type, parameters), *self.vocabulary]
+
+    def extra(self) -> Mapping[str, torch.Tensor]:
+        """See ``Form``."""
+        return self.layout.extra()
+
+    def plain_type(self, name: str, shape: Sequence[int], wanted: str) -> str:
+        """See ``Form``."""
+        return self.layout.plain_type(name, shape, wanted)
+
+
+@dataclass
 class Written:
-    """What was written: the type of the matrices and how many weights the source has."""
+    """What was written, and what the receipt tells of it."""
 
-    type: str
-    parameters: int
+    sink: GgufSink
+    files: tuple[FileRecord, ...] = ()
+    fallbacks: dict[str, str] = field(default_factory=dict)
 
 
-def write_plain(
-    model: Path, tokenizer: Any, path: Path, kind: str | None, watch: Callable[[int, int], None]
-) -> Written:
-    """Write ``path``; matrices in ``kind`` (None: as they are stored), vectors in F32 as llama.cpp wants them.
+def export(
+    weights: Weights, form: Form, products: Sequence[Product], digest: Callable[[], str], **run: Any
+) -> list[Written]:
+    """Write every product from one read of the weights. ``digest`` is asked when all has flowed.
 
-    ``tokenizer`` is transformers' own of the same folder. ``watch`` is told (bytes written, bytes in all).
-    RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER.
+    ``run`` goes to the pipeline. RefusedInput: E-GGUF-ROWS under ``strict``, E-GGUF-IMATRIX, E-GGUF-NONFINITE.
     """
-    config = read_config(model)
-    shape = llama_shape(config, "E-GGUF-ARCH")
-    sources = _survey(model, shape)
-    kind = kind or _stored_type(sources)
-    extra = extra_tensors(shape)
-    infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in extra.items()]
-    infos += [TensorInfo(name, size, kind if len(size) > 1 else "F32") for name, (size, _) in sources.items()]
-    parameters = sum(math.prod(size) for size, _ in sources.values())
-    fields = shape_fields(LLAMA, shape, _NUMBERS[kind], parameters)
-    fields += vocabulary_fields(model, config, tokenizer)
-    types = {info.name: info.type for info in infos}
-    total = sum(info.nbytes for info in infos)
-    write_gguf(path, fields, infos, _watched(_content(model, shape, extra, types), total, watch))
-    return Written(kind, parameters)
+    sinks = [GgufSink(product.path, _content(product, form)) for product in products]
+    pipeline.run(weights, sinks, **run)
+    late = [text(MODEL_KEY, digest())]
+    return [Written(sink, sink.records(late), _fallbacks(sink.choices)) for sink in sinks]
 
 
-def _survey(model: Path, shape: LlamaShape) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """GGUF name → shape and dtype, in the order of the source; the table stands before the data in the file."""
-    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    for name, tensor in iter_plain_tensors(model):
-        if (target := gguf_name(LLAMA, name)) is not None:
-            found[target] = (tuple(tensor.shape), tensor.dtype)
-    missing = sorted(_expected(shape) - found.keys())
-    if missing:
+def _content(product: Product, form: Form) -> Content:
+    wish, matrix = product.wish, product.imatrix
+    number, base = FILE_TYPES[wish.type]
+
+    def chosen(slots: Sequence[Slot]) -> Mapping[str, Choice]:
+        stored = base if base in PLAIN else stored_type(slots)
+        tensors = [Tensor(s.name, s.shape, form.plain_type(s.name, s.shape, stored)) for s in slots]
+        found = choose(tensors, form.facts(), wish)
+        if product.strict:
+            _refuse_fallbacks(_fallbacks(found), wish)
+        return found
+
+    def fields(slots: Sequence[Slot]) -> Sequence[Field]:
+        plain = form.fields(number, sum(slot.elements for slot in slots))
+        used = matrix.fields() if matrix else ()
+        return [*plain, *used, *product.provenance]
+
+    late = any(item == text(MODEL_KEY, "0" * 64) for item in product.provenance)
+    entries = matrix.weights() if matrix else {}
+    return Content(chosen, fields, form.extra(), entries, product.split_bytes, product.check, late=late)
+
+
+def stored_type(slots: Sequence[Slot]) -> str:
+    """The type that holds every matrix as it comes exactly."""
+    dtypes = {slot.dtype for slot in slots if len(slot.shape) > 1}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= PLAIN else "F32"
+
+
+def _fallbacks(choices: Mapping[str, Choice]) -> dict[str, str]:
+    """``wanted -> type`` of the tensors whose rows are no whole number of blocks, by name."""
+    return {name: f"{choice.wanted} -> {choice.type}" for name, choice in choices.items() if choice.fell_back}
+
+
+def _refuse_fallbacks(found: Mapping[str, str], wish: Wish) -> None:
+    if found:
         raise RefusedInput(
-            "E-GGUF-TENSOR", f"the model lacks {len(missing)} tensors, first {missing[0]!r}", facts=["names as in GGUF"]
+            "E-GGUF-ROWS",
+            f"{wish.type} does not fit the rows of {len(found)} tensors",
+            facts=[f"{name}: {change}" for name, change in list(found.items())[:5]],
+            hint="without 'strict: true' these tensors take the types that llama.cpp gives them",
         )
-    return found
 
 
-def _expected(shape: LlamaShape) -> set[str]:
-    names = {"token_embd.weight", "output_norm.weight"} | (set() if shape.tied else {"output.weight"})
-    for block in range(shape.layers):
-        names |= {f"blk.{block}.{module}.weight" for module in LLAMA.block.values()}
-    return names
-
-
-def _stored_type(sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    """The type that holds every stored matrix exactly."""
-    dtypes = {dtype for size, dtype in sources.values() if len(size) > 1}
-    return {torch.bfloat16: "BF16", torch.float16: "F16"}.get(dtypes.pop(), "F32") if len(dtypes) == 1 else "F32"
-
-
-def _content(
-    model: Path, shape: LlamaShape, extra: Mapping[str, torch.Tensor], types: Mapping[str, str]
-) -> Iterator[memoryview]:
-    for tensor in extra.values():
-        yield memoryview(tensor.numpy())
-    for name, tensor in iter_plain_tensors(model):
-        if (target := gguf_name(LLAMA, name)) is not None:
-            laid = arrange(LLAMA, shape, target, tensor).to(_DTYPES[types[target]]).contiguous()
-            yield memoryview(laid.flatten().view(torch.uint8).numpy())
-
-
-def _watched(content: Iterator[memoryview], total: int, watch: Callable[[int, int], None]) -> Iterator[memoryview]:
-    done = 0
-    for view in content:
-        yield view
-        done += view.nbytes
-        watch(done, total)
+def provenance(facts: Mapping[str, str | int | Sequence[str]]) -> tuple[Field, ...]:
+    """Fields ``ingot.*``, in the order given; only what is in the target's key may be among them."""
+    found = []
+    for key, value in facts.items():
+        name = f"ingot.{key}"
+        if isinstance(value, int):
+            found.append(u32(name, value))
+        elif isinstance(value, str):
+            found.append(text(name, value))
+        elif value:
+            found.append(texts(name, value))
+    return tuple(found)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,41 @@ class Gguf:
 
 
 def find_gguf(folder: Path) -> Path | None:
-    """The one GGUF of a folder, known by its magic; None without one. RefusedInput (E-GGUF-MANY) for several."""
+    """The one GGUF of a folder, known by its magic; of one that is split the first part; None without one.
+
+    RefusedInput: E-GGUF-MANY for several, E-GGUF-SPLIT for parts that are not all there.
+    """
     found = []
     for path in sorted(folder.iterdir()):
         if path.is_file():
             with path.open("rb") as file:
                 if file.read(4) == b"GGUF":
                     found.append(path)
-    if len(found) > 1:
+    if len(found) > 1 and not _are_parts(found):
         names = ", ".join(path.name for path in found)
         raise RefusedInput("E-GGUF-MANY", "the folder holds more than one GGUF", facts=[f"files: {names}"])
-    return found[0] if found else None
+    return parts_of(found[0])[0] if found else None
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _are_parts(paths: Sequence[Path]) -> bool:
+    matches = [_PART.fullmatch(path.name) for path in paths]
+    return all(matches) and len({(match[1], match[3]) for match in matches if match}) == 1
+
+
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """All files of the model whose first, or only, file this is. RefusedInput (E-GGUF-SPLIT) when one is missing."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    count = int(match[3])
+    parts = tuple(path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise _refuse("E-GGUF-SPLIT", path, f"{len(missing)} of its {count} parts are missing, first {missing[0]}")
+    return parts
 
 
 def read_gguf(path: Path) -> Gguf:

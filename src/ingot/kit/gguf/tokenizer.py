@@ -1,9 +1,9 @@
 """The tokenizer of a GGUF as the files of a Hugging Face folder, giving the token ids that llama.cpp gives.
 
 Built from the GGUF's own vocabulary and merges with the ``tokenizers`` library. How text is split before the merges
-is named by ``tokenizer.ggml.pre``; the patterns are those of llama.cpp's ``llm_tokenizer_bpe``
-(https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). An unknown name is refused: a guess would
-give other ids than the model was trained on.
+is named by ``tokenizer.ggml.pre`` (``pretokenizers``). An unknown or missing name is refused: a guess would give other
+ids than the model was trained on. The fillers that a converter puts where the vocabulary is smaller than the embedding
+are left out, as the tokenizers of the published models leave them out.
 """
 
 from __future__ import annotations
@@ -17,28 +17,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from ingot.errors import RefusedInput
+from ingot.kit.gguf.pretokenizers import DIGITS, GPT2, PUNCTUATION, RUNS, Rule, known_names, rule_named
+from ingot.kit.gguf.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Settings, write_sentencepiece
+from ingot.kit.gguf.spm_vocab import KEEPS_SPACE
+from ingot.kit.gguf.tokenizer_folder import filler
 from ingot.kit.hf import write_json
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-#: ``tokenizer.ggml.pre`` → the splits before byte-level BPE: "digits" is every digit by itself, "gpt2" the pattern of
-#: GPT-2, anything else a pattern.
-_PRE: Mapping[str, tuple[str, ...]] = {
-    "gpt-2": ("gpt2",),
-    "smollm": ("digits", "gpt2"),
-    "starcoder": ("digits", "gpt2"),
-    "refact": ("digits", "gpt2"),
-    "command-r": ("digits", "gpt2"),
-    "codeshell": ("digits", "gpt2"),
-    "llama-bpe": (_LLAMA3,),
-    "llama3": (_LLAMA3,),
-    "llama-v3": (_LLAMA3,),
-}
 
 
 @dataclass(frozen=True)
@@ -55,28 +38,30 @@ class Special:
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> Special:
-    """The roles of tokens in a GGUF, with llama.cpp's defaults; ids outside the vocabulary count as absent."""
-    size = len(metadata["tokenizer.ggml.tokens"])
+    """The roles of tokens in a GGUF, with llama.cpp's defaults; ids without a token count as absent."""
+    tokens = metadata["tokenizer.ggml.tokens"]
 
     def find(name: str, default: int | None = None) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id", default)
-        return int(value) if isinstance(value, int) and value < size else None
+        known = isinstance(value, int) and value < len(tokens) and tokens[value] != filler(value)
+        return int(value) if known and value is not None else None
 
     spm = metadata["tokenizer.ggml.model"] == "llama"
-    llama3 = metadata.get("tokenizer.ggml.pre") in {"llama-bpe", "llama3", "llama-v3"}
+    rule = None if spm else rule_named(str(metadata.get("tokenizer.ggml.pre")))
     return Special(
         bos=find("bos", 1 if spm else None),
         eos=find("eos", 2 if spm else None),
         unk=find("unknown", 0 if spm else None),
         pad=find("padding"),
         end_of_turn=find("eot"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", spm or llama3)),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", spm or (rule is not None and rule.add_bos))),
         add_eos=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
     )
 
 
 def write_tokenizer(metadata: Mapping[str, Any], out: Path, *, max_length: int) -> Special:
-    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja where there is one.
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja where there is one,
+    and tokenizer.model for a SentencePiece vocabulary.
 
     RefusedInput: E-GGUF-TOKENIZER for a tokenizer model or pre-tokenizer that ingot does not know, or lists that
     do not fit together.
@@ -86,18 +71,34 @@ def write_tokenizer(metadata: Mapping[str, Any], out: Path, *, max_length: int) 
         raise _refuse(f"its tokenizer is of the kind {model!r}", "known: gpt2 (byte-level BPE), llama (SentencePiece)")
     tokens, types = _vocabulary(metadata)
     special = special_tokens(metadata)
-    tokenizer = _byte_level(metadata, tokens) if model == "gpt2" else _sentencepiece(metadata, tokens)
+    vocab = {token: index for index, token in enumerate(tokens) if token != filler(index)}
+    tokenizer = _byte_level(metadata, vocab) if model == "gpt2" else _sentencepiece(metadata, tokens, vocab)
     # in two calls, since the library keeps special and other added tokens apart; ids come from the vocabulary
-    tokenizer.add_special_tokens(_added(tokens, types, {_CONTROL, _UNKNOWN}, special=True))
-    tokenizer.add_tokens(_added(tokens, types, {_USER}, special=False))
+    stripping = _strips(metadata)
+    for kinds in ({CONTROL, UNKNOWN}, {USER_DEFINED}):
+        added = [
+            AddedToken(token, special=CONTROL in kinds, normalized=False, rstrip=stripping and token not in KEEPS_SPACE)
+            for token, index in vocab.items()
+            if types[index] in kinds
+        ]
+        (tokenizer.add_special_tokens if CONTROL in kinds else tokenizer.add_tokens)(added)
     post = _post_processor(tokens, special)
     if post is not None:
         tokenizer.post_processor = post
-    if tokenizer.get_vocab_size() != len(tokens):
+    if tokenizer.get_vocab_size() != len(vocab):
         raise _refuse("its added tokens do not fit its vocabulary")
     tokenizer.save(str(out / "tokenizer.json"))
+    if model == "llama":
+        _write_model(metadata, (tokens, types), special, out / "tokenizer.model")
     _write_config(metadata, tokens, special, out, max_length)
     return special
+
+
+def _strips(metadata: Mapping[str, Any]) -> bool:
+    """Whether special tokens swallow the spaces after them: llama.cpp tells a Phi-3 by its name
+    (``llama_vocab::impl::load``), since GGUF has no field for it."""
+    name = str(metadata.get("general.name", "")).lower()
+    return metadata.get("tokenizer.ggml.model") == "llama" and ("phi-3" in name or "phi3" in name)
 
 
 def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -105,54 +106,52 @@ def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     if not isinstance(tokens, list) or not tokens or len(set(tokens)) != len(tokens):
         raise _refuse("its vocabulary is missing, empty or names a token twice")
     types = metadata.get("tokenizer.ggml.token_type")
-    kinds = [_NORMAL] * len(tokens) if types is None else [int(item) for item in types]
+    kinds = [NORMAL] * len(tokens) if types is None else [int(item) for item in types]
     if len(kinds) != len(tokens):
         raise _refuse(f"it has {len(tokens)} tokens but {len(kinds)} token types")
     return tokens, kinds
 
 
-def _added(tokens: Sequence[str], types: Sequence[int], kinds: set[int], *, special: bool) -> list[AddedToken]:
-    return [
-        AddedToken(token, special=special, normalized=False)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in kinds
-    ]
-
-
-def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if pre not in _PRE:
-        raise _refuse(f"it splits text by the unknown rule {pre!r}", f"known: {', '.join(_PRE)}")
+def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre is None:
+        raise _refuse("it does not say how it splits text (tokenizer.ggml.pre)", "llama.cpp would guess")
+    rule = rule_named(str(pre))
+    if rule is None:
+        raise _refuse(f"it splits text by the unknown rule {pre!r}", f"known: {known_names()}")
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise _refuse("it has no merges")
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    vocab = {token: index for index, token in enumerate(tokens)}
     if not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in pairs):
         raise _refuse("one of its merges is not of two tokens that give a third")
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=_PRE[pre] == (_LLAMA3,)))
-    tokenizer.pre_tokenizer = _pre_tokenizer(_PRE[pre])
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=rule.ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer(rule)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _pre_tokenizer(steps: Sequence[str]) -> Any:
+def pre_tokenizer(rule: Rule) -> Any:
+    """The pre-tokenizer of a rule as the ``tokenizers`` library has it."""
     parts: list[Any] = []
-    for step in steps:
-        if step == "digits":
-            parts.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step != "gpt2":
+    for step in rule.steps:
+        if step in {DIGITS, RUNS}:
+            parts.append(pre_tokenizers.Digits(individual_digits=step == DIGITS))
+        elif step == PUNCTUATION:
+            parts.append(pre_tokenizers.Punctuation(behavior="contiguous"))
+        elif step == GPT2:
+            parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True))
+        else:
             parts.append(pre_tokenizers.Split(Regex(step), behavior="isolated", invert=False))
-    use_regex = steps[-1] == "gpt2"
-    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=use_regex))
+    if GPT2 not in rule.steps:
+        parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False))
     return parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
+def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], vocab: dict[str, int]) -> Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
         raise _refuse("its tokens have no scores")
-    vocab = {token: index for index, token in enumerate(tokens)}
     special = special_tokens(metadata)
     unk = tokens[special.unk] if special.unk is not None else None
     merges = _merges_by_score(vocab, [float(score) for score in scores])
@@ -164,6 +163,28 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokeni
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     return tokenizer
+
+
+def _write_model(
+    metadata: Mapping[str, Any], vocabulary: tuple[Sequence[str], Sequence[int]], special: Special, path: Path
+) -> None:
+    """tokenizer.model with the exact scores; left out where there is no unknown token, which the format demands.
+
+    tokenizer.json cannot hold scores: without this file a converter could only number the merges.
+    """
+    if special.unk is None:
+        return
+    tokens, types = vocabulary
+    size = max(index for index, token in enumerate(tokens) if token != filler(index)) + 1
+    pieces = []
+    for index, score in enumerate(metadata["tokenizer.ggml.scores"][:size]):
+        kind = UNUSED if tokens[index] == filler(index) else CONTROL if types[index] == UNKNOWN else types[index]
+        piece = tokens[index].replace(" ", "▁") if kind == USER_DEFINED else tokens[index]
+        # the format has exactly one unknown piece
+        pieces.append((piece, float(score), UNKNOWN if index == special.unk else kind))
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    settings = Settings(prefix, special.unk, special.bos, special.eos, special.pad)
+    path.write_bytes(write_sentencepiece(pieces, settings))
 
 
 def _merges_by_score(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:

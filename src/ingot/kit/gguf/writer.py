@@ -11,15 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
+from ingot.kit.gguf.types import GGML_TYPES, tensor_bytes
+
 ALIGNMENT = 32
 VERSION = 3
-
-#: The types written here: their GGML number and the bytes of one element.
-PLAIN_TYPES: dict[str, tuple[int, int]] = {"F32": (0, 4), "F16": (1, 2), "BF16": (30, 2)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,16 @@ def _string(text: str) -> bytes:
 def u32(key: str, value: int) -> Field:
     """An unsigned 32-bit number."""
     return Field(key, struct.pack("<II", 4, value))
+
+
+def u16(key: str, value: int) -> Field:
+    """An unsigned 16-bit number."""
+    return Field(key, struct.pack("<IH", 2, value))
+
+
+def i32(key: str, value: int) -> Field:
+    """A signed 32-bit number."""
+    return Field(key, struct.pack("<Ii", 5, value))
 
 
 def f32(key: str, value: float) -> Field:
@@ -86,7 +94,23 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """The bytes of its data, without padding."""
-        return prod(self.shape) * PLAIN_TYPES[self.type][1]
+        return tensor_bytes(self.type, self.shape)
+
+    @property
+    def padding(self) -> int:
+        """The zeros behind its data."""
+        return -self.nbytes % ALIGNMENT
+
+
+def header(fields: Sequence[Field], tensors: Sequence[TensorInfo]) -> bytes:
+    """All that stands before the data, padded. ValueError when a key or a name occurs twice."""
+    for what, names in (("field", [field.key for field in fields]), ("tensor", [info.name for info in tensors])):
+        if len(set(names)) != len(names):
+            raise ValueError(f"a {what} occurs twice")
+    head = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(fields))]
+    head += [_string(field.key) + field.payload for field in fields]
+    blob = b"".join(head + _table(tensors))
+    return blob + bytes(-len(blob) % ALIGNMENT)
 
 
 def write_gguf(path: Path, fields: Sequence[Field], tensors: Sequence[TensorInfo], data: Iterable[memoryview]) -> None:
@@ -94,28 +118,22 @@ def write_gguf(path: Path, fields: Sequence[Field], tensors: Sequence[TensorInfo
 
     ValueError when a key or name occurs twice, or when data is missing, left over or of another size.
     """
-    for what, names in (("field", [field.key for field in fields]), ("tensor", [info.name for info in tensors])):
-        if len(set(names)) != len(names):
-            raise ValueError(f"a {what} occurs twice")
+    head = header(fields, tensors)
     with path.open("xb") as file:
-        head = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(fields))]
-        head += [_string(field.key) + field.payload for field in fields]
-        head += _table(tensors)
-        blob = b"".join(head)
-        file.write(blob + bytes(-len(blob) % ALIGNMENT))
+        file.write(head)
         for info, content in zip(tensors, data, strict=True):
             view = content.cast("B")
             if view.nbytes != info.nbytes:
                 raise ValueError(f"{info.name}: {view.nbytes} bytes given, {info.nbytes} expected")
             file.write(view)
-            file.write(bytes(-view.nbytes % ALIGNMENT))
+            file.write(bytes(info.padding))
 
 
 def _table(tensors: Sequence[TensorInfo]) -> list[bytes]:
     rows, offset = [], 0
     for info in tensors:
         sizes = tuple(reversed(info.shape))
-        row = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, PLAIN_TYPES[info.type][0], offset)
+        row = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.type].number, offset)
         rows.append(_string(info.name) + row)
-        offset += info.nbytes + -info.nbytes % ALIGNMENT
+        offset += info.nbytes + info.padding
     return rows

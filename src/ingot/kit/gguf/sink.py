@@ -1,0 +1,206 @@
+"""A sink that writes GGUF: types and offsets are known before the first byte, blocks are quantized on many threads.
+
+The bytes are written once and hashed as they are written: the files (SHA-256, xxh3-128) and the data of each
+tensor (xxh3-128). How the rows come in blocks changes nothing: a row is quantized without a look at its neighbours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ingot.core.digest import FileRecord
+from ingot.errors import RefusedInput
+from ingot.kit.gguf.ggml import ggml
+from ingot.kit.gguf.mixture import Choice
+from ingot.kit.gguf.parts import Part
+from ingot.kit.gguf.types import PLAIN
+from ingot.kit.gguf.writer import Field, TensorInfo, i32, u16
+from ingot.kit.stream.verified import TensorHash
+from ingot.kit.stream.vocabulary import Block, Slot
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file is to say. ``choose`` gives each slot its type; ``fields`` the metadata, told the parameter count.
+
+    ``extra`` are tensors that no source holds; they come first, in F32. ``imatrix`` holds, by tensor, a weight for each
+    column. ``late`` is the key of a digest that is only known when all was read (64 hex digits).
+    """
+
+    choose: Callable[[Sequence[Slot]], Mapping[str, Choice]]
+    fields: Callable[[Sequence[Slot]], Sequence[Field]]
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    imatrix: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    split_bytes: int | None = None
+    check: bool = True
+    late: bool = False
+
+
+class GgufSink:
+    """Writes ``path``, or with ``split_bytes`` the parts ``STEM-00001-of-0000N.gguf`` beside it.
+
+    Parts are cut as llama-gguf-split cuts them (tools/gguf-split of llama.cpp): a part ends before the tensor that
+    would take its data over the limit; all metadata is in the first. ``records`` holds the files after ``close``.
+    """
+
+    def __init__(self, path: Path, content: Content) -> None:
+        """Write nothing yet."""
+        self.path, self.content = path, content
+        self.choices: Mapping[str, Choice] = {}
+        self._slots: Sequence[Slot] = ()
+        self._parts: list[Part] = []
+        self._places: dict[int, Part] = {}
+        self._infos: list[TensorInfo] = []
+        self._tensor_hash = TensorHash()
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def begin(self, slots: Sequence[Slot]) -> None:
+        """Choose types, lay out the files, write their headers and the tensors that no source holds."""
+        content = self.content
+        self._slots = slots
+        self.choices = content.choose(slots)
+        self._infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in content.extra.items()]
+        self._infos += [TensorInfo(slot.name, slot.shape, self.choices[slot.name].type) for slot in slots]
+        self._check_imatrix(slots)
+        for kind in sorted({choice.type for choice in self.choices.values()} - PLAIN):
+            ggml().prepare(kind)
+        self._parts = self._lay_out(content.fields(slots))
+        numbers = iter(range(len(self._infos)))
+        self._places = {next(numbers): part for part in self._parts for _ in part.infos}
+        self._thread = ThreadPoolExecutor(1, "ingot-hash")
+        for part in self._parts:
+            part.open(late=content.late and part is self._parts[0])
+        for number, tensor in enumerate(content.extra.values()):
+            self._take(number, tensor.float().contiguous().flatten().view(torch.uint8), last=True)
+
+    def _check_imatrix(self, slots: Sequence[Slot]) -> None:
+        """As llama.cpp: a tensor without an entry is quantized without, unless its type needs one."""
+        for slot in slots:
+            weights, choice = self.content.imatrix.get(slot.name), self.choices[slot.name]
+            if weights is not None and len(weights) != slot.shape[-1] and slot.name != "token_embd.weight":
+                raise RefusedInput(
+                    "E-GGUF-IMATRIX",
+                    f"the importance matrix is of another model: {slot.name!r} has {slot.shape[-1]} columns",
+                    facts=[f"the matrix has {len(weights)}"],
+                )
+            if choice.needs_imatrix and weights is None:
+                raise RefusedInput(
+                    "E-GGUF-IMATRIX",
+                    f"the importance matrix has no entry for {slot.name!r}, which {choice.type} needs",
+                    facts=[f"entries: {len(self.content.imatrix)}"],
+                )
+
+    def _lay_out(self, fields: Sequence[Field]) -> list[Part]:
+        limit, infos = self.content.split_bytes, self._infos
+        if limit is None:
+            return [Part(self.path, fields, infos, first=0)]
+        starts, size = [0], 0
+        for number, info in enumerate(infos):
+            size += info.nbytes + info.padding
+            if size > limit and number > starts[-1]:
+                starts.append(number)
+                size = info.nbytes + info.padding
+        parts, count = [], len(starts)
+        for number, (start, end) in enumerate(itertools.pairwise([*starts, len(infos)])):
+            path = self.path.with_name(f"{self.path.stem}-{number + 1:05d}-of-{count:05d}.gguf")
+            # only the first part holds the metadata, and all hold these three
+            split = [u16("split.no", number), u16("split.count", count), i32("split.tensors.count", len(infos))]
+            parts.append(Part(path, [*(() if number else fields), *split], infos[start:end], first=start))
+        return parts
+
+    def grain(self, _slot: Slot) -> int:
+        """Rows are independent of one another."""
+        return 1
+
+    def encode(self, block: Block) -> torch.Tensor:
+        """The bytes of these rows in their tensor's type."""
+        slot = self._slots[block.index]
+        kind = self.choices[slot.name].type
+        if kind == slot.dtype:
+            return block.rows.contiguous().view(torch.uint8).flatten()
+        if kind == "F32":
+            return block.rows.float().contiguous().view(torch.uint8).flatten()
+        weights = self.content.imatrix.get(slot.name)
+        if weights is not None and len(weights) != slot.shape[-1]:
+            weights = None
+        try:
+            return ggml().encode(block.rows, kind, weights, check=self.content.check or kind not in PLAIN)
+        except RefusedInput as error:
+            raise RefusedInput(error.code, error.what, facts=[f"tensor {slot.name!r}"]) from error
+
+    def write(self, block: Block, encoded: torch.Tensor) -> None:
+        """Write the bytes at their place, while another thread hashes those before."""
+        slot = self._slots[block.index]
+        last = block.start + block.rows.shape[0] >= slot.rows
+        self._take(block.index + len(self.content.extra), encoded, last=last)
+
+    def _take(self, number: int, encoded: torch.Tensor, *, last: bool) -> None:
+        self._wait()
+        assert self._thread is not None
+        part, info = self._places[number], self._infos[number]
+        piece = memoryview(encoded.numpy())
+        part.put(number, piece)
+        padding = bytes(info.padding) if last else b""
+        part.put(number, padding)
+        self._pending = self._thread.submit(self._hash, number, piece, padding if last else None)
+
+    def _hash(self, number: int, piece: memoryview, padding: bytes | None) -> None:
+        part = self._places[number]
+        self._tensor_hash.update(self._infos[number].name, piece, last=padding is not None)
+        part.hash(number, piece)
+        part.hash(number, padding or b"")
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def close(self) -> None:
+        """The files are whole. ValueError when a tensor is not."""
+        self._wait()
+        assert self._thread is not None
+        self._thread.shutdown()
+        for part in self._parts:
+            part.close()
+
+    def abort(self) -> None:
+        """End the hashing thread and let go of the files: what was written is of no use."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        for part in self._parts:
+            part.abort()
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """The xxh3-128 of each tensor's data, by name."""
+        return self._tensor_hash.digests
+
+    @property
+    def parameters(self) -> int:
+        """The weights of the tensors that came."""
+        return sum(slot.elements for slot in self._slots)
+
+    @property
+    def bytes_written(self) -> int:
+        """The bytes of all files."""
+        return sum(part.size for part in self._parts)
+
+    def paths(self) -> tuple[Path, ...]:
+        """The files, the first part first."""
+        return tuple(part.path for part in self._parts)
+
+    def records(self, late: Sequence[Field] = ()) -> tuple[FileRecord, ...]:
+        """The files as they were hashed. ``late`` replaces fields of the header of equal size, by their keys.
+
+        A file whose header was not complete is hashed now, in one more read of what was just written.
+        """
+        if self.content.late:
+            self._parts[0].complete(late)
+        return tuple(part.record() for part in self._parts)
