@@ -103,6 +103,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("weight_bytes", "B", _ALWAYS),
         ("relative_change", "1", "unless the adapted weights are all zero"),
         ("change_norm", "1", "as relative_change"),
+        ("quantization_change", "1", "where the adapter was trained over a quantized base"),
     ),
     "prune": (
         ("sparsity", "1", _ALWAYS),
