@@ -141,6 +141,10 @@ class Gguf(Stage):
         if self.allow_nonfinite and self.type not in _PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
 
+    def windowed(self) -> bool:
+        """Blocks flow into the file; another converter holds what it likes."""
+        return self.converter is None
+
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Write the file.
 
