@@ -74,7 +74,7 @@ def _checkout(value: object) -> object:
 class Converter(Frozen):
     """Another converter than ingot's own."""
 
-    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str | Checkout)] = Field(
+    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str)] = Field(
         description="a llama.cpp checkout in the project, whose convert_hf_to_gguf.py is run"
     )
 
