@@ -145,8 +145,18 @@ def flow(merge: LoraMerge, tensors: Mapping[str, torch.Tensor], rows: int = 10**
     return found
 
 
-def ulps(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """The largest distance from the truth, in units in the last place that ``found``'s dtype has there."""
+def unit(truth: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The unit in the last place that ``dtype`` has at each value."""
     exponent = torch.frexp(truth.double()).exponent - 1
-    unit = torch.exp2((exponent - FRACTION[found.dtype]).clamp(min=SMALLEST[found.dtype]).double())
-    return float(((found.double() - truth.double()).abs() / unit).max())
+    return torch.exp2((exponent - FRACTION[dtype]).clamp(min=SMALLEST[dtype]).double())
+
+
+def ulps(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """The largest distance from the truth, in units in the last place of ``found``'s dtype."""
+    return float(((found.double() - truth.double()).abs() / unit(truth, found.dtype)).max())
+
+
+def beyond(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """By how much the distance from the truth exceeds half a unit in the last place, over the largest value."""
+    rest = (found.double() - truth.double()).abs() - unit(truth, found.dtype) / 2
+    return float(rest.max() / truth.abs().max())

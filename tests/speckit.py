@@ -73,7 +73,7 @@ class Adapter(Stage):
 class Merge(Stage):
     kind: ClassVar[str] = "merge"
     produces: ClassVar[Format] = "hf"
-    inputs: ClassVar[Mapping[str, Role]] = {"model": Role(("hf",)), "adapter": Role(("adapter",))}
+    inputs: ClassVar[Mapping[str, Role]] = {"model": Role(("hf",)), "adapter": Role(("adapter",), either=True)}
 
 
 class Prune(Stage):

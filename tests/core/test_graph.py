@@ -145,6 +145,21 @@ class TestVariants:
         assert nodes["some@2"].inputs == {"a": ("p@2",), "many": ("l@2+3", "l@2+4", "p@2")}
         assert nodes["all"].inputs == {"many": ("l@1+3", "l@1+4", "l@2+3", "l@2+4")}
 
+    def test_a_role_that_is_either_is_what_is_written(self, folder: Folder) -> None:
+        nodes = graph(
+            folder,
+            "w: {kind: fetch}",
+            "b: {kind: convert, from: {model: w}}",
+            "d: {kind: dataset, sources: [{python_stdlib: topics}]}",
+            "ad: {kind: adapter, from: {model: b, data: d}, matrix: {rank: [4, 8]}}",
+            "one: {kind: merge, from: {model: b, adapter: ad}}",
+            "both: {kind: merge, from: {model: b, adapter: [ad]}}",
+        )
+        assert nodes["one@8"].inputs == {"model": ("b",), "adapter": ("ad@8",)}
+        assert nodes["one@8"].single_roles == ("model", "adapter")
+        assert nodes["both"].inputs == {"model": ("b",), "adapter": ("ad@4", "ad@8")}
+        assert nodes["both"].single_roles == ("model",)
+
     def test_a_named_instance_is_one_and_its_axes_are_not_inherited(self, folder: Folder) -> None:
         nodes = graph(
             folder,
@@ -349,7 +364,7 @@ def test_two_specs_of_the_same_bytes_in_two_folders_differ(folder: Folder) -> No
         lambda data: b"",
         lambda data: b"[]\n",
         lambda data: b"\xff\xfe",
-        lambda data: data.replace(b'"format": 3', b'"format": 0', 1),
+        lambda data: data.replace(b'"format": 4', b'"format": 0', 1),
     ],
 )
 def test_a_damaged_entry_is_read_again(folder: Folder, counted: list[str], damage: Callable[[bytes], bytes]) -> None:

@@ -196,3 +196,17 @@ def test_the_package_is_what_core_ml_metrics_are_about(tmp_path: Path) -> None:
 
 def test_without_the_bytes_nothing_is_derived(chain: Chain) -> None:
     assert derive(chain.gguf, lambda _digest: None) == {}
+
+
+def test_the_weights_of_a_packed_checkpoint_are_not_its_words(tmp_path: Path) -> None:
+    from ingot.kit.gguf.writer import TensorInfo, write_gguf
+
+    out, model = tmp_path / "out", tmp_path / "model"
+    out.mkdir()
+    model.mkdir()
+    write_gguf(out / "model.gguf", [], [TensorInfo("t", (4,), "F32")], [memoryview(bytes(16))])
+    for name, wanted in (("l.weight", {"parameters", "bits_per_weight"}), ("l.weight_packed", set())):
+        safetensors(model / "model.safetensors", {name: ("I32", [4], bytes(16))})
+        receipt = recorded("gguf", out, {}, model=model)
+        derived = derive(receipt, {receipt["digest"]: out, receipt["inputs"]["model"]["digest"]: model}.get)
+        assert derived.keys() == {"bytes", "tensors_f32"} | wanted

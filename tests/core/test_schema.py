@@ -161,6 +161,7 @@ HEAD = "format: 1\nname: s\ntargets:\n  w: {kind: fetch}\n  "
         HEAD + "c: {kind: command, command: [a], files: [x.py, '*.txt'], from: {any_role: w, more: [w]}}\n",
         HEAD + "b: {kind: convert, from: {model: w}, matrix: {dtype: [float16, {half: float16}]}}\n",
         HEAD + "p: {kind: prune, from: {model: w}, matrix: {sparsity: [0.1, 0.5]}, virtual: false}\n",
+        CHAIN.replace("adapter: adapter}", "adapter: [adapter]}"),
         HEAD + "d: {kind: dataset, sources: [{path: x}], matrix: {dedup: [{a: {threshold: 0.5}}]}}\n",
     ],
 )

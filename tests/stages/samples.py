@@ -57,6 +57,7 @@ SAMPLES: dict[str, Sample] = {
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
     "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
+    "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
     "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),

@@ -119,7 +119,9 @@ def _gguf(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
     result: Derived = {"bytes": facts.weight_bytes}
     result |= {f"tensors_{name.lower()}": count for name, count in facts.types().items()}
     before = _input_facts(receipt, "model", folders)
-    if before is not None and before.elements:
+    # of a quantized checkpoint the elements are those of its packed words, not its weights
+    packed = before is not None and any(tensor.name.endswith(".weight_packed") for tensor in before.tensors)
+    if before is not None and before.elements and not packed:
         result |= {"parameters": before.elements, "bits_per_weight": 8 * facts.weight_bytes / before.elements}
     return result
 

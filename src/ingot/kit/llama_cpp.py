@@ -210,5 +210,14 @@ def logits(model: Model, ids: Sequence[int]) -> npt.NDArray[np.float32]:
     return model.logits(ids)
 
 
+def quantize(source: Path, target: Path, file_type: int, *, threads: int) -> None:
+    """llama.cpp's own quantizer on an unquantized file. StageFailed (E-LLAMA-CPP) when it refuses."""
+    _LOG.install()
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.nthread, settings.ftype = threads, file_type
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)):
+        raise _failed("llama.cpp's quantizer refuses the file")
+
+
 def _failed(what: str) -> IngotError:
     return StageFailed("E-LLAMA-CPP", what, facts=tuple(_LOG.lines))

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from ingot.core.stage import Done, Format, Frozen, Given, Metric, Metrics, Progress, Role, Source, Stage
 
@@ -50,6 +50,33 @@ class Override(Frozen):
         if re.search(r"\(\?(?![:=!])|\\[AZzGQE]|[*+?}]\+|\[\[:|\\[1-9pP]", pattern):
             raise ValueError("uses a form that llama.cpp's regular expressions do not have")
         return pattern
+
+
+class Checkout(Frozen):
+    """What of a llama.cpp checkout makes a GGUF: the converter, its package and gguf-py. Only their content counts."""
+
+    script: Source
+    conversion: Source
+    gguf: Source
+
+
+def _checkout(value: object) -> object:
+    """``llama_cpp: PATH`` is written as a folder; the resolved spec holds the parts that are read."""
+    if isinstance(value, str):
+        root = value.rstrip("/")
+        parts = {"script": "convert_hf_to_gguf.py", "conversion": "conversion/**/*.py", "gguf": "gguf-py/gguf/**/*.py"}
+        return Checkout(**{name: Source(path=f"{root}/{path}") for name, path in parts.items()})
+    if isinstance(value, dict):
+        return Checkout(**{name: Source.model_validate(part) for name, part in value.items()})
+    return value
+
+
+class Converter(Frozen):
+    """Another converter than ingot's own."""
+
+    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str | Checkout)] = Field(
+        description="a llama.cpp checkout in the project, whose convert_hf_to_gguf.py is run"
+    )
 
 
 class Gguf(Stage):
@@ -95,6 +122,10 @@ class Gguf(Stage):
         default=False, description="Take weights that are NaN or infinite as they are; unquantized types only"
     )
 
+    converter: Converter | None = Field(
+        default=None, description="A converter for architectures that ingot does not know: {llama_cpp: PATH}"
+    )
+
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """One importance matrix at most, and one where the type cannot be without."""
         if self.imatrix is not None and "imatrix" in roles:
@@ -103,8 +134,16 @@ class Gguf(Stage):
             yield "imatrix", "an importance matrix is a file: give 'path'"
         if self.imatrix is None and "imatrix" not in roles and self.type in _NEEDY and not self.overrides:
             yield "type", f"{self.type} needs an importance matrix: give the role 'imatrix', or 'imatrix: {{path: …}}'"
+        if self.converter is not None:
+            for name in ("overrides", "token_embedding_type", "output_tensor_type", "imatrix", "split_bytes", "strict"):
+                if getattr(self, name) or name in roles:
+                    yield name, "a file that another converter makes is quantized as llama.cpp does by itself"
         if self.allow_nonfinite and self.type not in _PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
+
+    def windowed(self) -> bool:
+        """Blocks flow into the file; another converter holds what it likes."""
+        return self.converter is None
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Write the file.
@@ -124,9 +163,12 @@ class Gguf(Stage):
         torch.set_num_threads(given.threads)
         asked = [cast("Gguf", stage) for stage in stages]
         groups: dict[bool, list[int]] = {}  # NaN is let through, or not, for a whole read
-        for index, stage in enumerate(asked):
-            groups.setdefault(stage.allow_nonfinite, []).append(index)
         done: dict[int, Done] = {}
+        for index, stage in enumerate(asked):
+            if stage.converter is not None:
+                done[index] = _converted(stage, given, outs[index], progress)
+                continue
+            groups.setdefault(stage.allow_nonfinite, []).append(index)
         for group in groups.values():
             found = _write([asked[index] for index in group], given, [outs[index] for index in group], progress)
             done |= dict(zip(group, found, strict=True))
@@ -159,29 +201,54 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
         notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
-        found.append(Done(_metrics(item, weights, checked), item.files, item.sink.tensors, passed, notes))
+        found.append(Done(_own_metrics(item, weights, checked), item.files, item.sink.tensors, passed, notes))
     return found
+
+
+def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
+    """The file that a llama.cpp checkout makes; its input is verified and the file checked as our own is."""
+    from ingot.kit.gguf.check import check_gguf
+    from ingot.kit.gguf.export import provenance
+    from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
+    from ingot.kit.hf import load_tokenizer
+
+    conversion = Conversion(given, Snapshots(*given.sources[-3:]), stage.type, finite=not stage.allow_nonfinite)
+    conversion.run(progress)
+    facts = _facts(stage, conversion.digest) | {"converter": f"llama.cpp {conversion.identity}"}
+    progress.phase(f"write {stage.type}")
+    conversion.finish(out / "model.gguf", provenance(facts))
+    progress.phase("check with llama.cpp")
+    checked = check_gguf(out / "model.gguf", load_tokenizer(conversion.model), threads=given.threads)
+    read, tensors = conversion.bytes_read, conversion.tensors
+    size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
+    metrics = _metrics((size, read, parameters), [info.type for info in tensors], checked)
+    return Done(metrics, passed=conversion.passed)
+
+
+def _facts(stage: Gguf, digest: str | None) -> dict[str, str | int | Sequence[str]]:
+    """What every file says of its making; ``digest`` is the model's, None where it is not known yet."""
+    from ingot.core.plan import tool_version
+    from ingot.kit.gguf.ggml import ggml
+
+    return {
+        "kind": f"{stage.kind} {stage.revision}",
+        "model.digest": digest or "0" * 64,
+        "tools": [f"{name}=={tool_version(name)}" for name in sorted(stage.tools_used())],
+        "ggml.version": ggml().version,
+    }
 
 
 def _product(stage: Gguf, given: Given, out: Path, source: str | None) -> Product:
     from ingot.core.digest import hash_file
-    from ingot.core.plan import tool_version
     from ingot.kit.gguf.export import Product, provenance
-    from ingot.kit.gguf.ggml import ggml
     from ingot.kit.gguf.mixture import Wish
 
     matrix, path = _imatrix(stage, given)
     overrides = tuple((override.tensors, override.type) for override in stage.overrides)
-    known = given.digests.get("model", ())
-    facts: dict[str, str | int | Sequence[str]] = {
-        "kind": f"{stage.kind} {stage.revision}",
-        "model.digest": known[0] if known else "0" * 64,
-        **({"model.dequantized_from": source} if source else {}),
-        "tools": [f"{name}=={tool_version(name)}" for name in sorted(stage.tools_used())],
-        "ggml.version": ggml().version,
-        "overrides": [f"{pattern}={kind}" for pattern, kind in overrides],
-        **({"imatrix.sha256": hash_file(path)[1]} if path else {}),
-    }
+    facts = _facts(stage, next(iter(given.digests.get("model", ())), None))
+    facts |= {"model.dequantized_from": source} if source else {}
+    facts |= {"overrides": [f"{pattern}={kind}" for pattern, kind in overrides]}
+    facts |= {"imatrix.sha256": hash_file(path)[1]} if path else {}
     wish = Wish(stage.type, matrix is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
     return Product(
         path=out / "model.gguf",
@@ -205,20 +272,25 @@ def _imatrix(stage: Gguf, given: Given) -> tuple[Imatrix | None, Path | None]:
     return read_imatrix(path), path
 
 
-def _metrics(written: Written, weights: Weights, checked: Checked) -> dict[str, Metric]:
+def _own_metrics(written: Written, weights: Weights, checked: Checked) -> dict[str, Metric]:
     sink = written.sink
-    size, parameters = sink.bytes_written, sink.parameters
     kinds = [choice.type for choice in sink.choices.values()] + ["F32"] * len(sink.content.extra)
     read = sum(slot.nbytes for slot in weights.source.slots)
+    return _metrics((sink.bytes_written, read, sink.parameters), kinds, checked) | {
+        "fallback_tensors": Metric(
+            len(written.fallbacks), "1", "matrices whose rows are no whole number of blocks of the type they would have"
+        )
+    }
+
+
+def _metrics(counts: tuple[int, int, int], kinds: Sequence[str], checked: Checked) -> dict[str, Metric]:
+    size, read, parameters = counts
     return {
         "bytes": Metric(size, "B", "size of the file, or of its parts"),
         "bytes_written": Metric(size, "B", "bytes written, each once"),
         "bytes_read": Metric(read, "B", "data of the tensors that it was made from, read once"),
         "parameters": Metric(parameters, "parameters", "weights of the source model, counted"),
         "bits_per_weight": Metric(8 * size / parameters, "1", "bits of the whole file over the parameters"),
-        "fallback_tensors": Metric(
-            len(written.fallbacks), "1", "matrices whose rows are no whole number of blocks of the type they would have"
-        ),
         "probe_texts": Metric(
             checked.texts, "1", "texts on which llama.cpp and the Hugging Face tokenizer gave equal ids"
         ),

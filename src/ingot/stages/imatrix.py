@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
 from ingot.errors import RefusedInput
 
 
-class ImatrixStage(Stage):
+class Imatrix(Stage):
     """Writes ``imatrix.gguf`` in llama.cpp's form, computed by llama.cpp on the unquantized model.
 
     The documents' tokens are put end to end and cut into texts of ``context`` tokens, each begun as the model begins a
@@ -21,8 +21,6 @@ class ImatrixStage(Stage):
 
     kind: ClassVar[str] = "imatrix"
     revision: ClassVar[int] = 1
-    # the same on one kind of processor: llama.cpp's sums follow its vector width
-    reproducibility: ClassVar[Reproducibility] = "device_dependent"
     produces: ClassVar[Format] = "imatrix"
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),

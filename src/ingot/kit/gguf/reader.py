@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.errors import RefusedInput
+from ingot.kit.gguf.writer import Field
 
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
@@ -139,6 +140,20 @@ def read_gguf(path: Path) -> Gguf:
     infos = [_tensor_info(cursor) for _ in range(n_tensors)]
     tensors = _place(cursor, infos, _alignment(path, metadata))
     return Gguf(path, version, metadata, tensors, np.frombuffer(mapped, dtype=np.uint8))
+
+
+def fields_of(path: Path) -> list[Field]:
+    """The metadata of a GGUF that ``read_gguf`` took, as bytes that can be written again."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    cursor = _Cursor(path, mapped)
+    cursor.take(16)
+    fields = []
+    for _ in range(cursor.number("Q")):
+        key, start = cursor.string(_MAX_NAME), cursor.at
+        cursor.value()
+        fields.append(Field(key, mapped[start : cursor.at]))
+    return fields
 
 
 class _Cursor:
