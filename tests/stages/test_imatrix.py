@@ -21,6 +21,7 @@ from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.imatrix import Entry, Imatrix, imatrix_file, read_imatrix, write_imatrix
 from ingot.kit.gguf.mixture import Wish
 from ingot.kit.gguf.reader import read_gguf
+from ingot.kit.gguf.types import FILE_TYPES
 from ingot.stages.imatrix import Imatrix as ImatrixKind
 from ingot.stages.imatrix import cut
 from quantref import quantize
@@ -147,6 +148,26 @@ def test_the_quantized_file_is_llama_cpps(wide: Path, made: Path, tmp_path: Path
     assert ours.metadata["quantize.imatrix.chunks_count"] == read_imatrix(made / "imatrix.gguf").chunks
     assert "quantize.imatrix.file" not in ours.metadata
     assert len(ours.metadata["ingot.imatrix.sha256"]) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kv", "tied", "layers"), [(8, True, 3), (2, False, 9), (1, True, 10)])
+def test_every_type_over_real_models(data: Path, tmp_path: Path, kv: int, tied: bool, layers: int) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32,
+        "num_key_value_heads": kv, "tie_word_embeddings": tied, "num_hidden_layers": layers,
+    }  # fmt: skip
+    folder = make_llama(tmp_path / "hf", **sizes)
+    made, _ = run_stage("imatrix", {"context": CONTEXT}, {"model": folder, "calibration": data}, tmp_path, name="im")
+    plain, _ = run_stage("gguf", {"type": "BF16"}, {"model": folder}, tmp_path, name="plain")
+    weights = read_imatrix(made / "imatrix.gguf").weights()
+    for kind in FILE_TYPES:
+        inputs = {"model": folder, "imatrix": made}
+        out, _ = run_stage("gguf", {"type": kind}, inputs, tmp_path, name=f"{kind}-out")
+        reference = quantize(plain / "model.gguf", tmp_path / f"{kind}.gguf", Wish(kind, imatrix=True), weights)
+        ours = read_gguf(out / "model.gguf")
+        mine = {info.name: (info.type, ours.raw(info).tobytes()) for info in ours.tensors}
+        assert mine == {info.name: (info.type, reference.raw(info).tobytes()) for info in reference.tensors}, kind
 
 
 def test_a_matrix_from_a_file_is_the_same(wide: Path, made: Path, tmp_path: Path) -> None:

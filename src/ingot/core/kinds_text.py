@@ -95,7 +95,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("bytes_written", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "1", _ALWAYS),
-        ("fallback_tensors", "1", _ALWAYS),
+        ("fallback_tensors", "1", "unless another converter made the file"),
         ("probe_texts", "1", _ALWAYS),
         ("load_s", "s", _ALWAYS),
         ("tensors_TYPE", "1", "for each type of tensors in the file"),
