@@ -336,6 +336,7 @@ def _other_place(earlier: Earlier) -> Earlier:
     return earlier
 
 
+@pytest.mark.fault("B3", "an earlier file whose tensors are copied is damaged: they are made anew")
 @pytest.mark.parametrize("damage", [_flip, _other_digest, _other_place], ids=lambda f: f.__name__)
 def test_bytes_that_are_not_as_recorded_are_made_anew(
     bench: Bench, base: Path, first: Made, tmp_path: Path, damage: Callable[[Earlier], Earlier]
@@ -375,6 +376,7 @@ def _nonsense(earlier: Earlier) -> Earlier:
     return replace(earlier, blocks={"tensors": ["a"], "source": 3})
 
 
+@pytest.mark.fault("B3", "an earlier file whose tensors are copied is damaged: they are made anew")
 @pytest.mark.parametrize("damage", [_cut, _gone, _link, _outside, _nonsense], ids=lambda f: f.__name__)
 def test_files_that_cannot_be_read_are_passed_over(
     bench: Bench, base: Path, first: Made, tmp_path: Path, damage: Callable[[Earlier], Earlier]
@@ -385,6 +387,7 @@ def test_files_that_cannot_be_read_are_passed_over(
     assert "reuse" not in again.done.notes
 
 
+@pytest.mark.fault("B3", "an earlier file whose tensors are copied is damaged: they are made anew")
 def test_a_file_that_ends_while_it_is_read_is_passed_over(
     bench: Bench, base: Path, first: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,7 @@ class Builder:
         """Run the stage and keep what it wrote; the receipts, not yet recorded."""
         project, ids = self._project, [item.node.id for item in what.group]
         job = self._jobs.make(what.group, staging)
-        reuse.offer(project, what.group, job, force=what.wish.force)
+        reuse.offer(project, what.group, job)
         found = [receipts.begun(project, item, job) for item in what.group]
         for receipt in found:
             receipt.update(_predicted(what, receipt["target"]))

@@ -1,8 +1,9 @@
 """What a build may take over from earlier results, as plain data in its job.
 
 Offered are results of the same kind, revision and tools whose object is here, the newest first, of whatever spec. Which
-of their parts are the same is the kind's to know; it compares what it takes. Nothing is offered to a build that is to
-show what comes out again (it is forced, or its key has a digest already): that must not read the answer.
+of their parts are the same is the kind's to know; it compares what it takes. Nothing is offered to a build whose key
+has a digest already (it is forced, forgotten or evicted): that shows what comes out again, and must not read the
+answer.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 MOST = 8
 
 
-def offer(project: Project, group: Sequence[Planned], job: Job, *, force: bool) -> None:
+def offer(project: Project, group: Sequence[Planned], job: Job) -> None:
     """Add to the job of these targets what they may take over; nothing for kinds that take over nothing."""
     first = group[0]
-    if force or not load_kind(first.node.kind).reuses or any(item.receipt is not None for item in group):
+    if not load_kind(first.node.kind).reuses or any(item.receipt is not None for item in group):
         return
     assert first.parts is not None
     job.data["earlier"] = list(islice(_earlier(project, first.parts), MOST))
@@ -39,7 +40,9 @@ def offer(project: Project, group: Sequence[Planned], job: Job, *, force: bool) 
 def _earlier(project: Project, parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     wanted = {name: parts.get(name) for name in ("kind", "revision", "tools")}
     seen: set[str] = set()
-    for place in sorted(project.index.latest.values(), key=lambda place: str(place["time"]), reverse=True):
+    # Copied at once: other threads record what they build.
+    places = list(project.index.latest.values())
+    for place in sorted(places, key=lambda place: str(place["time"]), reverse=True):
         for receipt in reversed(project.index.builds(str(place["key"]))):
             digest, own = str(receipt["digest"]), receipt["key_parts"]
             # What was accepted was built under another key than it bears.
