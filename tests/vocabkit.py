@@ -105,7 +105,7 @@ def opened(path: Path) -> Iterator[Vocabulary]:
         yield Vocabulary(model)
     finally:
         llama_cpp.llama_model_free(model)
-        llama_cpp.llama_log_set(ctypes.cast(None, llama_cpp.llama_log_callback), ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(ctypes.cast(ctypes.c_void_p(0), llama_cpp.llama_log_callback), ctypes.c_void_p(0))
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

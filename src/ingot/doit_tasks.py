@@ -94,7 +94,7 @@ def _task(session: Session, node: Node, group: str | None) -> Task:
         task_dep=[f"{node.spec}:{name}" for names in node.inputs.values() for name in names],
         uptodate=[up_to_date],
         clean=[_Unlink(session, node)],
-        doc=node.kind,
+        doc=f"{node.kind}, virtual" if node.virtual else node.kind,
         io={"capture": False},
         subtask_of=group,
     )

@@ -97,6 +97,7 @@ def test_screens_of_a_chain_with_virtual_targets(built: Sandbox) -> None:
     assert merged["digest"] == receipts(built)["s:merged"]["digest"]
     assert "all 5 targets are fresh or virtual (2)" in built.ok("plan")
     assert "nothing to do: 3 targets fresh, 2 virtual" in built.ok()
+    assert "merge, virtual" in built.ok("list", "--all")
     shown = built.ok("show", "s:merged")
     assert "not written, only measured (streamed into s:final@float16; doit materialize s:merged writes it)" in shown
     assert ", streamed" in built.ok("show", "s:final@float16")

@@ -72,6 +72,17 @@ def test_without_a_build_there_is_no_number() -> None:
     assert log.of(node(), MB) is None
 
 
+def test_the_memory_of_a_window_is_not_proportional_to_the_input() -> None:
+    """A first build of a small model must not keep anybody from a large one."""
+    log = Log()
+    base = log.built("s:base", 10 * MB, kind="convert")
+    log.built("s:pruned", 6 * MB, of=base, memory=30 * MB)
+    windowed = replace(node(), windowed=True)
+    assert known(log.of(windowed, 20 * MB)).peak_anon_bytes == 60 * MB
+    assert known(log.of(windowed, 16_000 * MB)).peak_anon_bytes == 30 * MB + (1 << 30)
+    assert known(log.of(node(), 16_000 * MB)).peak_anon_bytes == 48_000 * MB
+
+
 def test_of_one_size_everything_is_proportional_to_the_input() -> None:
     log = Log()
     base = log.built("s:base", 10 * MB, kind="convert")

@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingot.core import disk
-from ingot.core.digest import record_files
+from ingot.core.digest import FileRecord, hash_file, record_files
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
 
@@ -331,8 +333,8 @@ def test_what_changes_after_the_hash_is_never_published(
 ) -> None:
     """As memory that fails does, or a program that the stage left running."""
 
-    def hash_then_change(root: Path) -> object:
-        records = record_files(root)
+    def hash_then_change(root: Path, hashed: Sequence[FileRecord]) -> object:
+        records = record_files(root, hashed)
         os.chmod(root / "a.txt", 0o644)
         data = bytearray(b"alpha")
         data[place] ^= 1
@@ -346,6 +348,62 @@ def test_what_changes_after_the_hash_is_never_published(
     assert caught.value.code == "E-CHANGED"
     assert list(store.objects()) == []
     publish(store, FILES)
+
+
+def hashed_publish(store: Store, records: Sequence[FileRecord]) -> tuple[str, tuple[FileRecord, ...]]:
+    with store.staging() as staging:
+        (staging.out / "a.txt").write_bytes(b"alpha")
+        (staging.out / "b.txt").write_bytes(b"beta")
+        return store.publish(staging, records)
+
+
+def test_what_was_hashed_while_it_was_written_is_not_hashed_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"alpha")
+    known = record_files(tmp_path)[0]
+    read: list[str] = []
+
+    def watched(path: Path) -> tuple[int, str, str]:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr("ingot.core.digest.hash_file", watched)
+    digest, records = hashed_publish(store, [known])
+    assert read == ["b.txt"]
+    assert digest == hashed_publish(store, [])[0]
+    # A record of another file, or of another size, tells nothing.
+    others = [replace(known, size=4), replace(known, path="c.txt")]
+    assert hashed_publish(store, others) == (digest, records)
+
+
+@pytest.mark.fault("B5", "a bit changes between the hash of the write path and the disk: nothing is published")
+def test_a_file_that_is_not_what_was_hashed_is_never_published(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"alphA")
+    with pytest.raises(DiskFailed) as caught:
+        hashed_publish(store, record_files(tmp_path))
+    assert caught.value.code == "E-CHANGED"
+    assert list(store.objects()) == []
+
+
+def test_what_the_reader_compares_itself_is_not_read(store: Store) -> None:
+    """Its kind and size are looked at, whatever is known of its stat."""
+    digest, files = publish(store, FILES)
+    path = store.object_path(digest) / "a.txt"
+    path.chmod(0o644)
+    path.write_bytes(b"ALPHA")
+    assert store.require(digest, files, later=lambda name: name == "a.txt") == store.object_path(digest)
+    for wrong, detail in ((b"longer than before", "has 18 bytes, not 5"), (None, "is missing")):
+        path.chmod(0o644)
+        if wrong is None:
+            path.parent.chmod(0o755)
+            path.unlink()
+        else:
+            path.write_bytes(wrong)
+        presence, damage = store.presence(digest, files, later=lambda name: name == "a.txt")
+        assert (presence, [item.detail for item in damage]) == ("damaged", [detail])
+    with pytest.raises(StoreDamaged):
+        store.require(digest, files, later=lambda name: name == "a.txt")
 
 
 def test_an_object_whose_writer_died_before_it_was_read_only_is_mended(store: Store) -> None:

@@ -647,6 +647,30 @@ GUARDS: dict[str, Guard] = {
         ),
         "if False",
     ),
+    "M9 a file that is missing": Guard(
+        "E-ST-INDEX",
+        hf._refuse_missing_parts,
+        "if counts and counts != {len(files)}:",
+        a_folder(hf.tensor_files, **{"model-00001-of-00003.safetensors": safetensors({"b": F32})}),
+    ),
+    "M9 a tensor where the index has it not": Guard(
+        "E-ST-INDEX",
+        hf.entries,
+        "if listed is not None and listed.pop(entry.name, None) != path.name:",
+        a_folder(
+            lambda folder: list(hf.entries(folder)),
+            **{"model.safetensors.index.json": b'{"weight_map": {"b": "model.safetensors"}}'},
+        ),
+    ),
+    "M9 a tensor that only the index has": Guard(
+        "E-ST-INDEX",
+        hf.entries,
+        "if listed:",
+        a_folder(
+            lambda folder: list(hf.entries(folder)),
+            **{"model.safetensors.index.json": b'{"weight_map": {"a": "model.safetensors", "c": "model.safetensors"}}'},
+        ),
+    ),
     "M9 another file than the index's": Guard(
         "E-ST-INDEX",
         hf.tensor_files,

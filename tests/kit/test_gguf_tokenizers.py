@@ -111,7 +111,7 @@ def learned() -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    settings = {"vocab_size": 1200, "initial_alphabet": sorted(alphabet), "max_token_length": 6}
+    settings: dict[str, Any] = {"vocab_size": 1200, "initial_alphabet": sorted(alphabet), "max_token_length": 6}
     trained.train_from_iterator(words * 3, trainers.BpeTrainer(show_progress=False, **settings))
     model = json.loads(trained.to_str())["model"]
     pieces = [piece for probe in words for piece in probe.split(" ")]

@@ -35,8 +35,6 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedInput) as error:
         hf.tensor_names(tmp_path)
     assert error.value.code == "E-ST-INDEX"
-    with pytest.raises(RefusedInput):
-        hf.write_model(tmp_path, [("same", torch.ones(2)), ("same", torch.ones(2))], shard_bytes=8)
 
 
 def test_code_in_the_tokenizer_config_is_refused(stories: Path, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_broken_weights_give_no_figure(stories: Path, data: Path, tmp_path: Path
     tensors = dict(hf.iter_tensors(stories))
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], math.nan)
     (broken / "model.safetensors").unlink()
-    hf.write_model(broken, tensors.items())
+    hf.write_safetensors(broken / "model.safetensors", tensors)
     with pytest.raises(RefusedInput, match="not finite") as refused:
         run_stage("evaluate", FAST, {"candidate": broken, "data": data}, tmp_path)
     assert refused.value.code == "E-EVAL-NAN"

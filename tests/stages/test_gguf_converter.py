@@ -20,6 +20,7 @@ from ingot.kit import hf
 from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.llama_cpp import open_model
 from llamasource import llama_cpp_source
+from projectkit import Sandbox
 from stagekit import digest_of, run_stage
 
 PARAMS: dict[str, Any] = {"converter": {"llama_cpp": "vendor/llama.cpp"}}
@@ -51,6 +52,7 @@ def snapshots(tmp_path: Path) -> list[Path]:
     return [tmp_path / "content", tmp_path / "conversion", tmp_path / "gguf"]
 
 
+@pytest.mark.slow
 def test_an_unknown_architecture_is_converted(granite: Path, snapshots: list[Path], tmp_path: Path) -> None:
     with pytest.raises(RefusedInput) as caught:
         run_stage("gguf", {"type": "F32"}, {"model": granite}, tmp_path, name="without")
@@ -146,3 +148,29 @@ def test_what_llama_cpp_would_not_be_told_is_refused(more: dict[str, Any], role:
 
     stage = load_kind("gguf").model_validate_json(json.dumps({**PARAMS, "type": "Q8_0", **more}), strict=True)
     assert role in dict(stage.misfits(frozenset()))
+
+
+@pytest.mark.slow
+def test_a_project_with_a_checkout_of_its_own(granite: Path, sandbox: Sandbox) -> None:
+    """Through doit: the checkout's place is relative to the spec, and only a change of its content builds again."""
+    shutil.copytree(granite, sandbox.root / "specs" / "granite")
+    root = llama_cpp_source()
+    for name in ("convert_hf_to_gguf.py", "conversion", "gguf-py"):
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copyfile
+        (sandbox.root / "specs" / "llama.cpp").mkdir(exist_ok=True)
+        copy(root / name, sandbox.root / "specs" / "llama.cpp" / name)
+    sandbox.spec("""targets:
+  made: {kind: command, command: [cp, -r, granite/., "{out}"], files: [granite]}
+  model: {kind: convert, from: {model: made}, dtype: float32}
+  file: {kind: gguf, from: {model: model}, type: F16, converter: {llama_cpp: llama.cpp}}
+""")
+    first = sandbox.doit("s:file", timeout=600)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "built" in first.stdout
+    (sandbox.root / "specs" / "llama.cpp" / "README.md").write_text("more")
+    assert "built" not in sandbox.doit("s:file").stdout
+    with (sandbox.root / "specs" / "llama.cpp" / "conversion" / "base.py").open("a") as file:
+        file.write("# changed\n")
+    again = sandbox.doit("s:file", timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "built" in again.stdout

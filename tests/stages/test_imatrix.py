@@ -153,7 +153,7 @@ def test_the_quantized_file_is_llama_cpps(wide: Path, made: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize(("kv", "tied", "layers"), [(8, True, 3), (2, False, 9), (1, True, 10)])
 def test_every_type_over_real_models(data: Path, tmp_path: Path, kv: int, tied: bool, layers: int) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32,
         "num_key_value_heads": kv, "tie_word_embeddings": tied, "num_hidden_layers": layers,
     }  # fmt: skip

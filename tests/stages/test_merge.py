@@ -81,7 +81,9 @@ def test_shards_give_the_same_weights_and_dtype_is_honoured(tmp_path: Path) -> N
     inputs = {"adapter": tmp_path / "adapter"}
     one, _ = run_stage("merge", {}, {"model": whole, **inputs}, tmp_path, name="one")
     two, _ = run_stage("merge", {}, {"model": parts, **inputs}, tmp_path, name="two")
-    assert digest_of(one) == digest_of(two)
+    first, second = state(one), state(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     half, metrics = run_stage("merge", {"dtype": "float16"}, {"model": whole, **inputs}, tmp_path, name="half")
     assert {tensor.dtype for tensor in state(half).values()} == {torch.float16}
     assert json.loads((half / "config.json").read_text())["dtype"] == "float16"

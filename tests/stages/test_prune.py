@@ -150,6 +150,19 @@ def test_ties_go_by_index() -> None:
     assert not sparsity.lowest(scores, 0.0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.001, 0.25, 0.5, 0.9])
+def test_the_smallest_are_those_that_a_sort_finds(dtype: torch.dtype, share: float) -> None:
+    """Many ties in the narrow types, both zeros among them, and more weights than are looked at at once."""
+    weight = torch.randn(613, 541, generator=torch.Generator().manual_seed(3)).to(dtype)
+    weight[::7, ::5] = 0.0
+    weight[1::7, ::5] = -0.0
+    order = torch.sort(weight.float().abs().flatten(), stable=True).indices
+    expected = torch.zeros(weight.numel(), dtype=torch.bool)
+    expected[order[: round(share * weight.numel())]] = True
+    assert torch.equal(sparsity.lowest(weight, share).flatten(), expected)
+
+
 def test_crowded_blocks_are_counted() -> None:
     weight = torch.tensor([[1.0, 0.0, 2.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
     assert sparsity.crowded(weight, 2, 4) == 1

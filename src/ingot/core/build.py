@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,11 +25,11 @@ from ingot.core.executor import Outcome
 from ingot.core.graph import Node
 from ingot.core.job import Job, Jobs
 from ingot.core.plan import Planned
-from ingot.core.redact import redact
+from ingot.core.stage_log import named
 from ingot.core.staging import Staging, Watch, bytes_below
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
-from ingot.errors import IngotError, RefusedInput, StageFailed, StoreDamaged
+from ingot.errors import RefusedInput, StageFailed, StoreDamaged
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
@@ -43,11 +42,6 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 #: Makes an artifact of what was built: its digest and its files.
 Keep = Callable[[Staging, Sequence[FileRecord]], tuple[str, tuple[FileRecord, ...]]]
-
-#: How much of a failed stage's output is shown with its error.
-_TAIL_LINES, _TAIL_BYTES = 5, 4096
-#: Less free space than this is none.
-_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -215,7 +209,7 @@ class Builder:
             receipt.update(_predicted(what, receipt["target"]))
             receipt.update({"shared_with": [name for name in ids if name != receipt["target"]]} if ids[1:] else {})
             _refuse_too_large(receipt)
-        with self._log_named(log):
+        with named(log, project.root):
             with self._blamed(what.group[0].node, job):
                 shared, outcome = self._run(what, job.data, log, staging)
             self._jobs.check_unchanged(what.group[0].node, job.flows)
@@ -327,17 +321,6 @@ class Builder:
                 self._jobs.verify_streamed(node, job.flows)
             raise
 
-    @contextmanager
-    def _log_named(self, log: Path) -> Iterator[None]:
-        """Add where the stage's output lies to what fails, when there is any or the stage itself failed."""
-        try:
-            yield
-        except IngotError as error:
-            if isinstance(error, StageFailed) or _size(log):
-                shown = f"log: {os.path.relpath(log, self._project.root)}"
-                error.facts = (*error.facts, *_last_lines(log), *_no_room(log), shown)
-            raise
-
     def _publish_view(self, node: Node, digest: str) -> None:
         self._project.store.link_latest(node.spec, node.name, digest)
 
@@ -393,35 +376,6 @@ def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
     except RefusedInput as error:
         error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
         raise
-
-
-def _size(log: Path) -> int:
-    try:
-        return log.stat().st_size
-    except OSError:
-        return 0
-
-
-def _no_room(log: Path) -> list[str]:
-    """That the disk is full: a program may have failed for that, with no room left to say so."""
-    try:
-        free = shutil.disk_usage(log.parent).free
-    except OSError:
-        return []
-    return [f"the disk of cache/ is full: {free // 1000} kB are free"] if free < _FULL_BYTES else []
-
-
-def _last_lines(log: Path) -> list[str]:
-    """The end of a failed stage's output, as a person would look at it first; nothing of a long traceback."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    if "Traceback (most recent call last)" in text:
-        return []
-    return [f"| {redact(line)[:200]}" for line in text.splitlines()[-_TAIL_LINES:] if line.strip()]
 
 
 def _now() -> str:

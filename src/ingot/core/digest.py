@@ -134,9 +134,14 @@ def _scan(root: Path, prefix: str) -> Iterator[str]:
         yield f"{prefix}/"
 
 
-def record_files(root: Path) -> tuple[FileRecord, ...]:
-    """A FileRecord for each file below ``root``, sorted by path bytes; each file is read once."""
-    return tuple(FileRecord(path, *hash_file(root / path)) for path in walk_files(root))
+def record_files(root: Path, hashed: Iterable[FileRecord] = ()) -> tuple[FileRecord, ...]:
+    """A FileRecord for each file below ``root``, sorted by path bytes; each file is read once.
+
+    Those of which ``hashed`` has a record of the size that they have are not read; other records tell nothing.
+    """
+    known = {(record.path, record.size): record for record in hashed}
+    names = [(path, os.lstat(root / path).st_size if known else 0) for path in walk_files(root)]
+    return tuple(known.get(name) or FileRecord(name[0], *hash_file(root / name[0])) for name in names)
 
 
 def tree_preimage(files: Iterable[tuple[str, str]]) -> bytes:

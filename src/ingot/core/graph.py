@@ -38,6 +38,8 @@ class Facts:
     #: Single roles that are read as a stream, and whether instances can be built in one pass.
     streams: tuple[str, ...] = ()
     one_pass: bool = False
+    #: Whether its memory does not grow with what it streams.
+    windowed: bool = False
 
 
 @dataclass(frozen=True)

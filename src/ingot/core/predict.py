@@ -16,8 +16,9 @@ built so.
 
 Where it fails: work set by a parameter (``steps`` ten times as many, at first), builds of another machine, programs of
 the ``command`` kind that do something else under the same name, and memory that does not grow with the input (it is
-overestimated until builds of two sizes are known). A kind that writes content of any form (``fetch``, ``command``) says
-nothing of other targets of that kind: there the kind alone is no likeness.
+overestimated until builds of two sizes are known). What streams weights (``Stage.windowed``) is known not to grow by
+more than its window, so no more than that is added to what it took. A kind that writes content of any form (``fetch``,
+``command``) says nothing of other targets of that kind: there the kind alone is no likeness.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from ingot.errors import RefusedInput
 Basis = Literal["same_parameters", "same_target", "same_shape", "same_kind"]
 
 _NEAREST = 5
+#: What a window over weights, with the largest tensor, may take beyond what it took of a small model.
+_WINDOW = 1 << 30
 #: Sizes that differ by less are one size: a line through them would be a line through noise.
 _APART = 1.25
 
@@ -101,6 +104,8 @@ class Predictor:
             _scaled([(past.input_bytes, getattr(past, name)) for past in builds], size)
             for name in ("wall_s", "peak_anon_bytes", "bytes", "scratch_bytes")
         )
+        if node.windowed and anon is not None:
+            anon = min(anon, _WINDOW + max(past.peak_anon_bytes or 0 for past in builds))
         assert written is not None, "each build has a size"
         seconds = None if wall is None else round(wall, 3)
         return Prediction(seconds, _whole(anon), round(written), _whole(scratch), len(builds), basis)

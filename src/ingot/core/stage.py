@@ -276,6 +276,10 @@ class Stage(Frozen):
         """
         return False
 
+    def windowed(self) -> bool:
+        """Whether, with these parameters, its memory is a window over what it streams and does not grow with it."""
+        return self.weightwise()
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics | Done:
         """Build the artifact under ``out``; read only ``given``; return what was measured."""
         raise NotImplementedError

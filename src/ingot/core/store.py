@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ingot.core import disk, locks, staging
-from ingot.core.digest import FileRecord, fast_hash_file, hash_file, tree_digest, walk_files
+from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
 from ingot.core.seal import Seal
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
@@ -393,21 +393,13 @@ def _refuse_empty_folders(root: Path) -> None:
 
 
 def _sealed(root: Path, hashed: Sequence[FileRecord]) -> tuple[dict[str, os.stat_result], tuple[FileRecord, ...]]:
-    """Make what was built read-only, and hash what has not been; StageFailed (E-OUTPUT-EMPTY) when there is nothing.
-
-    A record of a file that is not there, or has another size, tells nothing: the file is hashed.
-    """
-    known = {record.path: record for record in hashed}
-    records = []
+    """Make what was built read-only, and hash what has not been; StageFailed (E-OUTPUT-EMPTY) when there is nothing."""
     with disk.explained(root):
         statuses = _seal(root)
-        for name, status in statuses.items():
-            record = known.get(name)
-            fits = record is not None and record.size == status.st_size
-            records.append(record if record is not None and fits else FileRecord(name, *hash_file(root / name)))
+        records = record_files(root, hashed)
     if not records:
         raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
-    return statuses, tuple(records)
+    return statuses, records
 
 
 def _seal(root: Path) -> dict[str, os.stat_result]:

@@ -210,6 +210,7 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
         network=model.network,
         streams=tuple(model.streams),
         one_pass=model.one_pass,
+        windowed=model.windowed(),
     )
 
 

@@ -80,16 +80,6 @@ def pack(values: torch.Tensor) -> torch.Tensor:
     return filled.view(torch.int32)
 
 
-def encode(module: str, weight: torch.Tensor, group_size: int | None) -> dict[str, torch.Tensor]:
-    """The tensors that stand for a linear layer's weight (rows × columns), by name."""
-    scale = scales_of(weight, group_size)
-    return {
-        f"{module}.weight_packed": pack(quantize(weight, scale, group_size)),
-        f"{module}.weight_scale": scale,
-        f"{module}.weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
-    }
-
-
 def is_compressed(config: Mapping[str, Any]) -> bool:
     """Whether config.json says that the weights are a compressed-tensors checkpoint."""
     found = config.get("quantization_config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ingot.errors import RefusedInput
 from ingot.kit.architectures import refuse_unknown_architecture
 from ingot.kit.code_guard import read_json_value, refuse_code
 from ingot.kit.safetensors_check import Entry, check_file
+from ingot.kit.stream.vocabulary import DTYPE_NAMES
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
@@ -27,12 +28,6 @@ _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 
 #: The dtypes that ingot reads and writes, by their name in config.json.
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-_ST_NAMES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-    torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -152,52 +147,6 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def write_model(
-    out: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, shard_bytes: int = 5_000_000_000
-) -> list[Path]:
-    """Write weights as safetensors, in shards of at most ``shard_bytes`` (or one tensor); returns the files.
-
-    One shard is held in memory. The shards follow the order given; within one, tensors lie by falling element
-    size, then name, as the reference writer lays them. The bytes depend on names, values and ``shard_bytes`` only.
-    """
-    parts: list[tuple[Path, list[str], int]] = []
-    shard: dict[str, torch.Tensor] = {}
-    held = 0
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if shard and held + size > shard_bytes:
-            parts.append((_write_part(out, len(parts) + 1, shard), sorted(shard), held))
-            shard, held = {}, 0
-        shard[name] = tensor
-        held += size
-    if shard or not parts:
-        parts.append((_write_part(out, len(parts) + 1, shard), sorted(shard), held))
-    return _name_parts(out, parts)
-
-
-def _write_part(out: Path, number: int, shard: dict[str, torch.Tensor]) -> Path:
-    path = out / f"model-{number:05d}.part"
-    write_safetensors(path, shard)
-    return path
-
-
-def _name_parts(out: Path, parts: list[tuple[Path, list[str], int]]) -> list[Path]:
-    if len(parts) == 1:
-        return [parts[0][0].rename(out / _WEIGHTS)]
-    weight_map: dict[str, str] = {}
-    files = []
-    for number, (path, names, _) in enumerate(parts, 1):
-        final = path.rename(out / f"model-{number:05d}-of-{len(parts):05d}.safetensors")
-        files.append(final)
-        for name in names:
-            if name in weight_map:
-                raise RefusedInput("E-ST-INDEX", f"tensor {name!r} was given twice")
-            weight_map[name] = final.name
-    index = {"metadata": {"total_size": sum(size for _, _, size in parts)}, "weight_map": weight_map}
-    write_json(out / _INDEX, index)
-    return files
-
-
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write one safetensors file with the metadata ``{"format": "pt"}``; equal content gives equal bytes."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -207,7 +156,7 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         tensor = tensors[name]
         end = position + tensor.numel() * tensor.element_size()
         shape = list(tensor.shape)
-        header[name] = {"dtype": _ST_NAMES[tensor.dtype], "shape": shape, "data_offsets": [position, end]}
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

@@ -51,7 +51,7 @@ _LOG = _Log()
 class Model:
     """An open GGUF with one context. Use as a context manager, or call ``close``."""
 
-    def __init__(self, path: Path, *, context: int, threads: int) -> None:
+    def __init__(self, path: Path, *, context: int, threads: int, repack: bool = True) -> None:
         """See ``open_model``."""
         # The C++ parser is not made for files that lie: nothing reaches it unchecked.
         for part in parts_of(path):
@@ -62,6 +62,7 @@ class Model:
         self._batch: Any = None
         settings = llama_cpp.llama_model_default_params()
         settings.n_gpu_layers = 0
+        settings.use_extra_bufts = repack
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
         if self._model is None:
             raise _failed("llama.cpp does not open the file")
@@ -187,12 +188,14 @@ class Model:
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=shape).copy()
 
 
-def open_model(path: Path, *, context: int = 512, threads: int = 1) -> Model:
+def open_model(path: Path, *, context: int = 512, threads: int = 1, repack: bool = True) -> Model:
     """Open a GGUF on the CPU with room for ``context`` tokens.
 
+    With ``repack`` llama.cpp may copy the weights into a form that its kernels read faster; without it memory holds
+    the mapped file alone.
     RefusedInput (E-GGUF-*) for an unsound file, StageFailed (E-LLAMA-CPP) when llama.cpp refuses it.
     """
-    return Model(path, context=context, threads=threads)
+    return Model(path, context=context, threads=threads, repack=repack)
 
 
 def token_ids(model: Model, text: str, *, special: bool = True, bos: bool = False) -> list[int]:

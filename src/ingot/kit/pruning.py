@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ingot.errors import StageFailed
+from ingot.kit import sparsity
 from ingot.kit.stream.vocabulary import MapRows, Route, Slot, unchanged
 
 
@@ -55,8 +56,8 @@ class Pruning:
 
     def _prune(self, module: str) -> MapRows:
         def prune(rows: torch.Tensor, _start: int) -> torch.Tensor:
-            pruned = rows.masked_fill(self.rule.mask(module, rows), 0)
-            zeros = int(pruned.numel() - torch.count_nonzero(pruned))
+            pruned = sparsity.dropped(rows, self.rule.mask(module, rows))
+            zeros = sparsity.zeros(pruned)
             if self.rule.short(pruned):
                 raise StageFailed(
                     "E-PRUNE-VERIFY",

@@ -61,7 +61,7 @@ class Sums:
 
 @dataclass
 class Rounding:
-    """Writes the tensors named in ``chosen`` as ``compressed.encode`` does, in rows; others pass.
+    """Makes of each weight (rows × columns) named in ``chosen`` what stands for it in the format; others pass.
 
     What was packed is decoded by the format's own library and compared with the weights: StageFailed
     (E-QUANTIZE-VERIFY) when one is off by more than rounding explains.

@@ -41,7 +41,7 @@ class Entry:
 
 
 def check_file(path: Path) -> tuple[Entry, ...]:
-    """The entries of a safetensors file in order of their bytes.
+    """The entries of a safetensors file in order of their bytes; those without bytes in the header's order.
 
     RefusedInput: E-ST-SHORT (no whole header), E-ST-SIZE (header length out of bounds), E-ST-HEADER (not JSON of
     the right form), E-ST-DUPKEY, E-ST-NAME (a tensor's name that is a path or cannot be printed), E-ST-DTYPE,
@@ -57,7 +57,7 @@ def check_file(path: Path) -> tuple[Entry, ...]:
         if length > _MAX_HEADER or length > size - 8:
             raise _refuse("E-ST-SIZE", path, f"its header claims {length} bytes of a file of {size}")
         raw = file.read(length)
-    entries = sorted(_entries(path, raw), key=lambda entry: (entry.begin, entry.end, entry.name))
+    entries = sorted(_entries(path, raw), key=lambda entry: (entry.begin, entry.end))
     _check_cover(path, entries, size - 8 - length)
     return tuple(entries)
 

@@ -91,7 +91,8 @@ class Convert(Stage):
         return with_origin(weights, given, "model"), 8 * size / model.parameters
 
     def _from_hf(self, given: Given, progress: Progress) -> tuple[Weights, float]:
-        from ingot.kit.hf import copy_side_files, read_config
+        from ingot.kit.hf import read_config
+        from ingot.kit.layers import copy_model_files
         from ingot.kit.stream.chain import slots
         from ingot.kit.stream.inputs import open_input, side_folder
 
@@ -105,7 +106,7 @@ class Convert(Stage):
             )
         config.pop("torch_dtype", None)
         folder = side_folder(given)
-        copy_side_files(weights.folder, folder, config={**config, "dtype": self.dtype})
+        copy_model_files(weights.folder, folder, config={**config, "dtype": self.dtype})
         weights.folder = folder
         found = slots(weights)
         progress.phase("casting")

@@ -75,7 +75,7 @@ def _checkout(value: object) -> object:
 class Converter(Frozen):
     """Another converter than ingot's own."""
 
-    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str | Checkout)] = Field(
+    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str)] = Field(
         description="a llama.cpp checkout in the project, whose convert_hf_to_gguf.py is run"
     )
 
@@ -143,6 +143,10 @@ class Gguf(Stage):
                     yield name, "a file that another converter makes is quantized as llama.cpp does by itself"
         if self.allow_nonfinite and self.type not in _PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
+
+    def windowed(self) -> bool:
+        """Blocks flow into the file; another converter holds what it likes."""
+        return self.converter is None
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Write the file.

@@ -56,7 +56,8 @@ def check_gguf(path: Path, tokenizer: Any, *, threads: int) -> Checked:
     """Open, tokenize, generate. StageFailed (E-GGUF-SELFCHECK) at the first difference."""
     start = time.perf_counter()
     try:
-        model = open_model(path, context=64, threads=threads)
+        # A few tokens are no reason to hold a second copy of the weights.
+        model = open_model(path, context=64, threads=threads, repack=False)
     except IngotError as error:
         raise StageFailed(
             "E-GGUF-SELFCHECK", f"the written GGUF is not usable: {error.what}", facts=error.facts

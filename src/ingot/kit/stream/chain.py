@@ -23,7 +23,7 @@ from ingot.kit.stream.vocabulary import (
 )
 
 #: Elements of a tile, and its most rows: some MiB, so that a block fits a cache and a pipeline has many.
-TILE_ELEMENTS, TILE_ROWS = 4 << 20, 1024
+TILE_ELEMENTS, TILE_ROWS = 2 << 20, 1024
 
 #: What a worker hands to the writer: which sink gets which block, in which form.
 Written = tuple[Sink, Block, Any]

@@ -1,14 +1,14 @@
 """How a model is laid out in safetensors files: which tensors in which file, and where, from their slots alone.
 
-Shards are filled in order of names with their numbers counted (layer 2 before layer 10; the output embedding last), so
-they do not depend on the order in which tensors come. Within one, tensors lie by falling element size, then name, as
-the reference writer lays them (https://github.com/huggingface/safetensors, ``prepare``).
+Tensors lie in the order in which they come, so that a file is hashed, or written, as its tensors pass and nothing waits
+for its turn; whoever reads the files meets them in that order again. A tensor that would not begin at a multiple of its
+element size begins the next file: a reader that maps it needs that, and the format
+(https://github.com/huggingface/safetensors) has no room for padding between tensors.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,12 +39,12 @@ def lay_out(slots: Sequence[Slot], shard_bytes: int) -> Layout:
     """Shards of at most ``shard_bytes`` of data, or of one tensor."""
     groups: list[list[int]] = [[]]
     held = 0
-    for index in sorted(range(len(slots)), key=lambda index: _counted(slots[index].name)):
-        if groups[-1] and held + slots[index].nbytes > shard_bytes:
+    for index, slot in enumerate(slots):
+        if groups[-1] and (held + slot.nbytes > shard_bytes or held % ELEMENT_BYTES[slot.dtype]):
             groups.append([])
             held = 0
         groups[-1].append(index)
-        held += slots[index].nbytes
+        held += slot.nbytes
     count = len(groups)
     names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     if count == 1:
@@ -56,16 +56,10 @@ def lay_out(slots: Sequence[Slot], shard_bytes: int) -> Layout:
     return Layout(shards, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _counted(name: str) -> tuple[bool, list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", name)
-    return name.startswith("lm_head"), [(int(part) if at % 2 else -1, part) for at, part in enumerate(parts)], name
-
-
 def _shard(name: str, slots: Sequence[Slot], group: Sequence[int]) -> Shard:
-    order = sorted(group, key=lambda index: (-ELEMENT_BYTES[slots[index].dtype], slots[index].name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     places, position = [], 0
-    for index in order:
+    for index in group:
         slot = slots[index]
         places.append((index, position))
         offsets = [position, position + slot.nbytes]

@@ -10,7 +10,7 @@ import torch
 from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
 from ingot.kit import hf
-from ingot.kit.safetensors_check import Entry
+from ingot.kit.safetensors_check import Entry, check_file
 from ingot.kit.stream.verified import Buffers, Bytes, TensorHash, VerifiedFile, expectation
 from ingot.kit.stream.vocabulary import ELEMENT_BYTES, TORCH_DTYPES, Block, Slot
 
@@ -28,8 +28,10 @@ class SafetensorsSource:
             if entry.dtype not in ELEMENT_BYTES:
                 raise RefusedInput("E-ST-DTYPE", f"{path.name}: no stage reads {entry.dtype} ({entry.name})")
             self._parts[path].append(entry)
-        for entries in self._parts.values():
-            entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
+        for path, entries in self._parts.items():
+            # Tensors without bytes share their place with others: the header then says what comes first.
+            listed = {entry.name: number for number, entry in enumerate(check_file(path))}
+            entries.sort(key=lambda entry: (entry.begin, entry.end, listed[entry.name]))
         self._expected = {path: expectation(path, expected) for path in self._parts}
         self._slots = [Slot(e.name, e.shape, e.dtype) for entries in self._parts.values() for e in entries]
         self._hashes = TensorHash()

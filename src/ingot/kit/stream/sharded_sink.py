@@ -11,6 +11,7 @@ import torch
 import xxhash
 
 from ingot.core.digest import FileRecord, sha256_bytes
+from ingot.kit.sparsity import zeros
 from ingot.kit.stream.layout import INDEX, Shard, lay_out
 from ingot.kit.stream.shard_hash import ShardHash
 from ingot.kit.stream.verified import TensorHash
@@ -92,12 +93,12 @@ class ShardedSink:
     def encode(self, block: Block) -> tuple[memoryview, int]:
         """The bytes of a block, and how many of its elements are zero."""
         rows = block.rows.detach().contiguous().flatten()
-        return memoryview(rows.view(torch.uint8).numpy()), count_zeros(rows)
+        return memoryview(rows.view(torch.uint8).numpy()), zeros(rows)
 
     def write(self, block: Block, encoded: tuple[memoryview, int]) -> None:
         """See ``Sink``: written here while the hashing thread reads the same bytes."""
-        piece, zeros = encoded
-        self._zeros[block.index] = self._zeros.get(block.index, 0) + zeros
+        piece, empty = encoded
+        self._zeros[block.index] = self._zeros.get(block.index, 0) + empty
         self._wait()
         assert self._thread is not None
         number = self._home[block.index]
@@ -162,20 +163,6 @@ class ShardedSink:
 
     def _release(self, number: int) -> None:
         """Close the file of a shard, if it is open."""
-
-
-_SAME_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def count_zeros(rows: torch.Tensor) -> int:
-    """How many elements of a tensor are zero; a negative zero is one."""
-    if rows.is_floating_point() and rows.element_size() > 1:
-        return int(rows.numel() - torch.count_nonzero(rows))
-    if rows.is_complex():
-        return int((rows == 0).sum())
-    bits = rows.view(_SAME_BITS[rows.element_size()])
-    sign = 0x7F if rows.is_floating_point() else 0xFF
-    return int(bits.numel() - torch.count_nonzero(bits & sign if rows.element_size() == 1 else bits))
 
 
 def write_all(descriptor: int, piece: Any, at: int) -> None:
