@@ -97,18 +97,19 @@ def write_model(folder: Path, size: Size) -> None:
     (folder / "config.json").write_text(json.dumps(_config(size)))
 
 
-def write_adapter(folder: Path, size: Size, rank: int) -> None:
-    """A LoRA adapter on all linear layers, in bfloat16, as PEFT saves it."""
+def write_adapter(folder: Path, size: Size, rank: int, *, upper: bool = False, seed: int = 0) -> None:
+    """A LoRA adapter on all linear layers, in bfloat16, as PEFT saves it; ``upper``: on the upper half's attention."""
     folder.mkdir(parents=True)
     tensors: dict[str, tuple[int, ...]] = {}
-    for layer in range(size.layers):
-        for name, (outputs, inputs) in size.linear().items():
+    linear = {name: shape for name, shape in size.linear().items() if not upper or name.startswith("self_attn")}
+    for layer in range(size.layers // 2 if upper else 0, size.layers):
+        for name, (outputs, inputs) in linear.items():
             place = f"base_model.model.model.layers.{layer}.{name}"
             tensors |= {f"{place}.lora_A.weight": (rank, inputs), f"{place}.lora_B.weight": (outputs, rank)}
-    _write(folder / "adapter_model.safetensors", dict(sorted(tensors.items())), _Pool(0.01))
+    _write(folder / "adapter_model.safetensors", dict(sorted(tensors.items())), _Pool(0.01, seed))
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0,
-        "bias": "none", "target_modules": [name.rpartition(".")[2] for name in size.linear()],
+        "bias": "none", "target_modules": [name.rpartition(".")[2] for name in linear],
         "base_model_name_or_path": "random",
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -117,8 +118,8 @@ def write_adapter(folder: Path, size: Size, rank: int) -> None:
 class _Pool:
     """Random bfloat16 numbers of one spread, handed out from a ring that is longer than any period of a layer."""
 
-    def __init__(self, spread: float) -> None:
-        numbers = np.random.default_rng(0).standard_normal(_POOL // 2 - 1, np.float32) * np.float32(spread)
+    def __init__(self, spread: float, seed: int = 0) -> None:
+        numbers = np.random.default_rng(seed).standard_normal(_POOL // 2 - 1, np.float32) * np.float32(spread)
         self._bytes = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()
         self._at = 0
 

@@ -3,6 +3,7 @@
     python bench/weights.py                    # 1.2 B parameters, Q4_0 and Q4_K_M, peers in the same run
     python bench/weights.py --grow 0.3,1.2,8   # ingot alone: time a parameter, memory and disk as the model grows
     python bench/weights.py --types            # three types from one read against three runs
+    python bench/weights.py --reuse 1.2        # a second adapter on one base, with the first in the store and without
 
 Models are random, in the shapes of Llama 3 (``random_model.py``), with a rank-64 adapter on all linear layers. What is
 timed is `doit weights:gguf` from model and adapter in the store to a checked and recorded GGUF.
@@ -229,6 +230,34 @@ def several_types(folder: Path, tokenizer: Path, kinds: Sequence[str]) -> None:
     print(f"\n{', '.join(kinds)}: three runs {single:.1f} s, one read {together:.1f} s, ratio {single / together:.2f}x")
 
 
+def second_variant(folder: Path, tokenizer: Path, name: str, kind: str) -> None:
+    """The file of a second adapter on one base, in a project that has that of the first and in one that has not."""
+    root = folder / "parts"
+    size = SIZES[name]
+    for number, part in enumerate(("one", "two")):
+        write_adapter(root / part, size, RANK, upper=True, seed=number)
+    found = {}
+    for has_first in (False, True):
+        project, _ = make_project(folder, name, tokenizer)
+        for part in ("one", "two") if has_first else ("two",):
+            shutil.rmtree(project.root / "specs" / "adapter")
+            shutil.copytree(root / part, project.root / "specs" / "adapter")
+            project.types(kind)
+            project.doit("weights:adapter")
+            found[has_first] = project.doit("weights:gguf").seconds, project.show("weights:gguf")
+        shutil.rmtree(project.root)
+    (alone, fresh), (after, reused) = found[False], found[True]
+    same = "equal" if fresh["digest"] == reused["digest"] else "DIFFERENT"
+    metrics = {key: float(value["value"]) for key, value in reused["metrics"].items()}
+    print(f"\n{kind}, {size.parameters / 1e9:.2f} B, an adapter of the upper half's attention, {THREADS} threads")
+    print(f"  alone         {alone:6.1f} s  (stage {_wall(fresh):.1f} s)")
+    print(f"  after another {after:6.1f} s  (stage {_wall(reused):.1f} s)  ratio {alone / after:.2f}x, bytes {same}")
+    print(
+        f"  reused {metrics['reused_tensors']:.0f} tensors, {metrics['reused_bytes'] / 1e9:.2f} of"
+        f" {metrics['bytes'] / 1e9:.2f} GB; saved {metrics['saved_s']:.1f} s of processor time"
+    )
+
+
 def _wall(receipt: Mapping[str, Any]) -> float:
     return float(receipt["timings"]["wall_s"])
 
@@ -262,6 +291,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="Q4_0,Q4_K_M", help="types to compare with the peers")
     parser.add_argument("--grow", help="sizes (0.3, 1.2, 8) through Q4_0, without the peers")
     parser.add_argument("--types", action="store_true", help="three types from one read against three runs")
+    parser.add_argument("--reuse", metavar="SIZE", help="a second variant of one base in Q4_K_M, without the peers")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder); 8 B needs 40 GB")
     options = parser.parse_args()
     source = find_llama_cpp()
@@ -270,6 +300,8 @@ def main() -> None:
         tokenizer = make_tokenizer(folder / "tokenizer", source)
         if options.grow:
             growing(folder, tokenizer, options.grow.split(","), "Q4_0")
+        elif options.reuse:
+            second_variant(folder, tokenizer, options.reuse, "Q4_K_M")
         elif options.types:
             several_types(folder, tokenizer, ("Q8_0", "Q5_0", "Q4_0"))
         else:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import disk, locks, receipts
+from ingot.core import disk, locks, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
@@ -203,6 +203,7 @@ class Builder:
         """Run the stage and keep what it wrote; the receipts, not yet recorded."""
         project, ids = self._project, [item.node.id for item in what.group]
         job = self._jobs.make(what.group, staging)
+        reuse.offer(project, what.group, job)
         found = [receipts.begun(project, item, job) for item in what.group]
         for receipt in found:
             receipt.update(_predicted(what, receipt["target"]))
@@ -236,7 +237,7 @@ class Builder:
         project = self._project
         store = project.registry.store_evidence
         for receipt in found:
-            receipts.file_tensors(receipt, store)
+            receipts.file_evidence(receipt, store)
         statements = [build_statement(receipt, store) for receipt in found]
         places = project.record_all(statements) if statements[1:] else [project.record(statements[0])]
         for receipt, place in zip(found, places, strict=True):
@@ -369,8 +370,9 @@ def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
         return
     nothing = "0" * 64
     try:
-        bare = {name: value for name, value in receipt.items() if name not in ("files", "tensors")}
-        build_statement({**bare, "digest": nothing, "files_evidence": nothing, "tensors_evidence": nothing})
+        bare = {name: value for name, value in receipt.items() if name not in ("files", "tensors", "blocks")}
+        named = dict.fromkeys(("files_evidence", "tensors_evidence", "blocks_evidence"), nothing)
+        build_statement({**bare, "digest": nothing, **named})
     except RefusedInput as error:
         error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
         raise

@@ -100,6 +100,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("probe_texts", "1", _ALWAYS),
         ("load_s", "s", _ALWAYS),
         ("tensors_TYPE", "1", "for each type of tensors in the file"),
+        ("reused_tensors", "1", "where tensors were copied from earlier results"),
+        ("reused_bytes", "B", "as reused_tensors"),
+        ("saved_s", "s", "as reused_tensors"),
     ),
     "imatrix": (
         ("entries", "1", _ALWAYS),

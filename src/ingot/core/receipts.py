@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Receipt = dict[str, Any]
 
+#: What a receipt holds until it is recorded, and names as evidence from then on.
+_MOVED = ("tensors", "blocks")
 #: Stands for a digest that the pass will measure, while only the size of an entry matters.
 _TO_COME = "0" * 64
 
@@ -101,15 +103,16 @@ def with_digests(
 
 
 def told(result: Result) -> Receipt:
-    """What else a stage gave back: notes, and the digests of tensors until ``file_tensors``."""
-    return {name: result[name] for name in ("notes", "tensors") if result.get(name)}
+    """What else a stage gave back: notes, and what ``file_evidence`` moves out of the receipt."""
+    return {name: result[name] for name in ("notes", *_MOVED) if result.get(name)}
 
 
-def file_tensors(receipt: Receipt, store: Callable[[bytes], str]) -> None:
-    """Keep the digests of a receipt's tensors as evidence, which the receipt then names."""
-    tensors = receipt.pop("tensors", None)
-    if tensors:
-        receipt["tensors_evidence"] = store(canonical_json(tensors))
+def file_evidence(receipt: Receipt, store: Callable[[bytes], str]) -> None:
+    """Keep the digests of a receipt's tensors, and what tells their blocks, as evidence, which it then names."""
+    for name in _MOVED:
+        found = receipt.pop(name, None)
+        if found:
+            receipt[f"{name}_evidence"] = store(canonical_json(found))
 
 
 @dataclass(frozen=True)

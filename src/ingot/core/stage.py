@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -118,6 +118,19 @@ class Virtual:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An earlier result of the same kind, revision and tools, parts of which a build may take over.
+
+    ``tensors`` and ``blocks`` are what that build gave back (see ``Done``), as the registry has them. Nobody has looked
+    at the folder: what is taken from it is compared by whoever takes it.
+    """
+
+    folder: Path
+    tensors: Mapping[str, str]
+    blocks: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Given:
     """Everything a stage may read. Inputs are read-only folders of the store.
 
@@ -129,6 +142,9 @@ class Given:
     ``files`` holds, in the order of ``inputs``, what each file of an input must be (by its path): a stage that streams
     a file compares it in the same read. ``virtual`` holds, by role, the single inputs that were never written; such
     a role has no folder in ``inputs``, and in ``digests`` the digest only if it was streamed before.
+
+    For a kind that ``reuses``: ``earlier`` holds results, the newest first, and ``tensors``, by single role, the
+    xxh3-128 of an input's tensors as they were when it was written, where its receipt tells them.
     """
 
     inputs: Mapping[str, tuple[Path, ...]]
@@ -139,6 +155,8 @@ class Given:
     threads: int = 1
     files: Mapping[str, tuple[Mapping[str, FileRecord], ...]] = field(default_factory=dict)
     virtual: Mapping[str, Virtual] = field(default_factory=dict)
+    earlier: tuple[Earlier, ...] = ()
+    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def one(self, role: str) -> Path:
         """The folder of a single role. KeyError when it was not given."""
@@ -162,7 +180,8 @@ class Done:
 
     ``files``: records of files that were hashed while they were written. ``tensors``: the xxh3-128 of each tensor's
     bytes by its name, kept as evidence. ``passed``: by role, what was measured of a virtual input that flowed through,
-    its ``files`` complete (they give its digest). ``notes``: further plain data for the receipt.
+    its ``files`` complete (they give its digest). ``notes``: further plain data for the receipt. ``blocks``: of a kind
+    that ``reuses``, plain data kept as evidence, from which a later build knows what of this one is the same.
     """
 
     metrics: Metrics
@@ -170,6 +189,7 @@ class Done:
     tensors: Mapping[str, str] = field(default_factory=dict)
     passed: Mapping[str, Done] = field(default_factory=dict)
     notes: Mapping[str, object] = field(default_factory=dict)
+    blocks: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: Metrics | Done) -> Done:
@@ -216,6 +236,8 @@ class Stage(Frozen):
     streams: ClassVar[tuple[str, ...]] = ()
     #: Whether instances with equal inputs can be built in one pass (``run_many``).
     one_pass: ClassVar[bool] = False
+    #: Whether it takes over what is the same in earlier results (``Given.earlier``).
+    reuses: ClassVar[bool] = False
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""

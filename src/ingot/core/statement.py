@@ -35,8 +35,9 @@ _RECEIPT = frozenset(
 #: measured and never published. ``streamed``: by role, the key of a virtual input that was read as it was made.
 #: ``shared_with``: the other targets of the pass that gave this result. ``notes``: plain data of the stage.
 _EXTRAS = ("observed", "predicted", "stored", "streamed", "shared_with", "notes")
-#: What may lie in the evidence, by the receipt's field that names it: the file list, and the digests of tensors.
-_EVIDENCE = {"files_evidence": "files", "tensors_evidence": "tensors"}
+#: What may lie in the evidence, by the receipt's field that names it: the file list, the digests of tensors, and how
+#: their blocks were made.
+_EVIDENCE = {"files_evidence": "files", "tensors_evidence": "tensors", "blocks_evidence": "blocks"}
 _OPTIONAL = frozenset({"files", *_EVIDENCE, *_EXTRAS})
 
 
@@ -166,7 +167,7 @@ def _receipt(statement: Mapping[str, Any], read: Callable[[str], bytes] | None) 
     receipt |= {name: predicate[f"ingot_{name}"] for name in _EXTRAS if f"ingot_{name}" in predicate}
     named = _byproducts(details.get("byproducts") or [])
     evidence = named.pop("files", None)
-    receipt |= {"tensors_evidence": named["tensors"]} if named else {}
+    receipt |= {f"{name}_evidence": digest for name, digest in named.items()}
     if evidence is None:
         return receipt | {"files": [_file_record(subject) for subject in files]}
     return receipt | ({"files_evidence": evidence} if read is None else {"files": read_json(read(evidence))})

@@ -122,6 +122,8 @@ def given_of(job: Mapping[str, Any]) -> stage.Given:
             for role, listed in job.get("files", {}).items()
         },
         virtual={role: stage.Virtual(made(below), given_of(below)) for role, below in job.get("virtual", {}).items()},
+        earlier=tuple(stage.Earlier(**{**item, "folder": Path(item["folder"])}) for item in job.get("earlier", ())),
+        tensors=job.get("tensors", {}),
     )
 
 
@@ -133,6 +135,7 @@ def plain_done(done: stage.Done) -> dict[str, Any]:
         "tensors": dict(done.tensors),
         "passed": {role: plain_done(below) for role, below in done.passed.items()},
         "notes": dict(done.notes),
+        "blocks": dict(done.blocks),
     }
 
 

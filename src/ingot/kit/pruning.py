@@ -18,12 +18,13 @@ class Rule:
     """Which weights go, and what is to be seen of it afterwards.
 
     ``mask`` is told a module and rows of its weight, all of them with ``whole`` (True: drop). ``short`` says of the
-    rows as they were pruned whether fewer are zero than should be.
+    rows as they were pruned whether fewer are zero than should be. ``identity`` is that of its routes (see ``Route``).
     """
 
     mask: Callable[[str, torch.Tensor], torch.Tensor]
     short: Callable[[torch.Tensor], bool]
     whole: bool
+    identity: str | None = None
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Pruning:
         module = slot.name.removesuffix(".weight")
         if slot.name == module or module not in self.modules:
             return [Route(slot, unchanged, identity="")]
-        return [Route(slot, self._prune(module), whole=self.rule.whole)]
+        return [Route(slot, self._prune(module), whole=self.rule.whole, identity=self.rule.identity)]
 
     def finish(self) -> None:
         """See ``Transform``: every module has come."""

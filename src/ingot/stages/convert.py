@@ -72,7 +72,7 @@ class Convert(Stage):
         from ingot.kit.gguf.tokenizer import write_tokenizer
         from ingot.kit.hf import write_json
         from ingot.kit.stream.gguf_source import Dequantize, GgufSource
-        from ingot.kit.stream.inputs import expected_files, side_folder
+        from ingot.kit.stream.inputs import expected_files, side_folder, with_origin
         from ingot.kit.stream.nonfinite import RefuseNonFinite
         from ingot.kit.stream.vocabulary import Weights
 
@@ -87,7 +87,8 @@ class Convert(Stage):
         finite = [] if self.allow_nonfinite else [RefuseNonFinite()]
         progress.phase("dequantizing")
         source = GgufSource(gguf, expected_files(given, "model"))
-        return Weights(source, folder, [Dequantize(gguf), model.names(), *finite]), 8 * size / model.parameters
+        weights = Weights(source, folder, [Dequantize(gguf), model.names(), *finite])
+        return with_origin(weights, given, "model"), 8 * size / model.parameters
 
     def _from_hf(self, given: Given, progress: Progress) -> tuple[Weights, float]:
         from ingot.kit.hf import read_config

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -85,7 +86,8 @@ class Gguf(Stage):
     The types and bytes of the tensors are those of llama.cpp's own quantizer on an unquantized file of the type in
     which the weights are stored. Rows that are no whole number of a type's blocks take the type that llama.cpp falls
     back to. A compressed-tensors checkpoint is dequantized. The file's metadata says what it was made of (``ingot.*``:
-    nothing that is not in the target's key). Before it ends, llama.cpp opens the file, gives the token ids of the
+    nothing that is not in the target's key). Quantized tensors that an earlier result holds, made of the same bytes in
+    the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the token ids of the
     Hugging Face tokenizer on probe texts, and generates.
     """
 
@@ -102,6 +104,7 @@ class Gguf(Stage):
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
     one_pass: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True
 
     type: FileType = Field(description="The file type in llama.cpp's naming")
     overrides: tuple[Override, ...] = Field(
@@ -170,15 +173,42 @@ class Gguf(Stage):
                 continue
             groups.setdefault(stage.allow_nonfinite, []).append(index)
         for group in groups.values():
-            found = _write([asked[index] for index in group], given, [outs[index] for index in group], progress)
+            found = _reusing([asked[index] for index in group], given, [outs[index] for index in group], progress)
             done |= dict(zip(group, found, strict=True))
         return [done[index] for index in range(len(asked))]
+
+
+def _reusing(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress: Progress) -> list[Done]:
+    """As ``_write``; where an earlier result is not what was recorded of it, once more without any."""
+    from ingot.kit.gguf.reuse import Changed
+
+    try:
+        return _write(stages, given, outs, progress)
+    except Changed as changed:
+        progress.phase(f"once more, without earlier results: {changed}")
+    for out in outs:
+        for path in out.iterdir():
+            path.unlink()
+    found = _write(stages, replace(given, earlier=()), outs, progress)
+    told = "an earlier result, or what was told of an input, was not as recorded; all was encoded"
+    return [replace(done, notes={**done.notes, "reuse": told}) for done in found]
+
+
+def _through(given: Given, role: str) -> tuple[Any, ...]:
+    """Kind, revision and tools of each virtual target that a role flows through, the nearest first."""
+    from ingot.core.plan import tool_version
+
+    if role not in given.virtual:
+        return ()
+    stage, below = given.virtual[role].stage, given.virtual[role].given
+    tools = {name: tool_version(name) for name in sorted(stage.tools_used())}
+    return [stage.kind, stage.revision, tools], *_through(below, role)
 
 
 def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress: Progress) -> list[Done]:
     from ingot.core.digest import tree_digest
     from ingot.kit.gguf.check import check_gguf
-    from ingot.kit.gguf.export import export
+    from ingot.kit.gguf.export import Reuse, export
     from ingot.kit.gguf.hf_input import form_of, open_plain
     from ingot.kit.hf import load_tokenizer
 
@@ -195,13 +225,15 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         # What flowed by is what the file was made of, whatever was known of it before.
         return tree_digest(passed["model"].files) if "model" in passed else given.digests["model"][0]
 
-    written = export(weights, form, products, digest, threads=given.threads, watch=progress)
+    reuse = Reuse(given.earlier, _through(given, "model"))
+    written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
     found = []
     for item in written:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
         notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
-        found.append(Done(_own_metrics(item, weights, checked), item.files, item.sink.tensors, passed, notes))
+        metrics = _own_metrics(item, weights, checked)
+        found.append(Done(metrics, item.files, item.sink.tensors, passed, notes, item.blocks))
     return found
 
 
@@ -276,10 +308,28 @@ def _own_metrics(written: Written, weights: Weights, checked: Checked) -> dict[s
     sink = written.sink
     kinds = [choice.type for choice in sink.choices.values()] + ["F32"] * len(sink.content.extra)
     read = sum(slot.nbytes for slot in weights.source.slots)
-    return _metrics((sink.bytes_written, read, sink.parameters), kinds, checked) | {
-        "fallback_tensors": Metric(
-            len(written.fallbacks), "1", "matrices whose rows are no whole number of blocks of the type they would have"
-        )
+    return (
+        _metrics((sink.bytes_written, read, sink.parameters), kinds, checked)
+        | _reused(written)
+        | {
+            "fallback_tensors": Metric(
+                len(written.fallbacks),
+                "1",
+                "matrices whose rows are no whole number of blocks of the type they would have",
+            )
+        }
+    )
+
+
+def _reused(written: Written) -> dict[str, Metric]:
+    if not written.taken:
+        return {}
+    size = sum(making.nbytes for making in written.taken)
+    method = "processor time of encoding them when that was done, less the time of copying them"
+    return {
+        "reused_tensors": Metric(len(written.taken), "1", "quantized tensors copied from earlier results"),
+        "reused_bytes": Metric(size, "B", "bytes of these tensors"),
+        "saved_s": Metric(written.saved_s, "s", method),
     }
 
 

@@ -178,7 +178,9 @@ class Prune(Stage):
                 return sparsity.crowded(pruned, *_n_of_m(self.pattern)) > 0
             return sparsity.zeros(pruned) < self._least(pruned)
 
-        return Rule(mask, short, whole=self.pattern is None and self.method == "magnitude")
+        # What wanda drops depends on more than the weights.
+        alone = f"magnitude {self.pattern or share}" if self.method == "magnitude" else None
+        return Rule(mask, short, whole=self.pattern is None and self.method == "magnitude", identity=alone)
 
     def _least(self, weight: torch.Tensor) -> int:
         share = self.sparsity or 0.0

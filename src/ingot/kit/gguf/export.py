@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,14 +11,16 @@ from typing import Any, Protocol
 import torch
 
 from ingot.core.digest import FileRecord
+from ingot.core.stage import Earlier
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.imatrix import Imatrix
 from ingot.kit.gguf.layout import Layout
 from ingot.kit.gguf.mixture import Choice, ModelFacts, Tensor, Wish, choose
+from ingot.kit.gguf.reuse import Making, Makings, Shelf
 from ingot.kit.gguf.sink import Content, GgufSink
 from ingot.kit.gguf.types import FILE_TYPES, PLAIN
 from ingot.kit.gguf.writer import Field, text, texts, u32
-from ingot.kit.stream import pipeline
+from ingot.kit.stream import chain, pipeline
 from ingot.kit.stream.vocabulary import Slot, Weights
 
 #: The field that names the model; its value may be known only when all has flowed.
@@ -54,6 +57,14 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """What may be taken over: from which earlier results, and what lies between the source and this file."""
+
+    earlier: tuple[Earlier, ...] = ()
+    through: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class LayoutForm:
     """The form of a Hugging Face model: its layout, and the fields of its tokenizer."""
 
@@ -85,22 +96,47 @@ class Written:
     sink: GgufSink
     files: tuple[FileRecord, ...] = ()
     fallbacks: dict[str, str] = field(default_factory=dict)
+    #: What a later build has to know to take tensors over, and the tensors that this one took over.
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+    taken: Sequence[Making] = ()
+    saved_s: float = 0.0
 
 
 def export(
-    weights: Weights, form: Form, products: Sequence[Product], digest: Callable[[], str], **run: Any
+    weights: Weights,
+    form: Form,
+    products: Sequence[Product],
+    digest: Callable[[], str],
+    reuse: Reuse = Reuse(),
+    **run: Any,
 ) -> list[Written]:
     """Write every product from one read of the weights. ``digest`` is asked when all has flowed.
 
-    ``run`` goes to the pipeline. RefusedInput: E-GGUF-ROWS under ``strict``, E-GGUF-IMATRIX, E-GGUF-NONFINITE.
+    ``run`` goes to the pipeline. RefusedInput: E-GGUF-ROWS under ``strict``, E-GGUF-IMATRIX, E-GGUF-NONFINITE. Changed
+    when what was taken over is not what it was: then the files are of no use.
     """
-    sinks = [GgufSink(product.path, _content(product, form)) for product in products]
-    pipeline.run(weights, sinks, **run)
+    origins = chain.origins(weights)
+    with closing(Shelf(reuse.earlier, weights.origin, weights.known)) as shelf:
+        makings = [Makings(shelf, origins, reuse.through) for _ in products]
+        sinks = [GgufSink(it.path, _content(it, form, made)) for it, made in zip(products, makings, strict=True)]
+        pipeline.run(weights, sinks, **run)
+    sources: Mapping[str, str] = getattr(weights.source, "tensors", {})
+    for made in makings:
+        made.compare(sources)
     late = [text(MODEL_KEY, digest())]
-    return [Written(sink, sink.records(late), _fallbacks(sink.choices)) for sink in sinks]
+    return [_written(weights, sink, made, sources, late) for sink, made in zip(sinks, makings, strict=True)]
 
 
-def _content(product: Product, form: Form) -> Content:
+def _written(
+    weights: Weights, sink: GgufSink, makings: Makings, sources: Mapping[str, str], late: Sequence[Field]
+) -> Written:
+    found = makings.record(sources, sink.places)
+    blocks = {"source": weights.origin or None, "tensors": found} if found else {}
+    fallbacks = _fallbacks(sink.choices)
+    return Written(sink, sink.records(late), fallbacks, blocks, makings.taken, makings.saved_s)
+
+
+def _content(product: Product, form: Form, makings: Makings) -> Content:
     wish, matrix = product.wish, product.imatrix
     number, base = FILE_TYPES[wish.type]
 
@@ -119,7 +155,9 @@ def _content(product: Product, form: Form) -> Content:
 
     late = any(item == text(MODEL_KEY, "0" * 64) for item in product.provenance)
     entries = matrix.weights() if matrix else {}
-    return Content(chosen, fields, form.extra(), entries, product.split_bytes, product.check, late=late)
+    return Content(
+        chosen, fields, form.extra(), entries, product.split_bytes, product.check, late=late, makings=makings
+    )
 
 
 def stored_type(slots: Sequence[Slot]) -> str:

@@ -38,6 +38,10 @@ class Part:
         self._record: FileRecord | None = None
         self._file = -1
 
+    def begin(self, number: int) -> int:
+        """The first byte of a tensor."""
+        return dict(self._shard.tensors)[number]
+
     def open(self, *, late: bool) -> None:
         """Begin the file."""
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

@@ -7,6 +7,7 @@ tensor (xxh3-128). How the rows come in blocks changes nothing: a row is quantiz
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ingot.errors import RefusedInput
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.mixture import Choice
 from ingot.kit.gguf.parts import Part
+from ingot.kit.gguf.reuse import Changed, Makings
 from ingot.kit.gguf.types import PLAIN
 from ingot.kit.gguf.writer import Field, TensorInfo, i32, u16
 from ingot.kit.stream.verified import TensorHash
@@ -30,7 +32,8 @@ class Content:
     """What a file is to say. ``choose`` gives each slot its type; ``fields`` the metadata, told the parameter count.
 
     ``extra`` are tensors that no source holds; they come first, in F32. ``imatrix`` holds, by tensor, a weight for each
-    column. ``late`` is the key of a digest that is only known when all was read (64 hex digits).
+    column. ``late`` is the key of a digest that is only known when all was read (64 hex digits). ``makings`` says which
+    quantized tensors are copied from earlier files, and keeps what the others cost.
     """
 
     choose: Callable[[Sequence[Slot]], Mapping[str, Choice]]
@@ -40,6 +43,7 @@ class Content:
     split_bytes: int | None = None
     check: bool = True
     late: bool = False
+    makings: Makings | None = None
 
 
 class GgufSink:
@@ -69,6 +73,7 @@ class GgufSink:
         self._infos = [TensorInfo(name, tuple(tensor.shape), "F32") for name, tensor in content.extra.items()]
         self._infos += [TensorInfo(slot.name, slot.shape, self.choices[slot.name].type) for slot in slots]
         self._check_imatrix(slots)
+        self._look_for_equals()
         for kind in sorted({choice.type for choice in self.choices.values()} - PLAIN):
             ggml().prepare(kind)
         self._parts = self._lay_out(content.fields(slots))
@@ -97,6 +102,21 @@ class GgufSink:
                     facts=[f"entries: {len(self.content.imatrix)}"],
                 )
 
+    def _look_for_equals(self) -> None:
+        for index, slot in enumerate(self._slots):
+            info = self._info(index)
+            # others are as quickly made as they are read
+            if self.content.makings is not None and info.type not in PLAIN:
+                self.content.makings.choose(index, slot, info.type, self._columns(slot), info.nbytes)
+
+    def _info(self, index: int) -> TensorInfo:
+        return self._infos[index + len(self.content.extra)]
+
+    def _columns(self, slot: Slot) -> torch.Tensor | None:
+        """The importance of each column; None where there is none that fits."""
+        weights = self.content.imatrix.get(slot.name)
+        return weights if weights is not None and len(weights) == slot.shape[-1] else None
+
     def _lay_out(self, fields: Sequence[Field]) -> list[Part]:
         limit, infos = self.content.split_bytes, self._infos
         if limit is None:
@@ -119,27 +139,40 @@ class GgufSink:
         """Rows are independent of one another."""
         return 1
 
-    def encode(self, block: Block) -> torch.Tensor:
-        """The bytes of these rows in their tensor's type."""
+    def encode(self, block: Block) -> tuple[torch.Tensor, int]:
+        """The bytes of these rows in their tensor's type, and the nanoseconds that they took."""
+        makings = self.content.makings
+        if makings is None or makings.kept(block.index) is None:
+            start = time.thread_time_ns()
+            return self._encoded(block), time.thread_time_ns() - start
+        row = self._info(block.index).nbytes // self._slots[block.index].rows
+        # waiting for the disk counts here
+        start = time.perf_counter_ns()
+        piece = makings.read(block.index, block.start * row, block.rows.shape[0] * row)
+        return piece, time.perf_counter_ns() - start
+
+    def _encoded(self, block: Block) -> torch.Tensor:
         slot = self._slots[block.index]
         kind = self.choices[slot.name].type
         if kind == slot.dtype:
             return block.rows.contiguous().view(torch.uint8).flatten()
         if kind == "F32":
             return block.rows.float().contiguous().view(torch.uint8).flatten()
-        weights = self.content.imatrix.get(slot.name)
-        if weights is not None and len(weights) != slot.shape[-1]:
-            weights = None
         try:
-            return ggml().encode(block.rows, kind, weights, check=self.content.check or kind not in PLAIN)
+            return ggml().encode(block.rows, kind, self._columns(slot), check=self.content.check or kind not in PLAIN)
         except RefusedInput as error:
             raise RefusedInput(error.code, error.what, facts=[f"tensor {slot.name!r}"]) from error
 
-    def write(self, block: Block, encoded: torch.Tensor) -> None:
-        """Write the bytes at their place, while another thread hashes those before."""
-        slot = self._slots[block.index]
+    def write(self, block: Block, encoded: tuple[torch.Tensor, int]) -> None:
+        """Write the bytes at their place, while another thread hashes those before.
+
+        Changed where a tensor that was copied is not the one that was looked for.
+        """
+        slot, (piece, nanoseconds) = self._slots[block.index], encoded
+        if self.content.makings is not None:
+            self.content.makings.spend(block.index, nanoseconds)
         last = block.start + block.rows.shape[0] >= slot.rows
-        self._take(block.index + len(self.content.extra), encoded, last=last)
+        self._take(block.index + len(self.content.extra), piece, last=last)
 
     def _take(self, number: int, encoded: torch.Tensor, *, last: bool) -> None:
         self._wait()
@@ -153,7 +186,12 @@ class GgufSink:
 
     def _hash(self, number: int, piece: memoryview, padding: bytes | None) -> None:
         part = self._places[number]
-        self._tensor_hash.update(self._infos[number].name, piece, last=padding is not None)
+        name = self._infos[number].name
+        self._tensor_hash.update(name, piece, last=padding is not None)
+        index, makings = number - len(self.content.extra), self.content.makings
+        kept = makings.kept(index) if makings is not None and padding is not None else None
+        if kept is not None and kept.digest != self._tensor_hash.digests[name]:
+            raise Changed(f"{name} is not in {kept.path.name} any more")
         part.hash(number, piece)
         part.hash(number, padding or b"")
 
@@ -181,6 +219,16 @@ class GgufSink:
     def tensors(self) -> Mapping[str, str]:
         """The xxh3-128 of each tensor's data, by name."""
         return self._tensor_hash.digests
+
+    @property
+    def places(self) -> Mapping[int, tuple[str, str, int]]:
+        """Of the tensor of each slot: its name, its file, and its first byte there."""
+        first = len(self.content.extra)
+        return {
+            number - first: (self._infos[number].name, part.path.name, part.begin(number))
+            for number, part in self._places.items()
+            if number >= first
+        }
 
     @property
     def parameters(self) -> int:

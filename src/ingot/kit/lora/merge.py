@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import fsum
+from typing import Any
 
 import torch
 
@@ -50,6 +51,7 @@ class LoraMerge:
     tally: Tally = field(default_factory=Tally)
     _places: Places | None = None
     _adapted: dict[str, bool] = field(default_factory=dict)
+    _hashes: dict[tuple[Any, ...], tuple[torch.Tensor, str]] = field(default_factory=dict)
 
     def begin(self, slots: Sequence[Slot]) -> None:
         """Find the place of every change. RefusedInput: E-MERGE-UNMATCHED, E-MERGE-SHAPE, E-MERGE-METHOD."""
@@ -92,6 +94,13 @@ class LoraMerge:
             same = dtype == slot.dtype
             return Route(made, unchanged if same else _cast(made, check=self._checks), identity=identity)
         return Route(made, work.map, work.step, work.whole, work.identity())
+
+    def content(self, tensor: torch.Tensor) -> str:
+        """SHA-256 of a tensor's dtype, shape and bytes; of each once, as routes are asked for more than once."""
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        # held, so that no other tensor can lie there
+        known = self._hashes.get(key) or self._hashes.setdefault(key, (tensor, _content(tensor)))
+        return known[1]
 
     @property
     def _checks(self) -> bool:
@@ -220,18 +229,19 @@ class Work:
 
     def identity(self) -> str:
         """A hash of all that decides the map."""
+        content = self.merge.content
         parts: dict[str, object] = {
             "arithmetic": ARITHMETIC, "torch": torch.__version__, "from": self.given.dtype, "dtype": self.made.dtype,
-            "biases": [[_content(bias), scale] for bias, scale in self.biases],
-            "replaced": None if self.replaced is None else _content(self.replaced),
-            "tokens": None if not self.tokens else [list(self.tokens[0]), _content(self.tokens[1])],
+            "biases": [[content(bias), scale] for bias, scale in self.biases],
+            "replaced": None if self.replaced is None else content(self.replaced),
+            "tokens": None if not self.tokens else [list(self.tokens[0]), content(self.tokens[1])],
             "quantization": self.trip.identity if self.trip else None,
         }  # fmt: skip
         if self.patch:
             parts["flipped"] = self.patch.flipped
             parts["factors"] = [
-                [_content(item.down), _content(item.up), item.scale, item.embedding,
-                 None if item.magnitude is None else _content(item.magnitude)] for item in self.patch.factors
+                [content(item.down), content(item.up), item.scale, item.embedding,
+                 None if item.magnitude is None else content(item.magnitude)] for item in self.patch.factors
             ]  # fmt: skip
         return "lora " + sha256_bytes(canonical_json(parts))
 

@@ -119,6 +119,30 @@ def slots(weights: Weights) -> list[Slot]:
     return [step.slot for step in steps]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor at the end of a chain comes from: the source's slot, and what each transform says it does."""
+
+    source: Slot
+    identities: tuple[str | None, ...] = ()
+
+
+def origins(weights: Weights) -> list[Origin]:
+    """The origins of the tensors that come out at the end of a chain, in the order of ``slots``."""
+    steps = [Step(slot, index) for index, slot in enumerate(weights.source.slots)]
+    found = [Origin(step.slot) for step in steps]
+    for link in weights.chain:
+        if not isinstance(link, Tap):
+            after = _through(link, steps)
+            found = [
+                Origin(origin.source, (*origin.identities, route.identity))
+                for origin, step in zip(found, steps, strict=True)
+                for route, _ in step.routes
+            ]
+            steps = after
+    return found
+
+
 def _through(transform: Transform, steps: Sequence[Step]) -> list[Step]:
     transform.begin([step.slot for step in steps])
     after: list[Step] = []

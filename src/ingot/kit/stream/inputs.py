@@ -45,14 +45,21 @@ def expected_files(given: Given, role: str) -> Mapping[str, FileRecord] | None:
 
 def _from_folder(given: Given, role: str) -> Weights:
     folder = given.one(role)
-    return Weights(SafetensorsSource(folder, expected_files(given, role)), folder)
+    return with_origin(Weights(SafetensorsSource(folder, expected_files(given, role)), folder), given, role)
+
+
+def with_origin(weights: Weights, given: Given, role: str) -> Weights:
+    """The same, with what is known of the single role whose folder its source reads."""
+    origin, known = next(iter(given.digests.get(role, ())), ""), given.tensors.get(role, {})
+    return replace(weights, origin=origin, known=known)
 
 
 def _virtual(given: Given, role: str, progress: Progress) -> Weights:
     inner = _flow(given, role, progress)
     sink = HashSink(given.scratch, inner.shard_bytes)
     chain = [*inner.chain, Tap(sink)]
-    return Weights(inner.source, inner.folder, chain, passed={role: lambda: finished(inner, sink)})
+    passed = {role: lambda: finished(inner, sink)}
+    return replace(Weights(inner.source, inner.folder, chain, passed=passed), origin=inner.origin, known=inner.known)
 
 
 def _flow(given: Given, role: str, progress: Progress) -> Weights:

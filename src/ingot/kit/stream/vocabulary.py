@@ -204,7 +204,9 @@ class Weights:
     ``folder`` holds config.json, tokenizer and chat template, whether or not the weights were ever written: of a flow
     these side files and nothing else. ``shard_bytes`` is the most data in one safetensors file, written or not.
     ``measure`` is what the flow's stage has to report of its result. ``passed`` gives, once all has flowed, what was
-    measured of the virtual inputs on the way, by role.
+    measured of the virtual inputs on the way, by role. ``origin`` is the digest of the object that the source
+    reads, as far as it is known, and ``known`` what was said of its tensors (xxh3-128 by name): not compared with
+    anything.
     """
 
     source: Source
@@ -213,3 +215,5 @@ class Weights:
     shard_bytes: int = 5_000_000_000
     measure: Measure = nothing_measured
     passed: dict[str, Callable[[], Done]] = field(default_factory=dict)
+    origin: str = ""
+    known: Mapping[str, str] = field(default_factory=dict)
