@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Metric, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Metrics, Progress, Role, Source, Stage
 
 if TYPE_CHECKING:
-    from ingot.kit.gguf.check import Checked
-    from ingot.kit.gguf.export import Product, Written
+    from ingot.kit.gguf.export import Product
     from ingot.kit.gguf.imatrix import Imatrix
-    from ingot.kit.stream.vocabulary import Weights
 
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -194,22 +191,13 @@ def _reusing(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progres
     return [replace(done, notes={**done.notes, "reuse": told}) for done in found]
 
 
-def _through(given: Given, role: str) -> tuple[Any, ...]:
-    """Kind, revision and tools of each virtual target that a role flows through, the nearest first."""
-    from ingot.core.plan import tool_version
-
-    if role not in given.virtual:
-        return ()
-    stage, below = given.virtual[role].stage, given.virtual[role].given
-    tools = {name: tool_version(name) for name in sorted(stage.tools_used())}
-    return [stage.kind, stage.revision, tools], *_through(below, role)
-
-
 def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress: Progress) -> list[Done]:
     from ingot.core.digest import tree_digest
+    from ingot.kit.gguf import figures
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import Reuse, export
     from ingot.kit.gguf.hf_input import form_of, open_plain
+    from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
 
     weights, source = open_plain(given, progress, finite=not stages[0].allow_nonfinite)
@@ -225,20 +213,21 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         # What flowed by is what the file was made of, whatever was known of it before.
         return tree_digest(passed["model"].files) if "model" in passed else given.digests["model"][0]
 
-    reuse = Reuse(given.earlier, _through(given, "model"))
+    reuse = Reuse(given.earlier, through(given, "model"))
     written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
     found = []
     for item in written:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
         notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
-        metrics = _own_metrics(item, weights, checked)
+        metrics = figures.of_written(item, weights, checked)
         found.append(Done(metrics, item.files, item.sink.tensors, passed, notes, item.blocks))
     return found
 
 
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
     """The file that a llama.cpp checkout makes; its input is verified and the file checked as our own is."""
+    from ingot.kit.gguf import figures
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import provenance
     from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
@@ -253,7 +242,7 @@ def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done
     checked = check_gguf(out / "model.gguf", load_tokenizer(conversion.model), threads=given.threads)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
-    metrics = _metrics((size, read, parameters), [info.type for info in tensors], checked)
+    metrics = figures.of_file((size, read, parameters), [info.type for info in tensors], checked)
     return Done(metrics, passed=conversion.passed)
 
 
@@ -302,51 +291,3 @@ def _imatrix(stage: Gguf, given: Given) -> tuple[Imatrix | None, Path | None]:
     place = folder if folder is not None else given.sources[0]
     path = imatrix_file(place) if place.is_dir() else place
     return read_imatrix(path), path
-
-
-def _own_metrics(written: Written, weights: Weights, checked: Checked) -> dict[str, Metric]:
-    sink = written.sink
-    kinds = [choice.type for choice in sink.choices.values()] + ["F32"] * len(sink.content.extra)
-    read = sum(slot.nbytes for slot in weights.source.slots)
-    return (
-        _metrics((sink.bytes_written, read, sink.parameters), kinds, checked)
-        | _reused(written)
-        | {
-            "fallback_tensors": Metric(
-                len(written.fallbacks),
-                "1",
-                "matrices whose rows are no whole number of blocks of the type they would have",
-            )
-        }
-    )
-
-
-def _reused(written: Written) -> dict[str, Metric]:
-    if not written.taken:
-        return {}
-    size = sum(making.nbytes for making in written.taken)
-    method = "processor time of encoding them when that was done, less the time of copying them"
-    return {
-        "reused_tensors": Metric(len(written.taken), "1", "quantized tensors copied from earlier results"),
-        "reused_bytes": Metric(size, "B", "bytes of these tensors"),
-        "saved_s": Metric(written.saved_s, "s", method),
-    }
-
-
-def _metrics(counts: tuple[int, int, int], kinds: Sequence[str], checked: Checked) -> dict[str, Metric]:
-    size, read, parameters = counts
-    return {
-        "bytes": Metric(size, "B", "size of the file, or of its parts"),
-        "bytes_written": Metric(size, "B", "bytes written, each once"),
-        "bytes_read": Metric(read, "B", "data of the tensors that it was made from, read once"),
-        "parameters": Metric(parameters, "parameters", "weights of the source model, counted"),
-        "bits_per_weight": Metric(8 * size / parameters, "1", "bits of the whole file over the parameters"),
-        "probe_texts": Metric(
-            checked.texts, "1", "texts on which llama.cpp and the Hugging Face tokenizer gave equal ids"
-        ),
-        "load_s": Metric(checked.load_seconds, "s", "time for llama.cpp to open the file, once, page cache warm"),
-        **{
-            f"tensors_{name.lower()}": Metric(count, "1", f"tensors of type {name} in the file")
-            for name, count in sorted(Counter(kinds).items())
-        },
-    }

@@ -22,7 +22,8 @@ import torch
 
 from ingot.core import files
 from ingot.core.digest import canonical_json, hash_file, sha256_bytes
-from ingot.core.stage import Earlier
+from ingot.core.plan import tool_version
+from ingot.core.stage import Earlier, Given
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.stream.chain import Origin
 from ingot.kit.stream.vocabulary import Slot
@@ -69,6 +70,15 @@ def recipe(origin: Origin, target: Slot, kind: str, imatrix: torch.Tensor | None
         "ggml": _library(),
     }
     return sha256_bytes(canonical_json(parts))
+
+
+def through(given: Given, role: str) -> tuple[Any, ...]:
+    """Kind, revision and tools of each virtual target that a role flows through, the nearest first."""
+    if role not in given.virtual:
+        return ()
+    stage, below = given.virtual[role].stage, given.virtual[role].given
+    tools = {name: tool_version(name) for name in sorted(stage.tools_used())}
+    return [stage.kind, stage.revision, tools], *through(below, role)
 
 
 class Shelf:
