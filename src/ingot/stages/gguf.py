@@ -221,7 +221,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
         notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
         metrics = figures.of_written(item, weights, checked)
-        found.append(Done(metrics, item.files, item.sink.tensors, passed, notes, item.blocks))
+        found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
     return found
 
 

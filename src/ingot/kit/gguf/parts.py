@@ -79,18 +79,19 @@ class Part:
             self._file = -1
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Write fields of equal size that were not known before, by their keys, and hash the file."""
+        """Write fields of equal size that were not known before, by their keys."""
         known = {item.key: item for item in late}
         head = header([known.get(item.key, item) for item in self._fields], self.infos)
         if len(head) != len(self._head):
             raise ValueError("a late field changed the size of the header")
         with self.path.open("r+b") as file:
             file.write(head)
-        self._record = FileRecord(self.path.name, *hash_file(self.path))
+        self._head = head
 
     def record(self) -> FileRecord:
-        """The file as it was hashed."""
-        assert self._record is not None, "asked for before it was complete"
+        """The file as it was hashed on the way, or once its header is complete."""
+        if self._record is None:
+            self._record = FileRecord(self.path.name, *hash_file(self.path))
         return self._record
 
     def _read_back(self, at: int, size: int) -> bytes:

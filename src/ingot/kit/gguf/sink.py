@@ -244,11 +244,11 @@ class GgufSink:
         """The files, the first part first."""
         return tuple(part.path for part in self._parts)
 
-    def records(self, late: Sequence[Field] = ()) -> tuple[FileRecord, ...]:
-        """The files as they were hashed. ``late`` replaces fields of the header of equal size, by their keys.
-
-        A file whose header was not complete is hashed now, in one more read of what was just written.
-        """
+    def complete(self, late: Sequence[Field]) -> None:
+        """Replace fields of the header by others of equal size, by their keys."""
         if self.content.late:
             self._parts[0].complete(late)
+
+    def records(self) -> tuple[FileRecord, ...]:
+        """The files as they were hashed; one whose header was late is hashed now, in one more read."""
         return tuple(part.record() for part in self._parts)
