@@ -265,6 +265,20 @@ def test_a_digest_known_only_at_the_end_gives_the_same_file(tiny: Path, tmp_path
     assert tree_digest(done.passed["model"].files) == digest_of(written)
 
 
+def test_the_file_names_the_model_that_flowed_in_not_the_one_that_was_known(tiny: Path, tmp_path: Path) -> None:
+    """A virtual input came out otherwise than on record: the file, its hashes and the receipt tell what it is now."""
+    convert = load_kind("convert").model_validate_json('{"dtype": "float16"}', strict=True)
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    for folder in (scratch, scratch / "below", out):
+        folder.mkdir()
+    below = Given({"model": (tiny,)}, {"model": (digest_of(tiny),)}, scratch / "below", threads=2)
+    given = Given({}, {"model": ("ab" * 32,)}, scratch, threads=2, virtual={"model": Virtual(convert, below)})
+    done = Done.of(stage_of("gguf", {"type": "Q4_0"}).run(given, out, Recorder()))
+    assert done.files == record_files(out)
+    said = read_gguf(out / "model.gguf").metadata["ingot.model.digest"]
+    assert said == tree_digest(done.passed["model"].files) != "ab" * 32
+
+
 def test_a_damaged_input_is_noticed_in_the_read(tiny: Path, tmp_path: Path) -> None:
     folder = _copy(tiny, tmp_path / "hf")
     listed = {record.path: record for record in record_files(folder)}

@@ -247,8 +247,8 @@ class GgufSink:
     def records(self, late: Sequence[Field] = ()) -> tuple[FileRecord, ...]:
         """The files as they were hashed. ``late`` replaces fields of the header of equal size, by their keys.
 
-        A file whose header was not complete is hashed now, in one more read of what was just written.
+        A file whose header was not complete, or says otherwise than was known when it was begun, is hashed now, in one
+        more read of what was just written.
         """
-        if self.content.late:
-            self._parts[0].complete(late)
+        self._parts[0].complete(late)
         return tuple(part.record() for part in self._parts)
