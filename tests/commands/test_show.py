@@ -10,7 +10,7 @@ from ingot import registry
 from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
 from projectkit import Sandbox
-from recordkit import object_of, registry_of, simple, writable
+from recordkit import append, object_of, registry_of, simple, writable
 
 FIELDS = [
     "target",
@@ -54,6 +54,21 @@ def test_an_artifact_that_is_gone_is_said_to_be(chain: Sandbox) -> None:
     shutil.rmtree(writable(object_of(chain, "s:b")))
     assert chain.json("show", "s:b")["present"] is False
     assert "not present in the store or damaged (build it again: doit s:b)" in chain.ok("show", "s:b")
+
+
+def test_what_a_stage_told_beside_numbers_is_shown(chain: Sandbox) -> None:
+    assert "notes:" not in chain.ok("show", "s:b")
+    fallbacks = {f"blk.{number}.ffn_down.weight": "Q4_K -> F16" for number in range(7)}
+    told = {"fallbacks": fallbacks, "limits": ["llama.cpp attends to all positions"], "reuse": "all was encoded"}
+    append(chain, "s:b", notes=told)
+    lines = chain.ok("show", "s:b").partition("notes:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [
+        *(["fallbacks", f"blk.{number}.ffn_down.weight: Q4_K -> F16"] for number in range(5)),
+        ["fallbacks", "and 2 more (doit show --json has all)"],
+        ["limits", "llama.cpp attends to all positions"],
+        ["reuse", "all was encoded"],
+    ]
+    assert chain.json("show", "s:b")["notes"] == told
 
 
 def test_never_built_is_not_unknown(chain: Sandbox) -> None:

@@ -138,7 +138,7 @@ EXPECTED = {
     "converted": {"parameters", "tensors", "weight_bytes", "bits_per_weight"},
     "prune": {"zeros", "sparsity", "sparsity_lowest", "sparsity_highest", "pruned_parameters", "pruned_layers"},
     "quantize": {"weight_bytes", "bits_per_weight", "compression"},
-    "gguf": {"bytes", "parameters", "bits_per_weight", "tensors_q8_0", "tensors_f32"},
+    "gguf": {"bytes", "parameters", "bits_per_weight", "compression", "tensors_q8_0", "tensors_f32"},
 }
 
 
@@ -205,7 +205,7 @@ def test_the_weights_of_a_packed_checkpoint_are_not_its_words(tmp_path: Path) ->
     out.mkdir()
     model.mkdir()
     write_gguf(out / "model.gguf", [], [TensorInfo("t", (4,), "F32")], [memoryview(bytes(16))])
-    for name, wanted in (("l.weight", {"parameters", "bits_per_weight"}), ("l.weight_packed", set())):
+    for name, wanted in (("l.weight", {"parameters", "bits_per_weight", "compression"}), ("l.weight_packed", set())):
         safetensors(model / "model.safetensors", {name: ("I32", [4], bytes(16))})
         receipt = recorded("gguf", out, {}, model=model)
         derived = derive(receipt, {receipt["digest"]: out, receipt["inputs"]["model"]["digest"]: model}.get)

@@ -175,6 +175,18 @@ def test_fall_backs_are_named(stories: Path, tmp_path: Path) -> None:
     assert len(named) == done.metrics["fallback_tensors"].value == 36
     assert named["blk.0.ffn_down.weight"] == "Q4_K -> F16"
     assert named["blk.0.ffn_up.weight"] == "Q4_K -> Q5_0"
+    assert "limits" not in done.notes
+
+
+def test_what_llama_cpp_will_compute_otherwise_is_told(tiny: Path, tmp_path: Path) -> None:
+    model = _copy(tiny, tmp_path / "hf")
+    _edit(model / "config.json", sliding_window=32)
+    done = run_done("gguf", {"type": "Q8_0"}, {"model": model}, tmp_path)
+    told = done.notes["limits"]
+    assert isinstance(told, list)
+    assert told == ["llama.cpp attends to all positions, transformers to the last 32: they agree up to that length"]
+    _edit(model / "config.json", sliding_window=256)
+    assert "limits" not in run_done("gguf", {"type": "Q8_0"}, {"model": model}, tmp_path, name="far").notes
 
 
 def test_the_file_says_what_it_was_made_of(tiny: Path, tmp_path: Path) -> None:
@@ -246,10 +258,25 @@ def test_a_digest_known_only_at_the_end_gives_the_same_file(tiny: Path, tmp_path
     below = Given({"model": (tiny,)}, {"model": (digest_of(tiny),)}, scratch / "below", threads=2)
     given = Given({}, {}, scratch, threads=2, virtual={"model": Virtual(convert, below)})
     done = Done.of(stage_of("gguf", {"type": "Q4_0"}).run(given, out, Recorder()))
-    alone, _ = run_stage("gguf", {"type": "Q4_0"}, {"model": written}, tmp_path, name="alone")
+    alone, metrics = run_stage("gguf", {"type": "Q4_0"}, {"model": written}, tmp_path, name="alone")
     assert digest_of(out) == digest_of(alone)
+    assert done.metrics["compression"] == metrics["compression"]
     assert done.files == record_files(out)
     assert tree_digest(done.passed["model"].files) == digest_of(written)
+
+
+def test_the_file_names_the_model_that_flowed_in_not_the_one_that_was_known(tiny: Path, tmp_path: Path) -> None:
+    """A virtual input came out otherwise than on record: the file, its hashes and the receipt tell what it is now."""
+    convert = load_kind("convert").model_validate_json('{"dtype": "float16"}', strict=True)
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    for folder in (scratch, scratch / "below", out):
+        folder.mkdir()
+    below = Given({"model": (tiny,)}, {"model": (digest_of(tiny),)}, scratch / "below", threads=2)
+    given = Given({}, {"model": ("ab" * 32,)}, scratch, threads=2, virtual={"model": Virtual(convert, below)})
+    done = Done.of(stage_of("gguf", {"type": "Q4_0"}).run(given, out, Recorder()))
+    assert done.files == record_files(out)
+    said = read_gguf(out / "model.gguf").metadata["ingot.model.digest"]
+    assert said == tree_digest(done.passed["model"].files) != "ab" * 32
 
 
 def test_a_damaged_input_is_noticed_in_the_read(tiny: Path, tmp_path: Path) -> None:
@@ -270,7 +297,9 @@ def test_a_quantized_checkpoint_is_dequantized(tiny: Path, tmp_path: Path) -> No
     from ingot.kit.hf import write_safetensors
 
     quantized, _ = run_stage("quantize", {"scheme": "W8A16"}, {"model": tiny}, tmp_path, name="quantized")
-    out, _ = run_stage("gguf", {"type": "Q4_0"}, {"model": quantized}, tmp_path)
+    out, metrics = run_stage("gguf", {"type": "Q4_0"}, {"model": quantized}, tmp_path)
+    plain = sum(tensor.numel() * tensor.element_size() for _, tensor in iter_plain_tensors(quantized))
+    assert metrics["compression"].value == plain / (out / "model.gguf").stat().st_size
     by_hand = _copy(tiny, tmp_path / "by-hand")
     (by_hand / "model.safetensors").unlink()
     write_safetensors(by_hand / "model.safetensors", dict(iter_plain_tensors(quantized)))

@@ -63,6 +63,8 @@ def test_an_unknown_architecture_is_converted(granite: Path, snapshots: list[Pat
     assert metadata["general.architecture"] == "granite"
     assert metadata["ingot.converter"].startswith("llama.cpp ")
     assert metrics["parameters"].value == sum(tensor.numel() for _, tensor in hf.iter_tensors(granite))
+    stored = sum(tensor.numel() * tensor.element_size() for _, tensor in hf.iter_tensors(granite))
+    assert metrics["compression"].value == stored / (out / "model.gguf").stat().st_size
     ids = torch.randint(3, 500, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = hf.load_model(granite, "float32")(input_ids=ids).logits[0].numpy()

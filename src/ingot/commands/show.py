@@ -31,6 +31,8 @@ _OTHERS = ("latest", "last_good")
 _WIDE = 100
 #: More targets of one pass are counted.
 _NAMED = 3
+#: Of a note that is a list or a mapping so many items are shown, the others are counted.
+_NOTED = 5
 
 
 class Show(IngotCommand):
@@ -92,6 +94,7 @@ def _show(screen: Screen, project: Project, receipt: Json) -> None:
     screen.table(("", ""), list(_head(project, receipt)))
     for title, titles, rows, right in (
         ("metrics", *_metric_table(screen, receipt)),
+        ("notes", ("", ""), _notes(receipt), ()),
         ("inputs", ("role", "target", "digest"), _inputs(receipt), ()),
         ("files", ("path", "size", "sha256"), _files(receipt), (1,)),
         ("what the result depends on", ("", ""), _key_parts(receipt), ()),
@@ -196,6 +199,16 @@ def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
         count = f"{metric['n']:,}" if "n" in metric else ""
         unit = "" if metric["unit"] == "1" else metric["unit"]
         yield name, number_text(metric["value"]), unit, shown, count, metric["method"]
+
+
+def _notes(receipt: Json) -> Iterator[tuple[str, str]]:
+    """What the stage told beside numbers, whatever it is; each note on rows of its own."""
+    for name, value in sorted(receipt.get("notes", {}).items()):
+        found = list(_flat(value))
+        for place, item in found[:_NOTED]:
+            yield name, f"{place}: {item}" if isinstance(value, Mapping) and place else str(item)
+        if len(found) > _NOTED:
+            yield name, f"and {len(found) - _NOTED} more (doit show --json has all)"
 
 
 def _named(names: Sequence[str]) -> str:

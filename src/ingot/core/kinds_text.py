@@ -96,6 +96,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("bytes_written", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "1", _ALWAYS),
+        ("compression", "1", _ALWAYS),
         ("fallback_tensors", "1", _ALWAYS),
         ("probe_texts", "1", _ALWAYS),
         ("load_s", "s", _ALWAYS),

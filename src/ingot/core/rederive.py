@@ -123,6 +123,8 @@ def _gguf(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
     packed = before is not None and any(tensor.name.endswith(".weight_packed") for tensor in before.tensors)
     if before is not None and before.elements and not packed:
         result |= {"parameters": before.elements, "bits_per_weight": 8 * facts.weight_bytes / before.elements}
+        if before.tensor_bytes is not None:
+            result["compression"] = before.tensor_bytes / facts.weight_bytes
     return result
 
 

@@ -199,8 +199,10 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf.hf_input import form_of, open_plain
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.stream.chain import slots
 
     weights, source = open_plain(given, progress, finite=not stages[0].allow_nonfinite)
+    model_bytes = sum(slot.nbytes for slot in slots(weights))
     tokenizer = load_tokenizer(weights.folder)
     form = form_of(weights, tokenizer)
     products = [_product(stage, given, out, source) for stage, out in zip(stages, outs, strict=True)]
@@ -219,8 +221,8 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     for item in written:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
-        notes = {"fallbacks": item.fallbacks} if item.fallbacks else {}
-        metrics = figures.of_written(item, weights, checked)
+        notes = figures.notes_of(item, form.layout.limits())
+        metrics = figures.of_written(item, weights, model_bytes, checked)
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
     return found
 
@@ -242,7 +244,7 @@ def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done
     checked = check_gguf(out / "model.gguf", load_tokenizer(conversion.model), threads=given.threads)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
-    metrics = figures.of_file((size, read, parameters), [info.type for info in tensors], checked)
+    metrics = figures.of_file(figures.Sizes(size, read, read, parameters), [info.type for info in tensors], checked)
     return Done(metrics, passed=conversion.passed)
 
 

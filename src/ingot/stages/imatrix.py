@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Metric, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 
@@ -16,12 +16,14 @@ class Imatrix(Stage):
     """Writes ``imatrix.gguf`` in llama.cpp's form, computed by llama.cpp on the unquantized model.
 
     The documents' tokens are put end to end and cut into texts of ``context`` tokens, each begun as the model begins a
-    text; what is left at the end is dropped. For every matrix of a layer the squares of its inputs are added up.
+    text; what is left at the end is dropped. For every matrix of a layer the squares of its inputs are added up. One
+    machine gives the same bytes again; another, whose processor adds in vectors of another width, may not.
     """
 
     kind: ClassVar[str] = "imatrix"
     revision: ClassVar[int] = 1
     produces: ClassVar[Format] = "imatrix"
+    reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
         "calibration": Role(accepts=("dataset",)),

@@ -79,14 +79,16 @@ class Part:
             self._file = -1
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Write fields of equal size that were not known before, by their keys."""
+        """Have fields of equal size say what is known now, by their keys; a file whose header changes is hashed anew."""
         known = {item.key: item for item in late}
         head = header([known.get(item.key, item) for item in self._fields], self.infos)
         if len(head) != len(self._head):
             raise ValueError("a late field changed the size of the header")
+        if self._record is not None and head == self._head:
+            return
         with self.path.open("r+b") as file:
             file.write(head)
-        self._head = head
+        self._head, self._record = head, None
 
     def record(self) -> FileRecord:
         """The file as it was hashed on the way, or once its header is complete."""

@@ -245,10 +245,13 @@ class GgufSink:
         return tuple(part.path for part in self._parts)
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Replace fields of the header by others of equal size, by their keys."""
-        if self.content.late:
-            self._parts[0].complete(late)
+        """Have fields of the header say what is known now: by their keys, each of equal size."""
+        self._parts[0].complete(late)
 
     def records(self) -> tuple[FileRecord, ...]:
-        """The files as they were hashed; one whose header was late is hashed now, in one more read."""
+        """The files as they were hashed.
+
+        A file whose header was not complete, or says otherwise than was known when it was begun, is hashed now, in one
+        more read of what was just written.
+        """
         return tuple(part.record() for part in self._parts)
