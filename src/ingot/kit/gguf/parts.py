@@ -79,7 +79,7 @@ class Part:
             self._file = -1
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Have fields of equal size say what is known now, by their keys; a file whose header changes is hashed anew."""
+        """Have fields of equal size say what is known now, by their keys; a file that changes is hashed anew."""
         known = {item.key: item for item in late}
         head = header([known.get(item.key, item) for item in self._fields], self.infos)
         if len(head) != len(self._head):
