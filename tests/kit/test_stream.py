@@ -286,6 +286,8 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, dtype: torch.dt
     assert error.value.code == "E-NONFINITE"
     assert "'b'" in error.value.what
     assert error.value.facts[0].startswith(fact)
+    assert error.value.facts[0].endswith("in rows 0 to 2 of 3, the first in row 1")
+    assert "in no quantized GGUF" in str(error.value.hint)
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:

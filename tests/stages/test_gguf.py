@@ -438,7 +438,7 @@ def test_the_self_check_finds_a_wrong_pre_tokenizer(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q4_K_M"])
 def test_weights_that_are_not_finite(tiny: Path, tmp_path: Path, kind: str) -> None:
-    """Refused as they pass; let through, it is the self-check that finds them."""
+    """Refused as they pass; let through where asked, though the model then says nothing."""
     from ingot.kit.hf import iter_tensors, write_safetensors
 
     folder = _copy(tiny, tmp_path / "hf")
@@ -450,9 +450,21 @@ def test_weights_that_are_not_finite(tiny: Path, tmp_path: Path, kind: str) -> N
         run_stage("gguf", {"type": kind}, {"model": folder}, tmp_path)
     assert caught.value.code == "E-NONFINITE"
     if kind == "F16":
-        with pytest.raises(StageFailed, match="not finite") as failed:
-            run_stage("gguf", {"type": kind, "allow_nonfinite": True}, {"model": folder}, tmp_path, name="let")
-        assert failed.value.code == "E-GGUF-SELFCHECK"
+        out, _ = run_stage("gguf", {"type": kind, "allow_nonfinite": True}, {"model": folder}, tmp_path, name="let")
+        gguf = read_gguf(out / "model.gguf")
+        (info,) = (info for info in gguf.tensors if info.name == "blk.1.ffn_down.weight")
+        assert np.argwhere(np.isnan(gguf.dequantized(info))).tolist() == [[3, 3]]
+
+
+def test_logits_that_are_not_finite_fail_the_self_check(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingot.kit.llama_cpp import Model
+
+    monkeypatch.setattr(Model, "greedy", lambda *_: ([0], False))
+    with pytest.raises(StageFailed, match="not finite") as failed:
+        run_stage("gguf", {"type": "F16"}, {"model": tiny}, tmp_path)
+    assert failed.value.code == "E-GGUF-SELFCHECK"
 
 
 def test_the_self_check_finds_a_file_that_llama_cpp_refuses(

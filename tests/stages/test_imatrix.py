@@ -223,6 +223,7 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(RefusedInput, match="no importance matrix") as caught:
         read_imatrix(tmp_path / "x.dat")
     assert caught.value.code == "E-IMATRIX"
+    assert caught.value.what.startswith("'imatrix': ")  # a parameter's file is called 'content' here
 
 
 @pytest.mark.parametrize("fault", ["nothing", "half", "values"])

@@ -115,6 +115,12 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("llama")
+def test_one_chats_with_the_first_part_of_a_split_model(run: Run) -> None:
+    run.target("s:gguf", "gguf", files=("model-00002-of-00002.gguf", "model-00001-of-00002.gguf"))
+    assert " cache/latest/s/gguf/model-00001-of-00002.gguf " in run.page()[-1]
+
+
+@pytest.mark.usefixtures("llama")
 def test_a_model_of_python_documentation_is_asked_about_python(run: Run) -> None:
     run.target("s:data", "dataset", sources=(("/sources/0", {"python_stdlib": "docstrings"}, "specs"),))
     run.target("s:gguf", "gguf")

@@ -201,7 +201,8 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.hf import load_tokenizer
     from ingot.kit.stream.chain import slots
 
-    weights, source = open_plain(given, progress, finite=not stages[0].allow_nonfinite)
+    finite = not stages[0].allow_nonfinite
+    weights, source = open_plain(given, progress, finite=finite)
     model_bytes = sum(slot.nbytes for slot in slots(weights))
     tokenizer = load_tokenizer(weights.folder)
     form = form_of(weights, tokenizer)
@@ -220,7 +221,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     found = []
     for item in written:
         progress.phase("check with llama.cpp")
-        checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
+        checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads, finite=finite)
         notes = figures.notes_of(item, form.layout.limits())
         metrics = figures.of_written(item, weights, model_bytes, checked)
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
@@ -241,7 +242,8 @@ def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done
     progress.phase(f"write {stage.type}")
     conversion.finish(out / "model.gguf", provenance(facts))
     progress.phase("check with llama.cpp")
-    checked = check_gguf(out / "model.gguf", load_tokenizer(conversion.model), threads=given.threads)
+    tokenizer, finite = load_tokenizer(conversion.model), not stage.allow_nonfinite
+    checked = check_gguf(out / "model.gguf", tokenizer, threads=given.threads, finite=finite)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
     metrics = figures.of_file(figures.Sizes(size, read, read, parameters), [info.type for info in tensors], checked)

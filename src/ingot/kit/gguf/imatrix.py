@@ -24,6 +24,7 @@ from ingot.kit.gguf.reader import find_gguf, read_gguf
 from ingot.kit.gguf.writer import Field, TensorInfo, text, texts, u32, write_gguf
 
 _MAX_ENTRIES, _MAX_NAME, _MAX_VALUES = 1 << 20, 1 << 10, 1 << 24
+_FORMS = "it is what llama-imatrix or 'kind: imatrix' writes"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def read_imatrix(path: Path) -> Imatrix:
     """Read either form. RefusedInput: E-IMATRIX for what is neither, E-GGUF-* for an unsound GGUF."""
     with path.open("rb") as file:
         is_gguf = file.read(4) == b"GGUF"
-    return _from_gguf(path) if is_gguf else _Legacy(path).read()
+    try:
+        return _from_gguf(path) if is_gguf else _Legacy(path).read()
+    except RefusedInput as error:  # the file of a parameter has no name of its own
+        raise RefusedInput(error.code, f"'imatrix': {error.what}", facts=error.facts, hint=_FORMS) from error
 
 
 def _from_gguf(path: Path) -> Imatrix:

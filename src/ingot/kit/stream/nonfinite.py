@@ -39,12 +39,14 @@ def _check(slot: Slot) -> MapRows:
 
 
 def _refusal(slot: Slot, rows: torch.Tensor, start: int) -> RefusedInput:
-    bad = int((~torch.isfinite(rows)).sum())
-    nan = int(torch.isnan(rows).sum())
-    where = f"rows {start} to {start + rows.shape[0] - 1} of {slot.rows}" if slot.shape else "its one value"
+    nan, infinite = int(torch.isnan(rows).sum()), int(torch.isinf(rows).sum())
+    where = "its one value"
+    if slot.shape:
+        first = int((~torch.isfinite(rows)).reshape(rows.shape[0], -1).any(dim=1).nonzero()[0])
+        where = f"rows {start} to {start + rows.shape[0] - 1} of {slot.rows}, the first in row {start + first}"
     return RefusedInput(
         "E-NONFINITE",
-        f"tensor {slot.name!r} holds {bad} values that are not finite",
-        facts=[f"{nan} NaN, {bad - nan} infinite, in {where}"],
-        hint="the training that made it went wrong; 'allow_nonfinite: true' takes it as it is",
+        f"tensor {slot.name!r} holds values that are not finite",
+        facts=[f"{nan} NaN, {infinite} infinite, in {where}"],
+        hint="its training went wrong; 'allow_nonfinite: true' takes it as it is, but in no quantized GGUF",
     )
