@@ -20,7 +20,7 @@ _SHARD_BYTES = 4_900_000_000
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a Llama; the vocabulary is Llama 3's."""
+    """The shape of a Llama."""
 
     hidden: int
     feed_forward: int
@@ -28,7 +28,7 @@ class Size:
     heads: int
     kv_heads: int
     tied: bool
-    vocabulary: int = 128256
+    vocabulary: int
 
     @property
     def parameters(self) -> int:
@@ -65,11 +65,11 @@ class Size:
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
-#: Parameters in billions, roughly → shape. 1.2 and 8 are those of Llama 3.2 1B and Llama 3.1 8B.
+#: Billions of parameters, roughly → shape. 0.3 and 1.2 are TinyLlama's, with fewer and more layers; 8 is Llama 3.1's.
 SIZES: Mapping[str, Size] = {
-    "0.3": Size(hidden=1024, feed_forward=4096, layers=11, heads=16, kv_heads=4, tied=True),
-    "1.2": Size(hidden=2048, feed_forward=8192, layers=16, heads=32, kv_heads=8, tied=True),
-    "8": Size(hidden=4096, feed_forward=14336, layers=32, heads=32, kv_heads=8, tied=False),
+    "0.3": Size(hidden=1024, feed_forward=2816, layers=21, heads=16, kv_heads=2, tied=False, vocabulary=32000),
+    "1.2": Size(hidden=2048, feed_forward=5632, layers=24, heads=32, kv_heads=4, tied=False, vocabulary=32000),
+    "8": Size(hidden=4096, feed_forward=14336, layers=32, heads=32, kv_heads=8, tied=False, vocabulary=128256),
 }
 
 
@@ -155,5 +155,5 @@ def _config(size: Size) -> dict[str, Any]:
         "num_attention_heads": size.heads, "num_key_value_heads": size.kv_heads,
         "head_dim": size.hidden // size.heads, "vocab_size": size.vocabulary, "tie_word_embeddings": size.tied,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "attention_bias": False,
-        "bos_token_id": 128000, "eos_token_id": 128001, "initializer_range": 0.02,
+        "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02,
     }  # fmt: skip

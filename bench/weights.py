@@ -5,7 +5,7 @@
     python bench/weights.py --types            # three types from one read against three runs
     python bench/weights.py --reuse 1.2        # a second adapter on one base, with the first in the store and without
 
-Models are random, in the shapes of Llama 3 (``random_model.py``), with a rank-64 adapter on all linear layers. What is
+Models are random Llamas (``random_model.py``) with a rank-64 adapter on all linear layers. What is
 timed is `doit weights:gguf` from model and adapter in the store to a checked and recorded GGUF.
 """
 
@@ -75,30 +75,27 @@ class Project:
         return found
 
 
-def make_project(folder: Path, name: str, tokenizer: Path) -> tuple[Project, Size]:
+def make_project(folder: Path, name: str, source: Path) -> tuple[Project, Size]:
     """A random model and adapter of one size, fetched into a new project; the project's own copy is dropped."""
     root, size = folder / f"project-{name}", SIZES[name]
     (root / "specs").mkdir(parents=True)
     shutil.copy(REPO / "dodo.py", root)
     write_model(root / "specs" / "model", size)
     write_adapter(root / "specs" / "adapter", size, RANK)
-    for path in tokenizer.iterdir():
-        shutil.copy(path, root / "specs" / "model")
+    write_vocabulary(root / "specs" / "model", source, size.vocabulary)
     project = Project(root, environment(folder / f"home-{name}"))
     project.types("Q4_0")
     project.doit("weights:base", "weights:adapter")
     return project, size
 
 
-def make_tokenizer(folder: Path, source: Path) -> Path:
-    """Llama 3's tokenizer, from the vocabulary that llama.cpp's sources carry."""
+def write_vocabulary(folder: Path, source: Path, vocabulary: int) -> None:
+    """Llama 3's tokenizer, or with 32,000 tokens Llama 2's, from the vocabularies that llama.cpp's sources carry."""
     from ingot.kit.gguf.reader import read_gguf
     from ingot.kit.gguf.tokenizer import write_tokenizer
 
-    folder.mkdir()
-    metadata = read_gguf(source / "models" / "ggml-vocab-llama-bpe.gguf").metadata
-    write_tokenizer(metadata, folder, max_length=8192)
-    return folder
+    name = {32000: "llama-spm", 128256: "llama-bpe"}[vocabulary]
+    write_tokenizer(read_gguf(source / "models" / f"ggml-vocab-{name}.gguf").metadata, folder, max_length=4096)
 
 
 def run_peers(folder: Path, project: Project, source: Path, kind: str) -> dict[str, Measured]:
@@ -169,9 +166,9 @@ def _ggml() -> Any:
     return library
 
 
-def against_peers(folder: Path, source: Path, tokenizer: Path, kinds: Sequence[str]) -> None:
+def against_peers(folder: Path, source: Path, kinds: Sequence[str]) -> None:
     """One size, each type by ingot, by the peers, and by ``ggml_quantize_chunk`` alone."""
-    project, size = make_project(folder, "1.2", tokenizer)
+    project, size = make_project(folder, "1.2", source)
     ours: dict[str, Measured] = {}
     stages: dict[str, dict[str, Any]] = {}
     alone: dict[str, float] = {}
@@ -197,12 +194,12 @@ def against_peers(folder: Path, source: Path, tokenizer: Path, kinds: Sequence[s
         print(f"  written: ingot {mine.disk / 1e9:.2f} GB = {mine.disk / file:.2f} x the GGUF; peers {_disk(steps)}")
 
 
-def growing(folder: Path, tokenizer: Path, names: Sequence[str], kind: str) -> None:
+def growing(folder: Path, source: Path, names: Sequence[str], kind: str) -> None:
     """Time a parameter, memory and disk of ingot as the model grows."""
     print(f"\n{kind}, merge streamed into it, {THREADS} threads")
     first = 0.0
     for name in names:
-        project, size = make_project(folder, name, tokenizer)
+        project, size = make_project(folder, name, source)
         shutil.rmtree(project.root / "specs" / "model")
         project.types(kind)
         done = project.doit("weights:gguf")
@@ -216,21 +213,21 @@ def growing(folder: Path, tokenizer: Path, names: Sequence[str], kind: str) -> N
         shutil.rmtree(project.root)
 
 
-def several_types(folder: Path, tokenizer: Path, kinds: Sequence[str]) -> None:
+def several_types(folder: Path, source: Path, kinds: Sequence[str]) -> None:
     """Three types from one read against three runs."""
-    project, _ = make_project(folder, "1.2", tokenizer)
+    project, _ = make_project(folder, "1.2", source)
     single = 0.0
     for kind in kinds:
         project.types(kind)
         single += project.doit("weights:gguf").seconds
     shutil.rmtree(project.root)
-    project, _ = make_project(folder, "1.2", tokenizer)
+    project, _ = make_project(folder, "1.2", source)
     project.types(*kinds)
     together = project.doit("weights:gguf").seconds
     print(f"\n{', '.join(kinds)}: three runs {single:.1f} s, one read {together:.1f} s, ratio {single / together:.2f}x")
 
 
-def second_variant(folder: Path, tokenizer: Path, name: str, kind: str) -> None:
+def second_variant(folder: Path, source: Path, name: str, kind: str) -> None:
     """The file of a second adapter on one base, in a project that has that of the first and in one that has not."""
     root = folder / "parts"
     size = SIZES[name]
@@ -238,7 +235,7 @@ def second_variant(folder: Path, tokenizer: Path, name: str, kind: str) -> None:
         write_adapter(root / part, size, RANK, upper=True, seed=number)
     found = {}
     for has_first in (False, True):
-        project, _ = make_project(folder, name, tokenizer)
+        project, _ = make_project(folder, name, source)
         for part in ("one", "two") if has_first else ("two",):
             shutil.rmtree(project.root / "specs" / "adapter")
             shutil.copytree(root / part, project.root / "specs" / "adapter")
@@ -297,15 +294,14 @@ def main() -> None:
     source = find_llama_cpp()
     with tempfile.TemporaryDirectory(prefix="ingot-bench-", dir=options.folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        tokenizer = make_tokenizer(folder / "tokenizer", source)
         if options.grow:
-            growing(folder, tokenizer, options.grow.split(","), "Q4_0")
+            growing(folder, source, options.grow.split(","), "Q4_0")
         elif options.reuse:
-            second_variant(folder, tokenizer, options.reuse, "Q4_K_M")
+            second_variant(folder, source, options.reuse, "Q4_K_M")
         elif options.types:
-            several_types(folder, tokenizer, ("Q8_0", "Q5_0", "Q4_0"))
+            several_types(folder, source, ("Q8_0", "Q5_0", "Q4_0"))
         else:
-            against_peers(folder, source, tokenizer, options.kinds.split(","))
+            against_peers(folder, source, options.kinds.split(","))
 
 
 if __name__ == "__main__":

@@ -239,11 +239,12 @@ def test_a_digest_that_is_known_late(tmp_path: Path) -> None:
     late = GgufSink(tmp_path / "late.gguf", content("0" * 64, late=True))
     for sink in (early, late):
         _drive([sink], tensors, random_weights(tensors))
-    done = late.records([writer.text("ingot.model.digest", "7" * 64)])[0]
+    late.complete([writer.text("ingot.model.digest", "7" * 64)])
+    done = late.records()[0]
     assert done.sha256 == early.records()[0].sha256
     assert done.sha256 == hash_file(tmp_path / "late.gguf")[1]
     with pytest.raises(ValueError, match="changed the size"):
-        late.records([writer.text("ingot.model.digest", "7" * 163)])
+        late.complete([writer.text("ingot.model.digest", "7" * 163)])
 
 
 def test_tensors_that_no_source_holds_come_first(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads)
         notes = figures.notes_of(item, form.layout.limits())
         metrics = figures.of_written(item, weights, model_bytes, checked)
-        found.append(Done(metrics, item.files, item.sink.tensors, passed, notes, item.blocks))
+        found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
     return found
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -22,6 +23,8 @@ from ingot.kit.gguf.types import FILE_TYPES, PLAIN
 from ingot.kit.gguf.writer import Field, text, texts, u32
 from ingot.kit.stream import chain, pipeline
 from ingot.kit.stream.vocabulary import Slot, Weights
+
+T = TypeVar("T")
 
 #: The field that names the model; its value may be known only when all has flowed.
 MODEL_KEY = "ingot.model.digest"
@@ -94,7 +97,8 @@ class Written:
     """What was written, and what the receipt tells of it."""
 
     sink: GgufSink
-    files: tuple[FileRecord, ...] = ()
+    #: The files' records, hashed meanwhile where that was not possible on the way.
+    files: Callable[[], tuple[FileRecord, ...]]
     fallbacks: dict[str, str] = field(default_factory=dict)
     #: What a later build has to know to take tensors over, and the tensors that this one took over.
     blocks: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +137,16 @@ def _written(
     found = makings.record(sources, sink.places)
     blocks = {"source": weights.origin or None, "tensors": found} if found else {}
     fallbacks = _fallbacks(sink.choices)
-    return Written(sink, sink.records(late), fallbacks, blocks, makings.taken, makings.saved_s)
+    sink.complete(late)
+    return Written(sink, _aside(sink.records), fallbacks, blocks, makings.taken, makings.saved_s)
+
+
+def _aside(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin something on a thread of its own; its result is waited for when it is asked for."""
+    pool = ThreadPoolExecutor(1, "ingot-hash")
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun.result
 
 
 def _content(product: Product, form: Form, makings: Makings) -> Content:

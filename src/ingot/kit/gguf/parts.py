@@ -79,7 +79,7 @@ class Part:
             self._file = -1
 
     def complete(self, late: Sequence[Field]) -> None:
-        """Have fields of equal size say what is known now, by their keys, and the file hashed."""
+        """Have fields of equal size say what is known now, by their keys; a file that changes is hashed anew."""
         known = {item.key: item for item in late}
         head = header([known.get(item.key, item) for item in self._fields], self.infos)
         if len(head) != len(self._head):
@@ -88,11 +88,12 @@ class Part:
             return
         with self.path.open("r+b") as file:
             file.write(head)
-        self._record = FileRecord(self.path.name, *hash_file(self.path))
+        self._head, self._record = head, None
 
     def record(self) -> FileRecord:
-        """The file as it was hashed."""
-        assert self._record is not None, "asked for before it was complete"
+        """The file as it was hashed on the way, or once its header is complete."""
+        if self._record is None:
+            self._record = FileRecord(self.path.name, *hash_file(self.path))
         return self._record
 
     def _read_back(self, at: int, size: int) -> bytes:

@@ -244,11 +244,14 @@ class GgufSink:
         """The files, the first part first."""
         return tuple(part.path for part in self._parts)
 
-    def records(self, late: Sequence[Field] = ()) -> tuple[FileRecord, ...]:
-        """The files as they were hashed. ``late`` replaces fields of the header of equal size, by their keys.
+    def complete(self, late: Sequence[Field]) -> None:
+        """Have fields of the header say what is known now: by their keys, each of equal size."""
+        self._parts[0].complete(late)
+
+    def records(self) -> tuple[FileRecord, ...]:
+        """The files as they were hashed.
 
         A file whose header was not complete, or says otherwise than was known when it was begun, is hashed now, in one
         more read of what was just written.
         """
-        self._parts[0].complete(late)
         return tuple(part.record() for part in self._parts)
