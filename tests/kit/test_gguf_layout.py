@@ -71,6 +71,34 @@ def test_what_llama_cpp_would_compute_differently_is_refused_by_name(
     assert caught.value.code == code
 
 
+WINDOW = "attends to all positions, transformers to the last {}: they agree up to that length"
+SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "layer_types": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("mistral-window", {}, WINDOW.format(24)),
+        ("mistral-window", {"sliding_window": 128}, ""),  # as long as the context
+        ("mistral", {}, ""),
+        ("phi3-partial", {}, WINDOW.format(24)),
+        ("qwen2", SLIDING, WINDOW.format(24)),
+        ("qwen2", {**SLIDING, "max_window_layers": 2}, ""),  # no layer has it
+        ("qwen2", {**SLIDING, "use_sliding_window": False}, ""),
+        ("llama", {"sliding_window": 24}, ""),  # transformers does not heed it
+        ("gemma2", {}, ""),  # llama.cpp knows it
+        ("gemma3", {}, ""),
+        ("phi3-longrope", {}, "once its context is longer than 256, transformers once a text is"),
+    ],
+)
+def test_what_llama_cpp_cannot_be_told_is_said(
+    name: str, change: dict[str, Any], what: str, models: Mapping[str, Path]
+) -> None:
+    limits = gguf_layout({**hf.read_config(models[name]), **change}).limits()
+    assert len(limits) == bool(what)
+    assert all(what in limit for limit in limits)
+
+
 def test_an_unknown_architecture_is_refused_with_the_list() -> None:
     with pytest.raises(RefusedInput) as caught:
         gguf_layout({"architectures": ["RwkvForCausalLM"]})

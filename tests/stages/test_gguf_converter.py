@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from archmodels import stories_tokenizer
-from ingot.core.digest import sha256_bytes
+from ingot.core.digest import record_files, sha256_bytes, tree_digest
 from ingot.core.sources import SourceReader
-from ingot.core.stage import Files, load_kind
+from ingot.core.stage import Done, Files, Given, load_kind
 from ingot.core.statcache import StatCache
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
 from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.llama_cpp import open_model
 from llamasource import llama_cpp_source
@@ -100,6 +101,17 @@ def test_a_converter_that_fails_is_told_in_its_own_words(granite: Path, tmp_path
     assert caught.value.code == "E-GGUF-CONVERTER"
     assert caught.value.facts == ("the architecture is not supported",)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_file_names_the_model_that_was_converted_not_the_one_that_was_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    given = Given({}, {"model": ("ab" * 32,)}, tmp_path / "scratch")
+    (tmp_path / "scratch").mkdir()
+    conversion = Conversion(given, Snapshots(tmp_path, tmp_path, tmp_path), "F32", finite=True)
+    assert conversion.digest == "ab" * 32
+    files = record_files(tmp_path)
+    conversion.passed = {"model": Done({}, files=files)}
+    assert conversion.digest == tree_digest(files)
 
 
 def test_code_in_the_model_is_refused_before_the_converter_sees_it(granite: Path, tmp_path: Path) -> None:

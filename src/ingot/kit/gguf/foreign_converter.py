@@ -71,8 +71,9 @@ class Conversion:
     @property
     def digest(self) -> str | None:
         """The model's digest."""
-        known = self._given.digests.get("model", ())
-        return known[0] if known else tree_digest(self.passed["model"].files) if self.passed else None
+        if self.passed:  # what it is now, whatever was on record
+            return tree_digest(self.passed["model"].files)
+        return next(iter(self._given.digests.get("model", ())), None)
 
     def run(self, progress: Progress) -> None:
         """Verify the model's bytes, then convert it.

@@ -18,6 +18,9 @@ from ingot.kit.gguf.rope import Rope, longrope_fields, rope_of, rope_tensors, sc
 from ingot.kit.gguf.writer import Field, f32, text, u32
 from ingot.kit.stream.vocabulary import Route, Slot
 
+#: Models of transformers that heed ``sliding_window``, and for which llama.cpp does not.
+_WINDOWS = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+
 
 @dataclass(frozen=True)
 class Place:
@@ -94,11 +97,21 @@ class Layout:
 
     def limits(self) -> tuple[str, ...]:
         """Sentences on where llama.cpp and transformers part ways on this model though the file says all it can."""
-        window = self.config.get("sliding_window")
+        found, original = [], self.rope.original_context
+        if window := self._unsaid_window():
+            what = f"llama.cpp attends to all positions, transformers to the last {window}"
+            found.append(f"{what}: they agree up to that length")
+        if self.rope.kind == "longrope" and original < self.sizes.context:
+            what = f"llama.cpp takes the long factors of positions once its context is longer than {original}"
+            found.append(f"{what}, transformers once a text is")
+        return tuple(found)
+
+    def _unsaid_window(self) -> int:
+        """How far some layers look back where the file cannot say it; 0 where none does, or no text is longer."""
+        window = int(self.config.get("sliding_window") or 0)
         types = self.config.get("layer_types") or ["sliding_attention"]
-        if self.architecture.windowed or not window or window >= self.sizes.context or "sliding_attention" not in types:
-            return ()
-        return (f"llama.cpp attends to all positions, transformers to the last {window}: they agree up to that length",)
+        known = self.architecture.windowed or self.architecture.model_type not in _WINDOWS
+        return 0 if known or window >= self.sizes.context or "sliding_attention" not in types else window
 
     def plain_type(self, name: str, shape: Sequence[int], wanted: str) -> str:
         """The type of an unquantized tensor where ``wanted`` is asked: vectors, norms and biases stay F32."""
