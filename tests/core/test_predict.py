@@ -236,6 +236,17 @@ def test_the_size_of_an_input_and_of_sources_is_recorded_and_used(sandbox: Sandb
     assert (a["n"], a["basis"], a["scratch_bytes"]) == (1, "same_parameters", 3 * timings["peak_scratch_bytes"])
 
 
+def test_a_small_file_that_was_fetched_keeps_nobody_from_a_large_one(sandbox: Sandbox) -> None:
+    sandbox.file("specs/in.txt", "x" * 10)
+    sandbox.spec("targets:\n  a: {kind: fetch, path: in.txt}\n")
+    sandbox.ok()
+    took = receipts(sandbox)["s:a"]["timings"]["peak_anon_bytes"]
+    with (sandbox.root / "specs" / "in.txt").open("r+b") as file:
+        file.truncate(30_000_000)
+    (item,) = sandbox.json("plan")["targets"]
+    assert item["predicted"]["peak_anon_bytes"] == took + (1 << 30)
+
+
 def test_a_source_that_is_missing_makes_no_prediction(sandbox: Sandbox) -> None:
     sandbox.file("specs/in.txt", "x")
     sandbox.spec("targets:\n  a: {kind: command, files: [in.txt], command: [cp, in.txt, '{out}/o']}\n")

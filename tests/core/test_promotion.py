@@ -181,8 +181,13 @@ def test_what_is_not_up_to_date_or_never_built_is_refused(reported: Sandbox) -> 
     assert error.code == "E-STALE"
     assert "one → two" in error.facts[0]
     assert f"--digest {active(reported, 's:gguf')}"[:21] in str(error.hint)
-    reported.spec("targets:\n  new: {kind: command, command: [echo, x]}\n", name="n")
-    assert refused(reported, UsageError, "n:new").code == "E-NOT-BUILT"
+    assert error.what == "nothing was promoted: s:gguf is not up to date"
+    reported.spec(
+        "targets:\n  new: {kind: command, command: [echo, x]}\n  two: {kind: command, command: [echo, y]}\n", name="n"
+    )
+    error = refused(reported, UsageError, "n:new")
+    assert (error.code, error.what) == ("E-NOT-BUILT", "nothing was promoted: n:new was never built")
+    assert refused(reported, UsageError, "n:new", "n:two").what == "nothing was promoted: n:new, n:two were never built"
 
 
 def test_an_earlier_result_that_fits_again_must_be_taken_up_first(reported: Sandbox) -> None:

@@ -107,6 +107,16 @@ def test_keys_take_the_form_that_all_keys_have_and_are_filed_under_both(chains: 
     assert found["s:gguf@Q8_0"]["streamed"] == {"model": before["pruned"]}
 
 
+def test_why_looks_at_what_a_virtual_target_flows_into(chains: Chains) -> None:
+    """Asked for by its own name, with nothing else to be planned."""
+    chains.sandbox.spec(chain(pruned=False))
+    chains.doit("s:base", "s:adapter")
+    assert chains.sandbox.ok("why", "s:merged").strip() == "s:merged is virtual: streamed into pruned"
+    chains.doit()
+    why = chains.sandbox.ok("why", "s:merged").splitlines()[0]
+    assert why == "s:merged is virtual: nothing that is to be built needs it"
+
+
 def test_a_chain_has_the_bytes_of_its_materialized_twin(chains: Chains, tmp_path: Path) -> None:
     chains.sandbox.spec(chain(types=THREE))
     chains.doit()
@@ -126,6 +136,8 @@ def test_switching_virtual_off_writes_the_target_and_nothing_else(chains: Chains
     chains.sandbox.spec(chain(merged=False))
     assert told(planned(chains)["merged"]) == ["never written: it was virtual until now"]
     assert planned(chains)["gguf@Q8_0"].state == "fresh"
+    why = chains.sandbox.ok("why", "s:merged").splitlines()[0]
+    assert why == "s:merged is stale: never written: it was virtual until now"
     chains.doit()
     assert chains.ran() == [("merge", 1, ())]
     assert digests(chains.sandbox) == before

@@ -277,6 +277,20 @@ def test_the_file_names_the_model_that_flowed_in_not_the_one_that_was_known(tiny
     assert said == tree_digest(done.passed["model"].files) != "ab" * 32
 
 
+def test_a_quantized_model_that_is_virtual_gives_the_same_file(tiny: Path, tmp_path: Path) -> None:
+    quantize = load_kind("quantize").model_validate_json("{}", strict=True)
+    written, _ = run_stage("quantize", {}, {"model": tiny}, tmp_path, name="quantized")
+    scratch, out = tmp_path / "scratch", tmp_path / "virtual"
+    for folder in (scratch, scratch / "below", out):
+        folder.mkdir()
+    below = Given({"model": (tiny,)}, {"model": (digest_of(tiny),)}, scratch / "below", threads=2)
+    given = Given({}, {}, scratch, threads=2, virtual={"model": Virtual(quantize, below)})
+    done = Done.of(stage_of("gguf", {"type": "Q4_0"}).run(given, out, Recorder()))
+    alone, _ = run_stage("gguf", {"type": "Q4_0"}, {"model": written}, tmp_path, name="alone")
+    assert digest_of(out) == digest_of(alone)
+    assert tree_digest(done.passed["model"].files) == digest_of(written)
+
+
 def test_a_damaged_input_is_noticed_in_the_read(tiny: Path, tmp_path: Path) -> None:
     folder = _copy(tiny, tmp_path / "hf")
     listed = {record.path: record for record in record_files(folder)}

@@ -55,7 +55,9 @@ def _explained(project: Project, names: Sequence[str]) -> list[Explanation]:
             raise
         what = f"{gone[0]} is in no spec any more"
         raise UsageError("E-TARGET", what, hint=f"its results are kept: doit show {gone[0]}") from error
-    planned = project.plan(select(project, names, inputs=True))
+    # What becomes of a virtual target is decided by what is built from it, in any spec.
+    whole = any(node.virtual for node in chosen)
+    planned = project.plan(project.nodes.values() if whole else select(project, names, inputs=True))
     explainer = Explainer(project, planned)
     # What a target implies (the steps of a report) is explained when it is asked for by its own name.
     shown = [node for node in chosen if not node.hidden or node.id in names]

@@ -144,7 +144,7 @@ class Explainer:
     def _of_present(self, item: Planned, code: str, detail: str) -> list[Cause]:
         """One reason of a target that has a result of its key."""
         assert item.receipt is not None
-        if code == "artifact_missing":
+        if code == "artifact_missing" and item.receipt.get("stored") is not False:
             digest = str(item.receipt["digest"])
             words = f"artifact missing: {digest[:12]} is not in the store any more"
             return [Cause(code, words, facts={"digest": digest})]

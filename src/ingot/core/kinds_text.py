@@ -11,7 +11,11 @@ A target of a spec has a `kind`. This page is made from the kinds themselves by
 `python -m ingot.core.kinds_doc > docs/kinds.md`; a test keeps it current. `doit schema` prints the same for editors.
 
 Beside its parameters, every target takes `from` (role → target), `matrix` (parameter → list of values, one instance
-for each combination) and `virtual`. Default "depends" means that other parameters decide; the meaning says how.
+for each combination) and `virtual`. With `virtual: true` a target is not written: it streams into what is built from
+it, and is measured on the way; what cannot read it so gets a copy for the time of the run. That is for kinds that map
+weights tensor by tensor: `convert`, `merge`, `quantize`, and `prune` by magnitude.
+
+Default "depends" means that other parameters decide; the meaning says how.
 """
 
 #: What each format is on disk.

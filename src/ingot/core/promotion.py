@@ -117,7 +117,9 @@ def _present_results(project: Project, items: Sequence[Planned]) -> dict[str, Re
         if len(items) == 1 and not never:
             newest = str(project.index.latest[items[0].node.id]["digest"])
             hint += f"; or promote a recorded result as it is: doit promote {names} --digest {newest[:12]}"
-        what = f"nothing was promoted: {names} {'was never built' if never else 'is not up to date'}"
+        one = len(late) == 1
+        state = f"{'was' if one else 'were'} never built" if never else f"{'is' if one else 'are'} not up to date"
+        what = f"nothing was promoted: {names} {state}"
         raise UsageError("E-NOT-BUILT" if never else "E-STALE", what, facts=facts, hint=hint)
     return {item.node.id: item.receipt for item in items if item.receipt is not None}
 

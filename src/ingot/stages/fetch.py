@@ -111,6 +111,10 @@ class Fetch(Stage):
         """pip or huggingface_hub, by the origin."""
         return ("pip",) if self.pypi else ("huggingface-hub",) if self.hf else ()
 
+    def windowed(self) -> bool:
+        """Files are copied and read piece by piece: a small one says nothing of the memory for a large one."""
+        return True
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Fetch, verify, and refuse pickles.
 
