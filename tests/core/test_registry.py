@@ -91,7 +91,7 @@ def test_keys_are_private_and_outside_the_project(tmp_path: Path) -> None:
     at.registry().append([selected(1)])
     (key,) = (at.home / "config" / "keys").iterdir()
     assert key.stat().st_mode & 0o777 == 0o600
-    seed = key.read_text().rsplit("+", 1)[1].strip()
+    seed = key.read_text().strip().split("+", 4)[4]  # base64 has plus signs of its own
     assert not any(seed in path.read_text() for path in at.tree.rglob("*") if path.is_file())
     key.chmod(0o640)
     with pytest.raises(UsageError, match="others can read"):
