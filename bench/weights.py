@@ -200,7 +200,6 @@ def growing(folder: Path, source: Path, names: Sequence[str], kind: str) -> None
     first = 0.0
     for name in names:
         project, size = make_project(folder, name, source)
-        shutil.rmtree(project.root / "specs" / "model")
         project.types(kind)
         done = project.doit("weights:gguf")
         receipt = project.show("weights:gguf")

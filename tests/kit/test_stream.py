@@ -1,4 +1,4 @@
-"""Weights flow: read once, verified in that read, mapped on threads, the same bytes whatever the order."""
+"""Weights flow: read once, verified in that read, mapped on threads, in the order in which they come."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ingot.kit.stream.sharded_sink import SHARD_BYTES, ShardedSink, write_all
 class SafetensorsSink(ShardedSink):
     """Writes a model's files, and their index where there are several, into ``out``.
 
-    Equal names and values give equal bytes, in whatever order the tensors come and on however many threads.
+    Equal tensors in equal order give equal bytes, on however many threads.
     """
 
     def __init__(self, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
