@@ -17,6 +17,7 @@ from ingot.core.key import NOT_INSTALLED
 from ingot.core.locks import is_held
 from ingot.core.lookup import Lookup, Receipt, place_text
 from ingot.core.promotion import require_whole
+from ingot.core.receipts import inputs_of
 from ingot.errors import Busy, MissingTool, RefusedInput, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def accept(project: Project, planned: Planned, digest: str | None, reason: str) 
     changes = tuple(part_changes(build["key_parts"], parts))
     _refuse_unlike(planned, build, parts, changes)
     require_whole(project, planned.node.id, build)
-    under = {"spec": planned.node.spec, "key": key, "key_parts": parts, "inputs": _inputs(project, planned)}
+    inputs = inputs_of(planned.node, project.digests_of_inputs(planned.node))
+    under = {"spec": planned.node.spec, "key": key, "key_parts": parts, "inputs": inputs}
     (place,) = project.record_all([accept_statement(planned.node.id, build, under, reason)])
     # The decision stands; a wish for a new build from before it does not.
     project.store.remember(planned.node.id)
@@ -133,15 +135,3 @@ def _forms(inputs: Mapping[str, Any]) -> list[str]:
 
 def _listed(roles: list[str]) -> str:
     return ", ".join(roles) or "nothing"
-
-
-def _inputs(project: Project, planned: Planned) -> dict[str, Any]:
-    """The target's inputs as an entry holds them."""
-    node = planned.node
-    digests = project.digests_of_inputs(node)
-    found: dict[str, Any] = {}
-    for role, names in node.inputs.items():
-        listed = [{"target": f"{node.spec}:{name}", "digest": digests[f"{node.spec}:{name}"]} for name in names]
-        if listed:
-            found[role] = listed[0] if role in node.single_roles else listed
-    return found

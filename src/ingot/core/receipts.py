@@ -18,6 +18,7 @@ from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.job import Flow, Job
 from ingot.core.key import forms_of, is_by_key, key_of
+from ingot.core.plan import input_ids
 from ingot.errors import StageFailed
 from ingot.version import __version__
 
@@ -61,7 +62,7 @@ def begun(project: Project, planned: Planned, job: Job) -> Receipt:
         "reproducibility": node.reproducibility,
         "key": planned.key,
         "key_parts": planned.parts,
-        "inputs": _inputs(node, digests),
+        "inputs": inputs_of(node, digests),
         "metrics": {},
         "environment": environment_of(job.data, "not isolated"),
         "timings": {"started": "", "finished": ""},
@@ -69,7 +70,8 @@ def begun(project: Project, planned: Planned, job: Job) -> Receipt:
     }
 
 
-def _inputs(node: Node, digests: Mapping[str, str]) -> dict[str, Any]:
+def inputs_of(node: Node, digests: Mapping[str, str]) -> dict[str, Any]:
+    """A target's inputs as an entry holds them; ``digests`` are theirs by id."""
     found: dict[str, Any] = {}
     for role, names in node.inputs.items():
         listed = [{"target": f"{node.spec}:{name}", "digest": digests[f"{node.spec}:{name}"]} for name in names]
@@ -97,9 +99,8 @@ def with_digests(
         streamed[role] = key if key in forms_of(receipt) else str(receipt["key"])
         inputs[role] = f"sha256:{receipt['digest']}"
     parts = {**planned.parts, "inputs": inputs}
-    ids = [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
-    digests = {name: str((flowed.get(name) or project.current[name])["digest"]) for name in ids}
-    return {"key": key_of(parts), "key_parts": parts, "inputs": _inputs(node, digests), "streamed": streamed}
+    digests = {name: str((flowed.get(name) or project.current[name])["digest"]) for name in input_ids(node)}
+    return {"key": key_of(parts), "key_parts": parts, "inputs": inputs_of(node, digests), "streamed": streamed}
 
 
 def told(result: Result) -> Receipt:
