@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ingot.core import disk
 from ingot.core.key import key_of
 from ingot.core.store import Later, none_later
-from ingot.core.virtual import flows_into
+from ingot.core.virtual import flows_into, inputs_among
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ class Jobs:
 
     def _virtual(self, node: Node) -> Iterator[tuple[str, str]]:
         """(role, id) of the inputs that are virtual and not here."""
-        for role, names in node.inputs.items():
-            for name in names:
-                if f"{node.spec}:{name}" in self._project.virtual:
-                    yield role, f"{node.spec}:{name}"
+        return inputs_among(node, self._project.virtual)
 
     def to_copy(self, node: Node) -> list[str]:
         """The virtual targets that must be written for a while before this one can be built, by id."""

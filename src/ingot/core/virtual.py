@@ -7,7 +7,7 @@ row only the last is ever copied, since the others flow into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def uses(planned: Mapping[str, Planned], *, always: bool = False) -> dict[str, U
     for name, item in reversed(list(planned.items())):
         # What flows on through a virtual consumer was found before: that one comes later in the plan.
         ends = found.get(name, Uses((item.node.name,) if always or item.state != "fresh" else ()))
-        for role, source in _virtual_inputs(item.node, found):
+        for role, source in inputs_among(item.node, found):
             known = found[source]
             if flows_into(item.node, role):
                 found[source] = replace(known, flows=_joined((*ends.flows, *ends.copies), known.flows))
@@ -54,7 +54,8 @@ def _joined(first: tuple[str, ...], then: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*first, *then)))
 
 
-def _virtual_inputs(node: Node, found: Mapping[str, Uses]) -> Iterator[tuple[str, str]]:
+def inputs_among(node: Node, found: Container[str]) -> Iterator[tuple[str, str]]:
+    """(role, id) of the inputs of a target that are among these ids."""
     for role, names in node.inputs.items():
         for name in names:
             if f"{node.spec}:{name}" in found:
