@@ -132,8 +132,9 @@ class CompressedSource:
             raise _other_format(config)
         self._expected = expected
         self._scheme = _scheme(config["quantization_config"])
-        self._where = {entry.name: path for path, entry in hf.entries(folder)}
-        entries = {entry.name: entry for _, entry in hf.entries(folder)}
+        found = list(hf.entries(folder))
+        self._where = {entry.name: path for path, entry in found}
+        entries = {entry.name: entry for _, entry in found}
         self._names: list[str] = []
         self._slots: list[Slot] = []
         for name in _plain_names(self._where):

@@ -17,7 +17,8 @@ from ingot.errors import RefusedInput
 from ingot.kit.architectures import refuse_unknown_architecture
 from ingot.kit.code_guard import read_json_value, refuse_code
 from ingot.kit.safetensors_check import Entry, check_file
-from ingot.kit.stream.vocabulary import DTYPE_NAMES
+from ingot.kit.stream.layout import header
+from ingot.kit.stream.vocabulary import DTYPE_NAMES, Slot
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
@@ -112,8 +113,8 @@ def _refuse_missing_parts(files: list[Path]) -> None:
         raise RefusedInput("E-ST-INDEX", what, facts=[f"files: {_some([path.name for path in files])}"])
 
 
-def entries(folder: Path) -> Iterator[tuple[Path, Entry]]:
-    """Every tensor's file and header entry, in file order then name order; each header is checked first.
+def files_with_entries(folder: Path) -> Iterator[tuple[Path, tuple[Entry, ...]]]:
+    """Every file with its header's entries, in the order of their bytes; each header is checked first.
 
     RefusedInput (E-ST-*) for an unsound header, a tensor that two files hold, or one that the index has elsewhere.
     """
@@ -121,16 +122,24 @@ def entries(folder: Path) -> Iterator[tuple[Path, Entry]]:
     index = folder / _INDEX
     listed = dict(read_json_file(index)["weight_map"]) if index.is_file() and tensor_files(folder) else None
     for path in tensor_files(folder):
-        for entry in sorted(check_file(path), key=lambda entry: entry.name):
+        found = check_file(path)
+        for entry in found:
             if entry.name in seen:
                 raise RefusedInput("E-ST-INDEX", f"tensor {entry.name!r} is in more than one file")
             seen.add(entry.name)
             if listed is not None and listed.pop(entry.name, None) != path.name:
                 raise RefusedInput("E-ST-INDEX", f"tensor {entry.name!r} is in {path.name}, where {_INDEX} has it not")
-            yield path, entry
+        yield path, found
     if listed:
         missing = min(listed)
         raise RefusedInput("E-ST-INDEX", f"tensor {missing!r} is not in {listed[missing]}, where {_INDEX} has it")
+
+
+def entries(folder: Path) -> Iterator[tuple[Path, Entry]]:
+    """Every tensor's file and header entry, in file order then name order; see ``files_with_entries``."""
+    for path, found in files_with_entries(folder):
+        for entry in sorted(found, key=lambda entry: entry.name):
+            yield path, entry
 
 
 def tensor_names(folder: Path) -> list[str]:
@@ -150,18 +159,9 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write one safetensors file with the metadata ``{"format": "pt"}``; equal content gives equal bytes."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in order:
-        tensor = tensors[name]
-        end = position + tensor.numel() * tensor.element_size()
-        shape = list(tensor.shape)
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    slots = [Slot(name, tuple(tensors[name].shape), DTYPE_NAMES[tensors[name].dtype]) for name in order]
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header(slots))
         for name in order:
             tensor = tensors[name].detach().cpu().contiguous().flatten()
             file.write(memoryview(tensor.view(torch.uint8).numpy()))

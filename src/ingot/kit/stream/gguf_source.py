@@ -11,11 +11,12 @@ import torch
 from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.reader import Gguf, TensorInfo
-from ingot.kit.stream.verified import Buffers, TensorHash, VerifiedFile, expectation
+from ingot.kit.stream.file_source import FileSource
+from ingot.kit.stream.verified import Buffers, VerifiedFile, expectation
 from ingot.kit.stream.vocabulary import Block, MapRows, Route, Slot
 
 
-class GgufSource:
+class GgufSource(FileSource):
     """The tensors of a GGUF as they lie in it: rows of bytes (U8), under their own names, in the order of the file.
 
     The file was checked by ``read_gguf``; it is read once, and compared with ``expected`` in that read. A tensor of
@@ -26,30 +27,14 @@ class GgufSource:
         self._gguf = gguf
         self._expected = expectation(gguf.path, expected)
         self._infos = sorted(gguf.tensors, key=lambda info: info.begin)
-        self._slots = [Slot(info.name, _raw_shape(info), "U8") for info in self._infos]
-        self._hashes = TensorHash()
-
-    @property
-    def slots(self) -> Sequence[Slot]:
-        """All tensors."""
-        return self._slots
-
-    @property
-    def tensors(self) -> Mapping[str, str]:
-        """The xxh3-128 of each tensor's bytes in the file, by name."""
-        return self._hashes.digests
+        super().__init__([Slot(info.name, _raw_shape(info), "U8") for info in self._infos])
 
     def blocks(self, rows: Sequence[int]) -> Iterator[Block]:
         """See ``Source``."""
         with VerifiedFile(self._gguf.path, self._expected, Buffers()) as file:
             for index, info in enumerate(self._infos):
                 file.skip(info.begin - file.at)
-                slot = self._slots[index]
-                for start in range(0, slot.rows, rows[index]):
-                    count = min(rows[index], slot.rows - start)
-                    piece = file.take(count * slot.shape[1])
-                    self._hashes.update(slot.name, piece, last=start + count == slot.rows)
-                    yield Block(index, start, torch.from_numpy(piece).view(count, slot.shape[1]))
+                yield from self._cut(file, index, rows[index])
             file.finish()
 
 

@@ -57,15 +57,22 @@ def lay_out(slots: Sequence[Slot], shard_bytes: int) -> Layout:
 
 
 def _shard(name: str, slots: Sequence[Slot], group: Sequence[int]) -> Shard:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places, position = [], 0
+    head = header([slots[index] for index in group])
+    places, position = [], len(head)
     for index in group:
-        slot = slots[index]
         places.append((index, position))
+        position += slots[index].nbytes
+    return Shard(name, head, tuple(places), position)
+
+
+def header(slots: Sequence[Slot]) -> bytes:
+    """What stands before the data in a safetensors file of these tensors in this order."""
+    value: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for slot in slots:
         offsets = [position, position + slot.nbytes]
-        header[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": offsets}
+        value[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": offsets}
         position += slot.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return Shard(name, head, tuple((index, len(head) + at) for index, at in places), len(head) + position)
+    return len(text).to_bytes(8, "little") + text

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
 from ingot.kit import hf
-from ingot.kit.safetensors_check import Entry, check_file
-from ingot.kit.stream.verified import Buffers, Bytes, TensorHash, VerifiedFile, expectation
-from ingot.kit.stream.vocabulary import ELEMENT_BYTES, TORCH_DTYPES, Block, Slot
+from ingot.kit.stream.file_source import FileSource
+from ingot.kit.stream.verified import Buffers, VerifiedFile, expectation
+from ingot.kit.stream.vocabulary import ELEMENT_BYTES, Block, Slot
 
 
-class SafetensorsSource:
+class SafetensorsSource(FileSource):
     """The tensors of a folder in the order of its files and of the bytes in them; every file is read once.
 
     The headers are checked when it is made (E-ST-*, E-NOT-HF, E-FORMAT-PICKLE). ``expected`` holds what each file must
@@ -23,28 +21,15 @@ class SafetensorsSource:
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, FileRecord] | None = None) -> None:
-        self._parts: dict[Path, list[Entry]] = {path: [] for path in hf.tensor_files(folder)}
-        for path, entry in hf.entries(folder):
-            if entry.dtype not in ELEMENT_BYTES:
-                raise RefusedInput("E-ST-DTYPE", f"{path.name}: no stage reads {entry.dtype} ({entry.name})")
-            self._parts[path].append(entry)
+        self._parts = dict(hf.files_with_entries(folder))
+        slots = []
         for path, entries in self._parts.items():
-            # Tensors without bytes share their place with others: the header then says what comes first.
-            listed = {entry.name: number for number, entry in enumerate(check_file(path))}
-            entries.sort(key=lambda entry: (entry.begin, entry.end, listed[entry.name]))
+            for entry in entries:
+                if entry.dtype not in ELEMENT_BYTES:
+                    raise RefusedInput("E-ST-DTYPE", f"{path.name}: no stage reads {entry.dtype} ({entry.name})")
+                slots.append(Slot(entry.name, entry.shape, entry.dtype))
+        super().__init__(slots)
         self._expected = {path: expectation(path, expected) for path in self._parts}
-        self._slots = [Slot(e.name, e.shape, e.dtype) for entries in self._parts.values() for e in entries]
-        self._hashes = TensorHash()
-
-    @property
-    def slots(self) -> Sequence[Slot]:
-        """All tensors, in the order of their bytes."""
-        return self._slots
-
-    @property
-    def tensors(self) -> Mapping[str, str]:
-        """The xxh3-128 of each tensor's bytes, by name."""
-        return self._hashes.digests
 
     def blocks(self, rows: Sequence[int]) -> Iterator[Block]:
         """See ``Source``."""
@@ -57,20 +42,3 @@ class SafetensorsSource:
                     yield from self._cut(file, index, rows[index])
                     index += 1
                 file.finish()
-
-    def _cut(self, file: VerifiedFile, index: int, rows: int) -> Iterator[Block]:
-        slot = self._slots[index]
-        # A tensor without rows, like one whose rows are empty, is one block.
-        for start in range(0, slot.rows or 1, rows):
-            count = min(rows, slot.rows - start)
-            piece = file.take(slot.nbytes // (slot.rows or 1) * count)
-            self._hashes.update(slot.name, piece, last=start + count >= slot.rows)
-            shape = (count, *slot.shape[1:]) if slot.shape else ()
-            yield Block(index, start, _tensor(piece, slot.dtype).view(shape))
-
-
-def _tensor(piece: Bytes, dtype: str) -> torch.Tensor:
-    # torch cannot view no bytes as another dtype.
-    return (
-        torch.from_numpy(piece).view(TORCH_DTYPES[dtype]) if piece.size else torch.empty(0, dtype=TORCH_DTYPES[dtype])
-    )
