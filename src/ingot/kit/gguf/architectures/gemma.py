@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingot.kit.gguf.architectures.llama import EMBEDDING, GATED, OUTPUT
+from ingot.kit.gguf.architectures.llama import EMBEDDING, GATED, OUTPUT, SIZES
 from ingot.kit.gguf.architectures.words import Architecture, Implied, Key, Module, Sizes
 
 _MODULES = (
@@ -79,12 +79,7 @@ GEMMA3 = Architecture(
     model="Gemma3ForCausalLM",
     model_type="gemma3_text",
     keys=(
-        Key("block_count", "num_hidden_layers"),
-        Key("context_length", "max_position_embeddings"),
-        Key("embedding_length", "hidden_size"),
-        Key("feed_forward_length", "intermediate_size"),
-        Key("attention.head_count", "num_attention_heads"),
-        Key("attention.head_count_kv", "num_key_value_heads", size="heads"),
+        *SIZES,
         "scaling",
         "theta",
         "local_theta",

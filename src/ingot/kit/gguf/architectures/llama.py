@@ -6,14 +6,19 @@ from dataclasses import replace
 
 from ingot.kit.gguf.architectures.words import Architecture, Key, Module, Part, Sizes
 
-#: The fields that llama.cpp's converter writes for most decoders, in its order.
-COMMON: tuple[Key | Part, ...] = (
+#: The sizes that llama.cpp's converter writes first for most decoders, in its order.
+SIZES: tuple[Key | Part, ...] = (
     Key("block_count", "num_hidden_layers"),
     Key("context_length", "max_position_embeddings"),
     Key("embedding_length", "hidden_size"),
     Key("feed_forward_length", "intermediate_size"),
     Key("attention.head_count", "num_attention_heads"),
     Key("attention.head_count_kv", "num_key_value_heads", size="heads"),
+)
+
+#: All fields that it writes for most decoders.
+COMMON: tuple[Key | Part, ...] = (
+    *SIZES,
     "scaling",
     "theta",
     Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "f32"),
