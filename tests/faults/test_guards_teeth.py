@@ -655,7 +655,7 @@ GUARDS: dict[str, Guard] = {
     ),
     "M9 a tensor where the index has it not": Guard(
         "E-ST-INDEX",
-        hf.entries,
+        hf.files_with_entries,
         "if listed is not None and listed.pop(entry.name, None) != path.name:",
         a_folder(
             lambda folder: list(hf.entries(folder)),
@@ -664,7 +664,7 @@ GUARDS: dict[str, Guard] = {
     ),
     "M9 a tensor that only the index has": Guard(
         "E-ST-INDEX",
-        hf.entries,
+        hf.files_with_entries,
         "if listed:",
         a_folder(
             lambda folder: list(hf.entries(folder)),
