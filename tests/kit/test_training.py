@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ingot.errors import StageFailed
-from ingot.kit import training
-from ingot.kit.training import Corpus, Document, Loop, Schedule
+from ingot.kit.train import documents, next_token
+from ingot.kit.train.documents import Corpus, Document
+from ingot.kit.train.loop import Loop
+from ingot.kit.train.schedule import Schedule
 from tinymodels import llama
 
 
@@ -33,8 +35,8 @@ ROWS = [{"id": f"r{n}", "ids": [1, 2, 3, n], "from": 2} for n in range(6)]
 def test_packed_documents_cost_what_they_cost_alone() -> None:
     model = llama().requires_grad_(requires_grad=False)
     docs = [doc("a", 5, 6, 7, 8, 9, start=2), doc("b", 11, 12, 13), doc("c", 20, 21, 22, 23, start=3)]
-    together = training.nll(model, docs)
-    alone = torch.cat([training.nll(model, [item]) for item in docs])
+    together = next_token.nll(model, docs)
+    alone = torch.cat([next_token.nll(model, [item]) for item in docs])
     assert together.shape == (3 + 2 + 1,)
     assert torch.allclose(together, alone, atol=1e-5)
     reference = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]]), labels=torch.tensor([[-100, -100, 7, 8, 9]])).loss
@@ -44,7 +46,7 @@ def test_packed_documents_cost_what_they_cost_alone() -> None:
 def test_a_model_that_mixes_packed_documents_is_noticed() -> None:
     model = llama()
     docs = [doc("a", *range(1, 30)), doc("b", *range(40, 60))]
-    assert training.packs(model, docs)
+    assert next_token.packs(model, docs)
 
     def mixing(**inputs: Any) -> Any:
         inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
@@ -53,16 +55,16 @@ def test_a_model_that_mixes_packed_documents_is_noticed() -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(4)
-    assert training.packs(model, docs)
-    assert not training.packs(mixing, docs)
+    assert next_token.packs(model, docs)
+    assert not next_token.packs(mixing, docs)
 
 
 def test_evaluation_does_not_depend_on_the_packs() -> None:
     model = llama()
     docs = [doc(str(n), *range(n + 1, n + 9)) for n in range(7)]
     seen: list[int] = []
-    one = training.evaluate(model, docs, 1, lambda _: None)
-    many = training.evaluate(model, docs, 20, seen.append)
+    one = next_token.evaluate(model, docs, 1, lambda _: None)
+    many = next_token.evaluate(model, docs, 20, seen.append)
     assert one == pytest.approx(many, abs=1e-4)
     assert seen == [2, 4, 6, 7]
 
@@ -87,19 +89,19 @@ def test_rows_cut_before_their_completion_are_skipped() -> None:
     assert list(corpus(cut).batches(1, 2)) == []
     assert [item.id for item in corpus(cut, completion_only=False).epoch(1, 0)] == ["x"]
     assert corpus(ROWS, completion_only=False).first(2) == [doc("r0", 1, 2, 3, 0), doc("r1", 1, 2, 3, 1)]
-    assert training.nothing_to_learn(0, 8).code == "E-DATASET-EMPTY"
-    assert training.nothing_to_learn(2, 8).code == "E-DATASET-LENGTH"
+    assert documents.nothing_to_learn(0, 8).code == "E-DATASET-EMPTY"
+    assert documents.nothing_to_learn(2, 8).code == "E-DATASET-LENGTH"
 
 
 def test_a_row_without_an_id_is_known_by_its_content() -> None:
-    assert training.row_id({"text": "a", "n": 1}) == training.row_id({"n": 1, "text": "a"})
-    assert training.row_id({"text": "a"}) != training.row_id({"text": "b"})
-    assert training.row_id({"id": "r", "text": "b"}) == "r"
+    assert documents.row_id({"text": "a", "n": 1}) == documents.row_id({"n": 1, "text": "a"})
+    assert documents.row_id({"text": "a"}) != documents.row_id({"text": "b"})
+    assert documents.row_id({"id": "r", "text": "b"}) == "r"
 
 
 def test_packs_hold_the_limit() -> None:
     docs = [doc(str(n), *range(size)) for n, size in enumerate((3, 3, 9, 2, 2, 2))]
-    assert [[len(item.ids) for item in pack] for pack in training.packs_of(docs, 6)] == [[3, 3], [9], [2, 2, 2]]
+    assert [[len(item.ids) for item in pack] for pack in documents.packs_of(docs, 6)] == [[3, 3], [9], [2, 2, 2]]
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])

@@ -40,6 +40,8 @@ class Facts:
     one_pass: bool = False
     #: Whether its memory does not grow with what it streams.
     windowed: bool = False
+    #: Whether the seed of the spec is part of its key.
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def expand(spec: ResolvedSpec) -> tuple[Node, ...]:
                 spec=spec.name,
                 name=instance.name,
                 target=name,
-                seed=spec.seed if variant.facts.reproducibility == "seeded" else None,
+                seed=spec.seed if variant.facts.seeded else None,
                 inputs=dict(instance.inputs),
                 single_roles=tuple(wire.role for wire in wirings[name].wires if not wire.many),
                 virtual=target.virtual,
@@ -148,7 +150,7 @@ def _imply(node: Node, implied: Implied, seed: int) -> Iterator[Node]:
             spec=node.spec,
             name=f"{node.name}.{element}",
             target=node.target,
-            seed=seed if implied.facts.reproducibility == "seeded" else None,
+            seed=seed if implied.facts.seeded else None,
             inputs=inputs,
             single_roles=tuple(role for role in inputs if role in implied.single_roles),
             hidden=True,

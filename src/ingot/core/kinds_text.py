@@ -28,6 +28,9 @@ FORMATS: Mapping[str, str] = {
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
+    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json` and `tokenizer_config.json`.",
+    "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
+    "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
     "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }

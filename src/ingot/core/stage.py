@@ -25,7 +25,21 @@ Reproducibility = Literal["deterministic", "seeded", "device_dependent"]
 
 #: What a kind writes, and what a role accepts. ``any`` is a folder of unknown content
 #: (``fetch`` and ``command``): it fits every role and is checked when it is read.
-Format = Literal["any", "hf", "adapter", "gguf", "gguf_adapter", "imatrix", "coreml", "dataset", "evaluation", "report"]
+Format = Literal[
+    "any",
+    "hf",
+    "adapter",
+    "gguf",
+    "gguf_adapter",
+    "imatrix",
+    "coreml",
+    "dataset",
+    "tokenizer",
+    "packed",
+    "calibration",
+    "evaluation",
+    "report",
+]
 
 
 class Frozen(BaseModel):
@@ -145,6 +159,9 @@ class Given:
 
     For a kind that ``reuses``: ``earlier`` holds results, the newest first, and ``tensors``, by single role, the
     xxh3-128 of an input's tensors as they were when it was written, where its receipt tells them.
+
+    For a kind that ``resumes``: ``checkpoints`` is a folder that outlives an attempt that was ended, and belongs to the
+    target's key alone; ``key`` is that key, which everything written there names. None: nothing is kept.
     """
 
     inputs: Mapping[str, tuple[Path, ...]]
@@ -157,6 +174,8 @@ class Given:
     virtual: Mapping[str, Virtual] = field(default_factory=dict)
     earlier: tuple[Earlier, ...] = ()
     tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    checkpoints: Path | None = None
+    key: str = ""
 
     def one(self, role: str) -> Path:
         """The folder of a single role. KeyError when it was not given."""
@@ -238,6 +257,15 @@ class Stage(Frozen):
     one_pass: ClassVar[bool] = False
     #: Whether it takes over what is the same in earlier results (``Given.earlier``).
     reuses: ClassVar[bool] = False
+    #: Whether it goes on where an attempt at the same key was ended (``Given.checkpoints``).
+    resumes: ClassVar[bool] = False
+
+    def reproduces(self) -> Reproducibility:
+        """How reproducible it is with these parameters: never more than ``reproducibility`` says.
+
+        The seed is part of the key of every kind whose ``reproducibility`` is ``seeded``, whatever this says.
+        """
+        return self.reproducibility
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""

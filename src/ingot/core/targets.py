@@ -94,7 +94,7 @@ def _check_virtual(draft: Draft, problems: Problems) -> None:
                 what += " with these parameters"
             problems.add(path, "E-SPEC-VALUE", f"{what}: only what maps weights tensor by tensor can be virtual", hint)
             return
-        if model.reproducibility != "deterministic" or next(model.found_sources(), None) is not None:
+        if model.reproduces() != "deterministic" or next(model.found_sources(), None) is not None:
             what = f"the kind {draft.kind!r} does not give the same bytes from its inputs alone: it cannot be virtual"
             problems.add(path, "E-SPEC-VALUE", what, hint)
             return
@@ -198,7 +198,8 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
     return Facts(
         kind=kind,
         revision=model.revision,
-        reproducibility=model.reproducibility,
+        reproducibility=model.reproduces(),
+        seeded=model.reproducibility == "seeded",
         produces=model.produces,
         params=params,
         sources=_sources(model, params, locate, problems),

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Reproducibility, Role, Stage
 
 if TYPE_CHECKING:
-    from ingot.kit.training import Corpus, Step
+    from ingot.kit.train.documents import Corpus
+    from ingot.kit.train.loop import Step
 
 _PER_TOKEN = "nats/token"  # noqa: S105 - a unit
 _RESAMPLES = 2000
@@ -116,7 +117,7 @@ class _Training:
 
     def _corpus(self, tokenizer: Any) -> Corpus:
         from ingot.kit import chat
-        from ingot.kit.training import Corpus
+        from ingot.kit.train.documents import Corpus
 
         def encode(row: chat.Row) -> chat.Example:
             return chat.encode(tokenizer, row, max_length=self.stage.max_length)
@@ -150,7 +151,8 @@ class _Training:
 
     def _pass_tokens(self) -> int:
         """Tokens of one forward pass: 1 (a document a pass) for a model that mixes packed documents."""
-        from ingot.kit.training import PACK_TOKENS, nothing_to_learn, packs
+        from ingot.kit.train.documents import nothing_to_learn
+        from ingot.kit.train.next_token import PACK_TOKENS, packs
 
         sample = []
         for doc in self.corpus.epoch(self.seed, 0):
@@ -178,7 +180,8 @@ class _Training:
     def _train(self, steps: int) -> None:
         from itertools import islice
 
-        from ingot.kit.training import Loop, Schedule, far_worse
+        from ingot.kit.train.loop import Loop, far_worse
+        from ingot.kit.train.schedule import Schedule
 
         stage, model = self.stage, self.model.get_base_model()
         loop = Loop(
@@ -210,7 +213,7 @@ class _Training:
         return sum(sums) / sum(doc.scored for doc in self.held)
 
     def _evaluate(self, step: int) -> None:
-        from ingot.kit.training import evaluate
+        from ingot.kit.train.next_token import evaluate
 
         if not self.held:
             return

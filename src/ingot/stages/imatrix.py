@@ -84,15 +84,15 @@ class Imatrix(Stage):
         return {role: told() for role, told in weights.passed.items()}, texts
 
     def _texts(self, given: Given, tokenizer: object) -> list[list[int]]:
-        from ingot.kit import chat, training
+        from ingot.kit.calibration import read_texts
 
-        rows = sorted(chat.read_rows(given.one("calibration"), "train"), key=training.row_id)[: self.documents]
-        ids = [token for row in rows for token in chat.encode(tokenizer, row, max_length=1 << 30).ids]
+        found = read_texts(given.one("calibration"), tokenizer, documents=self.documents, max_length=1 << 30)
+        ids = [token for text in found for token in text]
         texts = cut(ids, self.context, getattr(tokenizer, "bos_token_id", None) if _begins(tokenizer) else None)
         if not texts:
             raise RefusedInput(
                 "E-DATASET-EMPTY",
-                f"{len(rows)} calibration documents give {len(ids)} tokens, fewer than one text of {self.context}",
+                f"{len(found)} calibration documents give {len(ids)} tokens, fewer than one text of {self.context}",
                 hint="a larger data set, or a smaller 'context'",
             )
         return texts

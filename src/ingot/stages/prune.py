@@ -141,18 +141,13 @@ class Prune(Stage):
             )
 
     def _norms(self, given: Given, chosen: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
-        from ingot.kit import chat, hf, training, wanda
+        from ingot.kit import hf, wanda
+        from ingot.kit.calibration import read_texts
 
         progress.phase("calibrate")
         model = given.one("model")
         tokenizer = hf.load_tokenizer(model)
-        rows = sorted(chat.read_rows(given.one("calibration"), "train"), key=training.row_id)[: self.documents]
-        encoded = [chat.encode(tokenizer, row, max_length=self.max_length).ids for row in rows]
-        texts = [ids for ids in encoded if ids]
-        if not texts:
-            raise RefusedInput(
-                "E-DATASET-EMPTY", "the calibration data set has no rows in its train split", facts=["train.jsonl"]
-            )
+        texts = read_texts(given.one("calibration"), tokenizer, documents=self.documents, max_length=self.max_length)
         norms: dict[str, torch.Tensor] = wanda.input_norms(
             hf.load_model(model), chosen, texts,
             lambda done, tokens: progress(done, len(texts), "documents", tokens=tokens),

@@ -1,0 +1,1 @@
+"""Training: items and their order, objectives, the one loop, checkpoints, curves."""
