@@ -51,6 +51,10 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("eval_loss_before", _NATS, _HELD_OUT),
         ("eval_loss_after", _NATS, _HELD_OUT),
         ("eval_loss_change", _NATS, _HELD_OUT),
+        ("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
+        ("preferred_after", "1", "as preferred_before"),
+        ("preference_accuracy", "1", "as preferred_before"),
+        ("preference_margin", "nats", "as preferred_before"),
     ),
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
@@ -71,6 +75,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "dataset": (
         ("documents_read", "documents", _ALWAYS),
+        ("documents_same_answers", "documents", "of preferences"),
         ("documents_too_short", "documents", _ALWAYS),
         ("documents_too_long", "documents", _ALWAYS),
         ("documents_exact_duplicates", "documents", _ALWAYS),
