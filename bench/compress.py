@@ -139,9 +139,8 @@ def show(folder: Path, env: dict[str, str], names: list[str]) -> None:
     for better, worse in ORDER:
         if better in receipts and worse in receipts:
             one, other = (rows[receipts[name]["digest"]]["metrics"]["nll"]["value"] for name in (better, worse))
-            print(
-                f"{better} {one:.4f} nats/token, {worse} {other:.4f}: {'as expected' if one < other else 'NOT as expected'}"
-            )
+            verdict = "as expected" if one < other else "NOT as expected"
+            print(f"{better} {one:.4f} nats/token, {worse} {other:.4f}: {verdict}")
 
 
 if __name__ == "__main__":
