@@ -234,9 +234,21 @@ def load_tokenizer(folder: Path) -> Any:
 
     RefusedInput (E-TOKENIZER) when the folder holds none, or one that cannot be read.
     """
+    read_config(folder)
+    return _tokenizer_of(folder)
+
+
+def load_lone_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a ``tokenizer`` artifact, or of a model's folder; see ``load_tokenizer``."""
+    if (folder / "config.json").is_file():
+        return load_tokenizer(folder)
+    refuse_code(folder)
+    return _tokenizer_of(folder)
+
+
+def _tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    read_config(folder)
     here = sorted(path.name for path in folder.iterdir())
     if not any(path.match(pattern) for path in folder.iterdir() for pattern in _TOKENIZER_FILES):
         raise RefusedInput(
