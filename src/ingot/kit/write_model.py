@@ -1,0 +1,71 @@
+"""A trained model as a Hugging Face folder: its weights through the sink that streams write to, hashed on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ingot.core.stage import Progress
+from ingot.errors import RefusedInput
+from ingot.kit import hf
+from ingot.kit.stream import pipeline
+from ingot.kit.stream.cast import Cast
+from ingot.kit.stream.memory_source import MemorySource
+from ingot.kit.stream.nonfinite import RefuseNonFinite
+from ingot.kit.stream.safetensors_sink import SafetensorsSink
+from ingot.kit.stream.vocabulary import Weights
+
+#: What describes a tokenizer among the files of a folder.
+_TOKENIZER_PARTS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken", "tekken.json",
+)  # fmt: skip
+
+
+def write_weights(
+    model: Any, out: Path, *, dtype: str | None, threads: int, watch: Progress | None = None
+) -> SafetensorsSink:
+    """Write a model's weights in the order of their names, tied ones once; ``dtype`` None keeps that of each.
+
+    Equal weights give equal bytes. Returns what was written: records, tensor hashes, counts. RefusedInput: E-NONFINITE.
+    """
+    tensors = {name: tensor.detach().cpu() for name, tensor in sorted(model.named_parameters())}
+    tensors |= {name: tensor.detach().cpu() for name, tensor in sorted(stored_buffers(model).items())}
+    chain = [RefuseNonFinite(), *([] if dtype is None else [Cast(hf.torch_dtype(dtype))])]
+    sink = SafetensorsSink(out)
+    pipeline.run(Weights(MemorySource(tensors), out, [*chain]), [sink], threads=threads, watch=watch)
+    return sink
+
+
+def stored_buffers(model: Any) -> dict[str, Any]:
+    """The buffers that belong to a model's state: those that it computes by itself do not."""
+    state = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
+def refuse_other_names(model: Any, folder: Path) -> None:
+    """Refuse a model whose weights lie in its folder under other names or in other pieces than transformers has them.
+
+    RefusedInput (E-MODEL-ARCH): written as they are in memory, nobody could load them.
+    """
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(stored_buffers(model))
+    single = {name for name, _ in model.named_parameters()} | set(stored_buffers(model))
+    found = set(hf.tensor_names(folder))
+    strange = sorted((single - found) | (found - known))
+    if strange:
+        raise RefusedInput(
+            "E-MODEL-ARCH",
+            f"transformers holds the weights of a {model.config.model_type} in other tensors than its folder does",
+            facts=[f"{name}: {'only in memory' if name in single else 'only in the folder'}" for name in strange[:5]],
+            hint="train it with an adapter, or use a model of another architecture",
+        )
+
+
+def copy_tokenizer(folder: Path, out: Path, *, context: int) -> None:
+    """The files of a folder's tokenizer, for a model that reads ``context`` tokens."""
+    names = sorted({path for pattern in _TOKENIZER_PARTS for path in folder.glob(pattern)})
+    for path in names:
+        hf.copy_side_file(path, out / path.name)
+    config = out / "tokenizer_config.json"
+    settings = hf.read_json_file(config) if config.exists() else {}
+    hf.write_json(config, {**settings, "model_max_length": context})
