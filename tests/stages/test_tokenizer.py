@@ -99,11 +99,10 @@ def test_chats_are_rendered_and_texts_begin_with_the_begin_token(learned: tuple[
 
 
 def test_nothing_is_merged_across_a_special_token() -> None:
-    plan = learn_tokenizer.Plan(400, 1, "gpt-2", chat=True)
+    plan = learn_tokenizer.Plan(400, 1, "gpt-2", chats=True)
     row = {"messages": [{"role": "user", "content": "a<|im_end|>b"}]}
     assert list(learn_tokenizer.texts_of([row], plan)) == ["user\na", "b", "\n"]
-    row = {"prompt": "x", "completion": "y"}
-    assert list(learn_tokenizer.texts_of([row], plan)) == ["xy"]
+    assert list(learn_tokenizer.texts_of([{"prompt": "x", "completion": "y"}], plan)) == ["xy"]
 
 
 def test_equal_texts_give_equal_bytes_on_any_number_of_threads(

@@ -36,30 +36,30 @@ CHATML = (
 class Plan:
     """What to learn: ``size`` tokens at most, of pairs seen ``least`` times, in words that ``rule`` cuts.
 
-    With ``chat`` a turn's end token ends a text too, else the token of the end of a text does; ``further`` are special
+    With ``chats`` a turn's end token ends a text too, else the token of the end of a text does; ``further`` are special
     tokens of the user's own.
     """
 
     size: int
     least: int
     rule: str
-    chat: bool
+    chats: bool
     further: tuple[str, ...] = ()
 
     @property
     def special(self) -> tuple[str, ...]:
         """The special tokens, first in the vocabulary."""
-        return (BEGIN, TEXT_END, *((TURN, TURN_END) if self.chat else ()), *self.further)
+        return (BEGIN, TEXT_END, *((TURN, TURN_END) if self.chats else ()), *self.further)
 
     @property
     def end(self) -> str:
         """The token that ends an answer."""
-        return TURN_END if self.chat else TEXT_END
+        return TURN_END if self.chats else TEXT_END
 
     @property
     def template(self) -> chat.Template:
         """What renders a row."""
-        return chat.Template(CHATML if self.chat else None, BEGIN, self.end)
+        return chat.Template(CHATML if self.chats else None, BEGIN, self.end)
 
 
 def texts_of(rows: Iterable[chat.Row], plan: Plan) -> Iterator[str]:
@@ -133,7 +133,7 @@ def write(tokenizer: Tokenizer, plan: Plan, out: Path) -> int:
         "tokenizer.ggml.eos_token_id": vocab[plan.end],
         "tokenizer.ggml.padding_token_id": vocab[TEXT_END],
         "tokenizer.ggml.add_bos_token": True,
-        **({"tokenizer.chat_template": CHATML} if plan.chat else {}),
+        **({"tokenizer.chat_template": CHATML} if plan.chats else {}),
     }
     write_tokenizer(fields, out, max_length=None)
     return len(merges)

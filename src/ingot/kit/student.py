@@ -17,14 +17,41 @@ _EPS = 1e-5
 class Shape(Protocol):
     """What ``stages/_shape.py`` says of a model."""
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
-    context: int
-    rope_theta: float
-    tied: bool
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that stand for a token."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of attention."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def head_size(self) -> int:
+        """Numbers a head has."""
+
+    @property
+    def feed_forward(self) -> int:
+        """Numbers between the feed-forward matrices."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens."""
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary positions."""
+
+    @property
+    def tied(self) -> bool:
+        """One matrix for both embeddings."""
 
 
 def rows_for(tokenizer: Any, wanted: int | None) -> int:
@@ -51,15 +78,15 @@ def new_model(shape: Shape, rows: int, tokenizer: Any, *, deviation: float, seed
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
-        head_dim=shape.width // shape.heads,
+        head_dim=shape.head_size,
         max_position_embeddings=shape.context,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         rms_norm_eps=_EPS,
         initializer_range=deviation,
         tie_word_embeddings=shape.tied,
+        attn_implementation="eager",
         **token_ids(tokenizer),
     )
-    config._attn_implementation = "eager"
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval()
 

@@ -31,9 +31,11 @@ def write_weights(
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in sorted(model.named_parameters())}
     tensors |= {name: tensor.detach().cpu() for name, tensor in sorted(stored_buffers(model).items())}
-    chain = [RefuseNonFinite(), *([] if dtype is None else [Cast(hf.torch_dtype(dtype))])]
+    weights = Weights(MemorySource(tensors), out, [RefuseNonFinite()])
+    if dtype is not None:
+        weights.chain.append(Cast(hf.torch_dtype(dtype)))
     sink = SafetensorsSink(out)
-    pipeline.run(Weights(MemorySource(tensors), out, [*chain]), [sink], threads=threads, watch=watch)
+    pipeline.run(weights, [sink], threads=threads, watch=watch)
     return sink
 
 

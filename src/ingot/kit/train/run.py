@@ -44,7 +44,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -70,6 +70,7 @@ class Task(Generic[ItemT]):
     """What is trained, on what, and what gives the losses; see the module.
 
     ``chance`` is the loss of who knows nothing (a guard stops at twice that), ``what`` names in a message what is made.
+    ``scored_by`` gives the held-out losses where they are not those that training makes small.
     """
 
     model: Any
@@ -81,6 +82,7 @@ class Task(Generic[ItemT]):
     after_step: Callable[[], None] | None = None
     autocast: bool = False
     what: str = "the model"
+    scored_by: Objective[ItemT] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class _Run(Generic[ItemT]):
         self.progress = progress
         self.seed = given.seed or 0
         self.learner = Learner(task.model, task.objective, task.layout, task.autocast)
+        self.scorer = replace(self.learner, objective=task.scored_by or task.objective)
         self.weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.steps = _steps(settings, task.corpus, self.seed)
         self.schedule = Schedule(settings.schedule, settings.learning_rate, self.steps, settings.warmup)
@@ -222,7 +225,7 @@ class _Run(Generic[ItemT]):
         if not held:
             return
         self.progress.phase("evaluate")
-        sums = self.learner.score(held, lambda done: self.progress(done, len(held), "documents"))
+        sums = self.scorer.score(held, lambda done: self.progress(done, len(held), "documents"))
         scoring = Scoring(step, tuple(sums))
         self.out.evals.append(scoring)
         if step and self._lowest() is scoring and self.settings.keep == "best":
