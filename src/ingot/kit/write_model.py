@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ingot.core.stage import Progress
 from ingot.errors import RefusedInput
@@ -13,7 +17,7 @@ from ingot.kit.stream.cast import Cast
 from ingot.kit.stream.memory_source import MemorySource
 from ingot.kit.stream.nonfinite import RefuseNonFinite
 from ingot.kit.stream.safetensors_sink import SafetensorsSink
-from ingot.kit.stream.vocabulary import Weights
+from ingot.kit.stream.vocabulary import Route, Slot, Weights
 
 #: What describes a tokenizer among the files of a folder.
 _TOKENIZER_PARTS = (
@@ -22,18 +26,39 @@ _TOKENIZER_PARTS = (
 )  # fmt: skip
 
 
-def write_weights(
-    model: Any, out: Path, *, dtype: str | None, threads: int, watch: Progress | None = None
-) -> SafetensorsSink:
-    """Write a model's weights in the order of their names, tied ones once; ``dtype`` None keeps that of each.
+Dtypes = str | Mapping[str, torch.dtype]
 
-    Equal weights give equal bytes. Returns what was written: records, tensor hashes, counts. RefusedInput: E-NONFINITE.
+
+@dataclass(frozen=True)
+class _CastEach:
+    """Rounds each tensor to the dtype of its name; see ``Cast``."""
+
+    dtypes: Mapping[str, torch.dtype]
+
+    def begin(self, slots: Sequence[Slot]) -> None:
+        """See ``Transform``."""
+        del slots
+
+    def routes(self, slot: Slot) -> Sequence[Route]:
+        """See ``Transform``."""
+        return Cast(self.dtypes[slot.name]).routes(slot)
+
+    def finish(self) -> None:
+        """See ``Transform``."""
+
+
+def write_weights(
+    model: Any, out: Path, *, dtype: Dtypes, threads: int, watch: Progress | None = None
+) -> SafetensorsSink:
+    """Write a model's weights in the order of their names, tied ones once, in one dtype or each in that of its name.
+
+    Equal weights give equal bytes. Returns what was written: records, tensor hashes, counts. RefusedInput: E-NONFINITE,
+    E-DTYPE-RANGE.
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in sorted(model.named_parameters())}
     tensors |= {name: tensor.detach().cpu() for name, tensor in sorted(stored_buffers(model).items())}
-    weights = Weights(MemorySource(tensors), out, [RefuseNonFinite()])
-    if dtype is not None:
-        weights.chain.append(Cast(hf.torch_dtype(dtype)))
+    cast = Cast(hf.torch_dtype(dtype)) if isinstance(dtype, str) else _CastEach(dtype)
+    weights = Weights(MemorySource(tensors), out, [RefuseNonFinite(), cast])
     sink = SafetensorsSink(out)
     pipeline.run(weights, [sink], threads=threads, watch=watch)
     return sink
@@ -45,6 +70,10 @@ def stored_buffers(model: Any) -> dict[str, Any]:
     return {name: buffer for name, buffer in model.named_buffers() if name in state}
 
 
+#: Written by old versions of transformers, which compute it today.
+_COMPUTED = ".rotary_emb.inv_freq"
+
+
 def refuse_other_names(model: Any, folder: Path) -> None:
     """Refuse a model whose weights lie in its folder under other names or in other pieces than transformers has them.
 
@@ -53,7 +82,7 @@ def refuse_other_names(model: Any, folder: Path) -> None:
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(stored_buffers(model))
     single = {name for name, _ in model.named_parameters()} | set(stored_buffers(model))
     found = set(hf.tensor_names(folder))
-    strange = sorted((single - found) | (found - known))
+    strange = sorted((single - found) | {name for name in found - known if not name.endswith(_COMPUTED)})
     if strange:
         raise RefusedInput(
             "E-MODEL-ARCH",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ingot.core.stage import Given, Metric, Progress
-from ingot.kit import hf
+from ingot.errors import RefusedInput
+from ingot.kit import hf, layers
 from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.train import distill, next_token, run, text
 from ingot.kit.train.documents import Document
 from ingot.kit.train.loop import Learner
 from ingot.kit.train.settings import Settings
+from ingot.kit.write_model import refuse_other_names
 
 _RESAMPLES = 2000
 
@@ -26,6 +29,52 @@ class Trained:
 
     outcome: run.Outcome
     metrics: dict[str, Metric]
+
+
+def load(folder: Path, names: str | Sequence[str], device: torch.device) -> Any:
+    """A model in float32 on a device; what is not among ``names`` (unless these are ``all``) wants no gradient.
+
+    RefusedInput: E-QUANTIZED, E-MODEL-ARCH where its weights could not be written back, E-FULL-MODULES.
+    """
+    layers.refuse_quantized(folder, "full")
+    model = hf.load_model(folder, "float32")
+    refuse_other_names(model, folder)
+    if not isinstance(names, str):
+        chosen = parameters_named(model, names)
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            weight.requires_grad_(requires_grad=name in chosen)
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            if name in chosen:  # a tied weight has two names, and one of them is enough
+                weight.requires_grad_(requires_grad=True)
+    return model.to(device)
+
+
+def parameters_named(model: Any, names: Sequence[str]) -> set[str]:
+    """The weights whose names hold the words of one of ``names`` side by side; ``*`` in a word stands for anything.
+
+    RefusedInput (E-FULL-MODULES) for one that names nothing, with the words that there are.
+    """
+    found: set[str] = set()
+    known = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for wanted in names:
+        more = {name for name in known if _holds(name.split("."), wanted.strip(".").split("."))}
+        if not more:
+            words = sorted({word for name in known for word in name.split(".") if not word.isdigit()})
+            raise RefusedInput(
+                "E-FULL-MODULES",
+                f"'train' names {wanted!r}, and no weight of the model has it in its name",
+                facts=[f"words: {', '.join(words[:30])}"],
+                hint="a layer is named by its number, as in layers.0; * stands for anything within a word",
+            )
+        found |= more
+    return found
+
+
+def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    return any(
+        all(fnmatchcase(word, pattern) for word, pattern in zip(words[at:], wanted, strict=False))
+        for at in range(len(words) - len(wanted) + 1)
+    )
 
 
 def train(stage: Any, given: Given, model: Any, tokenizer: Path, progress: Progress) -> Trained:
