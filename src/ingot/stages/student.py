@@ -155,5 +155,5 @@ class Student(Training):
                 "vocabulary": Metric(rows, "tokens", "rows of the embedding"),
                 "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
             }
-            notes = run.notes(self, device)
+            notes = run.notes(self, device, trained.outcome)
             return Done({**sizes, **trained.metrics}, tuple(sink.files), sink.tensors, notes=notes)
