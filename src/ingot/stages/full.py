@@ -78,7 +78,12 @@ class Full(Training):
                 "parameters": Metric(sink.parameters, "parameters", "elements of the tensors written, tied ones once"),
                 "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
             }
-            return Done({**sizes, **trained.metrics}, tuple(sink.files), sink.tensors, notes=run.notes(self, device, trained.outcome))
+            return Done(
+                {**sizes, **trained.metrics},
+                tuple(sink.files),
+                sink.tensors,
+                notes=run.notes(self, device, trained.outcome),
+            )
 
     def _kept(self, folder: Path) -> Mapping[str, torch.dtype]:
         """The dtype of each weight of the folder."""
