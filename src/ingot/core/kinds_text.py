@@ -36,6 +36,8 @@ FORMATS: Mapping[str, str] = {
 }
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
+_ZEROED = "all but depth"
+_DROPPED = "depth"
 _NATS = "nats/token"
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
@@ -133,12 +135,20 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("quantization_change", "1", "where the adapter was trained over a quantized base"),
     ),
     "prune": (
-        ("sparsity", "1", _ALWAYS),
-        ("sparsity_lowest", "1", _ALWAYS),
-        ("sparsity_highest", "1", _ALWAYS),
-        ("zeros", "parameters", _ALWAYS),
-        ("pruned_parameters", "parameters", _ALWAYS),
-        ("pruned_layers", "1", _ALWAYS),
+        ("sparsity", "1", _ZEROED),
+        ("sparsity_lowest", "1", _ZEROED),
+        ("sparsity_highest", "1", _ZEROED),
+        ("sparsity_GROUP", "1", "for each group of modules that lost weights: attention, feed_forward, …"),
+        ("zeros", "parameters", _ZEROED),
+        ("pruned_parameters", "parameters", _ZEROED),
+        ("pruned_layers", "1", _ZEROED),
+        ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("layers", "1", _DROPPED),
+        ("layers_dropped", "1", _DROPPED),
+        ("parameters", "parameters", _DROPPED),
+        ("parameters_before", "parameters", _DROPPED),
+        ("influence_dropped", "1", _DROPPED),
+        ("influence_kept", "1", _DROPPED),
     ),
     "quantize": (
         ("weight_bytes", "B", _ALWAYS),
