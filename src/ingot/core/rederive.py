@@ -87,21 +87,23 @@ def _merge(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
 
 def _prune(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
     """Zeros are counted in the layers that the artifact's own list names; of dropped layers, what is left."""
-    listed = read_json((folder / "prune.json").read_bytes())
+    name = f"{receipt['kind']}.json"
+    listed = read_json((folder / name).read_bytes())
     facts = facts_of(folder)
     if isinstance(listed, dict) and listed.get("method") == "depth":
         before = _input_facts(receipt, "model", folders)
-        return {"parameters": facts.elements} | ({"parameters_before": before.elements} if before else {})
+        result: Derived = {"parameters": facts.elements}
+        return result | ({"parameters_before": before.elements} if before else {})
     modules = listed.get("modules") if isinstance(listed, dict) else None
     if not isinstance(modules, list):
-        raise ValueError("prune.json lists no modules")
+        raise ValueError(f"{name} lists no modules")
     tensors = {tensor.name: tensor for tensor in facts.tensors}
     try:
         chosen = [tensors[f"{module['name']}.weight"] for module in modules]
         patterns = [str(module.get("pattern", "")) for module in modules]
         groups = [str(module.get("group", "")) for module in modules]
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"prune.json names a layer that is not there: {error}") from error
+        raise ValueError(f"{name} names a layer that is not there: {error}") from error
     counts = [(zeros(tensor), tensor.elements) for tensor in chosen]
     return _sparsity(counts) | _of_groups(groups, counts) | _crowded(chosen, patterns)
 
@@ -116,8 +118,8 @@ def _of_groups(groups: Sequence[str], counts: Sequence[tuple[int, int]]) -> Deri
 
 def _crowded(chosen: Sequence[Tensor], patterns: Sequence[str]) -> Derived:
     """Blocks that hold more than the pattern that the artifact's list gives the layer."""
-    found = [(tensor, *pattern.split(":")) for tensor, pattern in zip(chosen, patterns, strict=True) if pattern]
-    return {"crowded_blocks": sum(crowded(tensor, int(keep), int(m)) for tensor, keep, m in found)} if found else {}
+    found = [(tensor, pattern.split(":")) for tensor, pattern in zip(chosen, patterns, strict=True) if pattern]
+    return {"crowded_blocks": sum(crowded(tensor, int(n), int(m)) for tensor, (n, m) in found)} if found else {}
 
 
 def _sparsity(counts: Sequence[tuple[int, int]]) -> Derived:
@@ -187,4 +189,5 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "merge": _merge,
     "prune": _prune,
     "quantize": _quantize,
+    "recover": _prune,
 }

@@ -44,11 +44,11 @@ def by_wanda(goals: Goals, norms: Mapping[str, torch.Tensor]) -> dict[str, Rule]
     return {module: rule(module, goal, slot) for module, (goal, slot) in goals.items()}
 
 
-def from_model(goals: Goals, model: Any) -> dict[str, Rule]:
-    """The weights that the modules of ``model`` have by now, whatever made them."""
+def from_model(goals: Goals, model: Any, *, by_row: bool = False) -> dict[str, Rule]:
+    """The weights that the modules of ``model`` have by now, whatever made them; ``by_row``: a share of each row."""
 
     def rule(module: str, goal: Goal, slot: Slot) -> Rule:
-        return Rule(goal, _taken(model.get_submodule(module).weight.detach()), _least(goal, slot))
+        return Rule(goal, _taken(model.get_submodule(module).weight.detach()), _least(goal, slot, by_row=by_row))
 
     return {module: rule(module, goal, slot) for module, (goal, slot) in goals.items()}
 

@@ -126,21 +126,26 @@ def measured(method: str, prunable: Prunable, pruning: Pruning, folder: Path) ->
         for name, (zeros, total) in counts.items()
     ]
     hf.write_json(folder / "prune.json", {"format": 1, "method": method, "modules": modules})
+    crowded = pruning.crowded if any(rule.goal.block for rule in pruning.rules.values()) else None
+    return count_metrics(prunable, counts, crowded)
+
+
+def count_metrics(prunable: Prunable, counts: Mapping[str, tuple[int, int]], crowded: int | None) -> dict[str, Metric]:
+    """The metrics of what was counted while writing; ``crowded`` None: no module has a pattern."""
     by_group: dict[str, list[tuple[int, int]]] = {}
     for name, count in counts.items():
         by_group.setdefault(prunable.group(name), []).append(count)
-    metrics = _metrics(counts)
+    metrics = _whole(counts)
     for group, found in sorted(by_group.items()):
         share = sum(zeros for zeros, _ in found) / sum(total for _, total in found)
         metrics[f"sparsity_{group}"] = Metric(share, "1", "of these modules together, counted while writing")
-    if any(rule.goal.block for rule in pruning.rules.values()):
-        metrics["crowded_blocks"] = Metric(
-            pruning.crowded, "1", "blocks of M weights that hold more than N, of the modules with a pattern"
-        )
+    if crowded is not None:
+        method = "blocks of M weights that hold more than N, of the modules with a pattern"
+        metrics["crowded_blocks"] = Metric(crowded, "1", method)
     return metrics
 
 
-def _metrics(counts: Mapping[str, tuple[int, int]]) -> dict[str, Metric]:
+def _whole(counts: Mapping[str, tuple[int, int]]) -> dict[str, Metric]:
     zeros = sum(count for count, _ in counts.values())
     parameters = sum(total for _, total in counts.values())
     lowest = min(count / total for count, total in counts.values())
