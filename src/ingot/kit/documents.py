@@ -80,7 +80,7 @@ def to_form(document: Document, form: Form, system: str | None) -> Document:
             raise _form("a conversation of several turns cannot become one prompt and one completion")
         document = replace(document, form=form, messages=(), parts=tuple(text for _, text in document.messages))
     elif form == "text" and document.form == "completion":
-        document = replace(document, form=form, parts=("".join(document.parts),))
+        document = replace(document, form=form, parts=("".join(document.parts),), pattern=None)  # text asks nothing
     elif form != document.form:
         raise _form(f"rows of the form {document.form!r} cannot become {form!r}")
     if form == "chat" and system and document.messages[0][0] != "system":

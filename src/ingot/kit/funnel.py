@@ -26,7 +26,7 @@ class Row:
     def line(self) -> bytes:
         """The row as a line of JSON."""
         row = {"id": self.id, **self.document.content()}
-        if self.document.pattern is not None and self.document.form != "text":  # plain text asks nothing
+        if self.document.pattern is not None:
             row["pattern"] = self.document.pattern
         return json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n"
 

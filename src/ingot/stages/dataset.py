@@ -159,6 +159,9 @@ class Dataset(Stage):
     on its side when others come or go. Rows are written in the order of their ids, which are hashes of their content:
     a fixed shuffle. Duplicates are found across all sources, by the answer alone for Python's documentation
     and by the whole row otherwise; the first in the order of the sources stays.
+
+    ``templates`` make rows: each case fills the slots of its questions and draws one of its answers. SHA-256 of the
+    seed decides, so that everybody draws the same rows. A row may tell by a ``pattern`` which answers are right.
     """
 
     kind: ClassVar[str] = "dataset"
