@@ -364,7 +364,7 @@ def test_two_specs_of_the_same_bytes_in_two_folders_differ(folder: Folder) -> No
         lambda data: b"",
         lambda data: b"[]\n",
         lambda data: b"\xff\xfe",
-        lambda data: data.replace(b'"format": 5', b'"format": 0', 1),
+        lambda data: data.replace(b'"format": 6', b'"format": 0', 1),
     ],
 )
 def test_a_damaged_entry_is_read_again(folder: Folder, counted: list[str], damage: Callable[[bytes], bytes]) -> None:

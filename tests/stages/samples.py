@@ -50,6 +50,7 @@ SAMPLES: dict[str, Sample] = {
     "fetch": Sample({"path": "model"}, {}, ("model",)),
     "convert": Sample({"dtype": "float32"}, {"model": "gguf"}),
     "dataset": Sample({"sources": [{"path": "rows.jsonl"}], "split": {"eval": 0.3}}, {}, ("rows.jsonl",)),
+    "tokenizer": Sample({"vocab_size": 320}, {"data": "dataset"}),
     "adapter": Sample(
         {"rank": 4, "steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
         {"model": "fetch", "data": "dataset"},

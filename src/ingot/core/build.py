@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import disk, locks, receipts, reuse
+from ingot.core import checkpoints, disk, locks, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
@@ -29,7 +29,7 @@ from ingot.core.stage_log import named
 from ingot.core.staging import Staging, Watch, bytes_below
 from ingot.core.statement import MAX_LINE, build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
-from ingot.errors import RefusedInput, StageFailed, StoreDamaged
+from ingot.errors import IngotError, RefusedInput, StageFailed, StoreDamaged
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
@@ -55,12 +55,16 @@ class Built:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress."""
+    """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress.
+
+    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from.
+    """
 
     group: Sequence[Planned]
     wish: Wish
     keep: Keep
     told: str
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -175,12 +179,14 @@ class Builder:
             if item.presence == "damaged" and item.receipt is not None:
                 project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
         log = self._log(group[0].node)
-        with project.store.staging() as staging:
-            made = self._run_pass(Pass(group, wish, project.store.publish, group[0].node.id), staging, log)
+        with project.store.staging() as staging, self._resuming(group, staging) as kept:
+            made = self._run_pass(Pass(group, wish, project.store.publish, group[0].node.id, kept), staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
             receipt.update(_observed(item, receipt))
         flowed = self._new_flows(made.flowed, wish)
         self._record([*flowed, *made.receipts])
+        if kept is not None:
+            checkpoints.drop(project.store.root, str(group[0].key))
         found = [Built("built", receipt) for receipt in made.receipts]
         found[0] = replace(found[0], streamed=tuple(flowed))
         for item, built in zip(group, found, strict=True):
@@ -193,6 +199,25 @@ class Builder:
             log.unlink(missing_ok=True)
         return found[0]
 
+    @contextmanager
+    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[Path | None]:
+        """The folder of checkpoints for a kind that resumes; what is kept after a failure is said with it.
+
+        Several targets that are built in one pass are under several keys, and such a pass begins anew.
+        """
+        first, project = group[0], self._project
+        if not first.node.resumes or group[1:]:
+            yield None
+            return
+        root, key, built = project.store.root, str(first.key), project.built_here(str(first.key))
+        try:
+            yield checkpoints.begin(root, key, built, staging, first.node.id)
+        except IngotError as error:
+            left = checkpoints.kept(root, key, built)
+            if left is not None:
+                error.facts = (*error.facts, f"kept: {left.words()}; the next run goes on from there")
+            raise
+
     def _log(self, node: Node) -> Path:
         log = self._project.log_path(node)
         disk.make_dirs(log.parent)
@@ -204,6 +229,8 @@ class Builder:
         project, ids = self._project, [item.node.id for item in what.group]
         job = self._jobs.make(what.group, staging)
         reuse.offer(project, what.group, job)
+        if what.checkpoints is not None:
+            job.data.update(checkpoints=str(what.checkpoints), key=str(what.group[0].key))
         found = [receipts.begun(project, item, job) for item in what.group]
         for receipt in found:
             receipt.update(_predicted(what, receipt["target"]))
@@ -278,7 +305,7 @@ class Builder:
         """Run the stage; the fields of a receipt that all results of the pass share, and what the stage gave."""
         source_bytes = _source_bytes(what.group[0].node, staging)
         started, clock = _now(), time.monotonic()
-        with Watch(staging) as beside:
+        with Watch(staging, what.checkpoints) as beside:
             outcome = self._project.executor.run(
                 job, log, staging.lock_fd, lambda message: self._listener(what.told, message)
             )

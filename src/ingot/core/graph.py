@@ -42,6 +42,8 @@ class Facts:
     windowed: bool = False
     #: Whether the seed of the spec is part of its key.
     seeded: bool = False
+    #: Whether it goes on from checkpoints of an attempt that was ended.
+    resumes: bool = False
 
 
 @dataclass(frozen=True)

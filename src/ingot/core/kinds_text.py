@@ -28,7 +28,7 @@ FORMATS: Mapping[str, str] = {
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
-    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json` and `tokenizer_config.json`.",
+    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
     "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
@@ -159,6 +159,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("smallest_bytes", "B", _ALWAYS),
         ("best_perplexity", "1", "where a candidate has a perplexity"),
         ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+    "tokenizer": (
+        ("vocabulary", "tokens", _ALWAYS),
+        ("merges", "1", _ALWAYS),
+        ("bytes_per_token", "B/token", _HELD_OUT),
+        ("documents_read_back", "documents", _HELD_OUT),
     ),
 }
 

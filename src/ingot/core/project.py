@@ -132,6 +132,12 @@ class Project:
             found[name] = str(self.virtual[name].identity if known is None else known["digest"])
         return found
 
+    def built_here(self, key: str) -> int:
+        """How many builds of a key the logs of this user hold: what others have recorded is no work of this store."""
+        keys = default_keys_dir()
+        own = {log.origin for log in logs_in(self.root / "registry") if read_key(keys, log) is not None}
+        return sum(build["origin"] in own for build in self.index.builds(key) if "accepted" not in build)
+
     def record(self, statement: dict[str, Any]) -> dict[str, Any]:
         """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""
         with self._recording:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ingot.core import checkpoints
 from ingot.core.build import Builder, Built, Listener, Wish
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
@@ -179,5 +180,6 @@ class Session:
                 self.project.save()
                 # What dead builds left is dropped by a run that builds nothing too: it may be gigabytes.
                 self.project.store.sweep_staging()
+                checkpoints.sweep(self.project.store.root, self.project.built_here)
         finally:
             self.project.executor.close()

@@ -161,7 +161,8 @@ class Given:
     xxh3-128 of an input's tensors as they were when it was written, where its receipt tells them.
 
     For a kind that ``resumes``: ``checkpoints`` is a folder that outlives an attempt that was ended, and belongs to the
-    target's key alone; ``key`` is that key, which everything written there names. None: nothing is kept.
+    target's key alone; ``key`` is that key, which everything written there names. None: nothing is kept. Each entry
+    directly in it whose name does not begin with a dot is one checkpoint (``core.checkpoints``).
     """
 
     inputs: Mapping[str, tuple[Path, ...]]
@@ -266,6 +267,10 @@ class Stage(Frozen):
         The seed is part of the key of every kind whose ``reproducibility`` is ``seeded``, whatever this says.
         """
         return self.reproducibility
+
+    def goes_on(self) -> bool:
+        """Whether, with these parameters, it goes on where an attempt was ended: never more than ``resumes`` says."""
+        return self.resumes
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""

@@ -65,18 +65,23 @@ class Staging:
 class Watch:
     """The most bytes seen beside the artifact while a stage runs: looked at every second, and at the end.
 
-    A temporary file that lives for less than a second may be missed.
+    A temporary file that lives for less than a second may be missed. Checkpoints lie in a folder ``also``, and count.
     """
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, also: Path | None = None) -> None:
         self._staging = staging
+        self._also = also
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self.most = 0
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK_S):
-            self.most = max(self.most, self._staging.bytes_beside())
+            self._measure()
+
+    def _measure(self) -> None:
+        also = 0 if self._also is None else bytes_below(self._also)
+        self.most = max(self.most, self._staging.bytes_beside() + also)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -85,7 +90,7 @@ class Watch:
     def __exit__(self, *_exception: object) -> None:
         self._over.set()
         self._thread.join()
-        self.most = max(self.most, self._staging.bytes_beside())
+        self._measure()
 
 
 @contextmanager

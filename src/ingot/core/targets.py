@@ -212,6 +212,7 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
         streams=tuple(model.streams),
         one_pass=model.one_pass,
         windowed=model.windowed(),
+        resumes=model.goes_on(),
     )
 
 

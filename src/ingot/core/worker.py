@@ -124,6 +124,8 @@ def given_of(job: Mapping[str, Any]) -> stage.Given:
         virtual={role: stage.Virtual(made(below), given_of(below)) for role, below in job.get("virtual", {}).items()},
         earlier=tuple(stage.Earlier(**{**item, "folder": Path(item["folder"])}) for item in job.get("earlier", ())),
         tensors=job.get("tensors", {}),
+        checkpoints=Path(job["checkpoints"]) if "checkpoints" in job else None,
+        key=job.get("key", ""),
     )
 
 

@@ -2,7 +2,8 @@
 
 The program runs on a snapshot of the declared ``files:``, in the folder of the spec, with a clean environment. Input
 targets and the output folder are named by placeholders (``{data}``, ``{out}``) and by environment variables
-(``INGOT_IN_DATA``, ``INGOT_OUT``, ``INGOT_SCRATCH``, ``INGOT_THREADS``).
+(``INGOT_IN_DATA``, ``INGOT_OUT``, ``INGOT_SCRATCH``, ``INGOT_THREADS``). A program that ``{checkpoints}`` is handed to
+finds there what it left when it was ended before its time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from ingot.core.stage import Files, Given, Metric, Metrics, Progress, Reproducib
 from ingot.errors import RefusedInput, StageFailed
 
 #: Placeholders of every command, beside those of its roles, and the variables of the same meaning.
-_ALWAYS = {"out": "INGOT_OUT", "scratch": "INGOT_SCRATCH", "threads": "INGOT_THREADS"}
+_ALWAYS = {
+    "out": "INGOT_OUT",
+    "scratch": "INGOT_SCRATCH",
+    "checkpoints": "INGOT_CHECKPOINTS",
+    "threads": "INGOT_THREADS",
+}
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
 
@@ -40,11 +46,13 @@ class Command(Stage):
     revision: ClassVar[int] = 2  # 2: placeholders in env
     # Nothing is known of the program: only building again shows whether its bytes repeat.
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
+    resumes: ClassVar[bool] = True
     inputs: ClassVar[Mapping[str, Role]] = {"*": Role()}
 
     command: tuple[str, ...] = Field(
         min_length=1,
-        description="Program and arguments; {out}, {scratch}, {threads} and {ROLE} stand for folders and numbers.",
+        description="Program and arguments; {out}, {scratch}, {checkpoints}, {threads} and {ROLE} stand for folders "
+        "and numbers. What a program leaves in {checkpoints} is there again when it was ended and is run anew.",
     )
     files: Annotated[Files, BeforeValidator(_as_files)] = Field(
         default=Files(),
@@ -71,6 +79,10 @@ class Command(Stage):
         if self.files.paths:
             yield "/files", self.files
 
+    def goes_on(self) -> bool:
+        """Only a program that is told where its checkpoints lie can go on from them."""
+        return any("{checkpoints}" in text for text in (*self.command, *self.env.values()))
+
     def programs(self) -> Mapping[str, tuple[str, ...]]:
         """The declared programs: what their command lines print is a key part."""
         return self.programs_on_path
@@ -92,6 +104,8 @@ class Command(Stage):
         progress.phase(Path(self.command[0]).name)
         places = {role: [str(path) for path in paths] for role, paths in given.inputs.items()}
         places |= {"out": [str(out)], "scratch": [str(given.scratch)], "threads": [str(given.threads)]}
+        if self.goes_on():
+            places["checkpoints"] = [str(_made(given.checkpoints or given.scratch / "checkpoints"))]
         arguments = [argument for word in self.command for argument in _fill(word, places)]
         folder = given.sources[0] if given.sources else given.scratch
         try:
@@ -113,6 +127,11 @@ class Command(Stage):
     def _environment(self, places: Mapping[str, list[str]]) -> dict[str, str]:
         ours = {_ALWAYS.get(role, f"INGOT_IN_{role.upper()}"): os.pathsep.join(paths) for role, paths in places.items()}
         return {**os.environ, **{name: _joined(text, places) for name, text in self.env.items()}, **ours}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _fill(word: str, places: Mapping[str, list[str]]) -> Iterator[str]:
