@@ -31,7 +31,8 @@ FORMATS: Mapping[str, str] = {
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
-    "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
+    "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
+    "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
@@ -39,6 +40,7 @@ _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a re
 _TEACHER = "with a teacher and held-out documents"
 _ZEROED = "all but depth"
 _DROPPED = "depth"
+_ASKED = "with `answers`, unless nothing can run the candidate here"
 _NATS = "nats/token"
 
 #: What every training measures.
@@ -103,6 +105,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("kl_divergence", _NATS, _REFERENCE),
         ("kl_p99", "nats", _REFERENCE),
         ("top1_agreement", "1", _REFERENCE),
+        ("exact_match", "1", _ASKED),
+        ("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
+        ("answers_ended", "1", _ASKED),
         ("bytes", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "bits/parameter", _ALWAYS),
