@@ -50,13 +50,24 @@ SAMPLES: dict[str, Sample] = {
     "fetch": Sample({"path": "model"}, {}, ("model",)),
     "convert": Sample({"dtype": "float32"}, {"model": "gguf"}),
     "dataset": Sample({"sources": [{"path": "rows.jsonl"}], "split": {"eval": 0.3}}, {}, ("rows.jsonl",)),
+    "tokenizer": Sample({"vocab_size": 320}, {"data": "dataset"}),
     "adapter": Sample(
         {"rank": 4, "steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
         {"model": "fetch", "data": "dataset"},
     ),
+    "student": Sample(
+        {"preset": "0.3m", "layers": 1, "steps": 3, "batch_size": 2, "max_length": 128},
+        {"data": "dataset", "tokenizer": "fetch", "teacher": "fetch"},
+    ),
+    "full": Sample(
+        {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"}, {"model": "fetch", "data": "dataset"}
+    ),
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
     "lora_gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "adapter": "adapter"}),
     "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),
+    "recover": Sample(
+        {"steps": 3, "batch_size": 2, "dtype": "float32", "device": "cpu"}, {"model": "prune", "data": "dataset"}
+    ),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),

@@ -28,29 +28,46 @@ FORMATS: Mapping[str, str] = {
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
-    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json` and `tokenizer_config.json`.",
+    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
-    "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
+    "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
+    "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
+_TEACHER = "with a teacher and held-out documents"
+_ZEROED = "all but depth"
+_DROPPED = "depth"
+_ASKED = "with `answers`, unless nothing can run the candidate here"
 _NATS = "nats/token"
+
+#: What every training measures.
+_TRAINING = (
+    ("train_loss_first", _NATS, _ALWAYS),
+    ("train_loss_last", _NATS, _ALWAYS),
+    ("trainable_parameters", "parameters", _ALWAYS),
+    ("steps", "1", _ALWAYS),
+    ("tokens", "tokens", _ALWAYS),
+    ("tokens_per_second", "tokens/s", _ALWAYS),
+    ("train_seconds", "s", _ALWAYS),
+    ("eval_loss_before", _NATS, _HELD_OUT),
+    ("eval_loss_after", _NATS, _HELD_OUT),
+    ("eval_loss_change", _NATS, _HELD_OUT),
+)
+
+#: What those measure beside that may learn from a teacher.
+_DISTILLED = (
+    ("teacher_kl_before", _NATS, _TEACHER),
+    ("teacher_kl_after", _NATS, _TEACHER),
+    ("teacher_kl_change", _NATS, _TEACHER),
+)
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "adapter": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
+        *_TRAINING,
         ("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
         ("preferred_after", "1", "as preferred_before"),
         ("preference_accuracy", "1", "as preferred_before"),
@@ -112,6 +129,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("kl_divergence", _NATS, _REFERENCE),
         ("kl_p99", "nats", _REFERENCE),
         ("top1_agreement", "1", _REFERENCE),
+        ("exact_match", "1", _ASKED),
+        ("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
+        ("answers_ended", "1", _ASKED),
         ("bytes", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "bits/parameter", _ALWAYS),
@@ -119,6 +139,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("generation_tokens_per_second", "tokens/s", "as tokens"),
     ),
     "fetch": (("bytes", "B", _ALWAYS), ("files", "files", _ALWAYS)),
+    "full": (
+        ("parameters", "parameters", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
     "gguf": (
         ("bytes", "B", _ALWAYS),
         ("bytes_read", "B", _ALWAYS),
@@ -166,12 +192,20 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("dictionary_saved", "B", "with `dictionary`"),
     ),
     "prune": (
-        ("sparsity", "1", _ALWAYS),
-        ("sparsity_lowest", "1", _ALWAYS),
-        ("sparsity_highest", "1", _ALWAYS),
-        ("zeros", "parameters", _ALWAYS),
-        ("pruned_parameters", "parameters", _ALWAYS),
-        ("pruned_layers", "1", _ALWAYS),
+        ("sparsity", "1", _ZEROED),
+        ("sparsity_lowest", "1", _ZEROED),
+        ("sparsity_highest", "1", _ZEROED),
+        ("sparsity_GROUP", "1", "for each group of modules that lost weights: attention, feed_forward, …"),
+        ("zeros", "parameters", _ZEROED),
+        ("pruned_parameters", "parameters", _ZEROED),
+        ("pruned_layers", "1", _ZEROED),
+        ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("layers", "1", _DROPPED),
+        ("layers_dropped", "1", _DROPPED),
+        ("parameters", "parameters", _DROPPED),
+        ("parameters_before", "parameters", _DROPPED),
+        ("influence_dropped", "1", _DROPPED),
+        ("influence_kept", "1", _DROPPED),
     ),
     "quantize": (
         ("weight_bytes", "B", _ALWAYS),
@@ -182,11 +216,38 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("max_error_steps", "1", _ALWAYS),
         ("relative_error", "1", _ALWAYS),
     ),
+    "recover": (
+        *_TRAINING,
+        ("perplexity_before", "1", _HELD_OUT),
+        ("perplexity_after", "1", _HELD_OUT),
+        ("sparsity_before", "1", _ALWAYS),
+        ("sparsity", "1", _ALWAYS),
+        ("sparsity_lowest", "1", _ALWAYS),
+        ("sparsity_highest", "1", _ALWAYS),
+        ("sparsity_GROUP", "1", "for each group of modules that have zeros"),
+        ("zeros", "parameters", _ALWAYS),
+        ("pruned_parameters", "parameters", _ALWAYS),
+        ("pruned_layers", "1", _ALWAYS),
+        ("crowded_blocks", "1", "where a module's zeros have a pattern; never above 0"),
+    ),
     "report": (
         ("rows", "candidates", _ALWAYS),
         ("smallest_bytes", "B", _ALWAYS),
         ("best_perplexity", "1", "where a candidate has a perplexity"),
         ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+    "student": (
+        ("parameters", "parameters", _ALWAYS),
+        ("vocabulary", "tokens", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
+    "tokenizer": (
+        ("vocabulary", "tokens", _ALWAYS),
+        ("merges", "1", _ALWAYS),
+        ("bytes_per_token", "B/token", _HELD_OUT),
+        ("documents_read_back", "documents", _HELD_OUT),
     ),
 }
 

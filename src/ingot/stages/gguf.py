@@ -196,9 +196,10 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf import figures
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import Reuse, export
-    from ingot.kit.gguf.hf_input import form_of, open_plain
+    from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
