@@ -24,8 +24,8 @@ class Document:
     """One row in the form ``form``: messages (role, content), or (prompt, completion), or (text,).
 
     Of a preference ``parts`` ends in the chosen and the rejected answer; before them stands the prompt, unless
-    ``messages`` are what is answered. ``pattern`` is a regular expression that every right answer matches. It says nothing of what is learned, so it is no
-    part of the row's id.
+    ``messages`` are what is answered. ``pattern`` is a regular expression that every right answer matches. It says
+    nothing of what is learned, so it is no part of the row's id.
     """
 
     form: Form

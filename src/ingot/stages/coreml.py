@@ -101,8 +101,8 @@ def _module(model: Path, shape: LlamaShape, length: int, progress: Progress) -> 
     import torch
 
     from ingot.errors import StageFailed
-    from ingot.kit.coreml_llama import build_llama
     from ingot.kit.quant.plain import iter_plain_tensors
+    from ingot.kit.coreml_llama import build_llama
 
     progress.phase("compare with transformers")
     count = min(length, 64)

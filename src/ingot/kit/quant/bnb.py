@@ -106,7 +106,9 @@ class BnbRounding:
             f".{_STATE}": ((_STATE_BYTES,), "U8"),
         }
         return [
-            Route(Slot(f"{slot.name}{part}", shape, dtype), self._part(slot, part), whole=True, identity="quantize NF4")
+            Route(
+                Slot(f"{slot.name}{part}", shape, dtype), self._part(slot, part), whole=True, identity="quantize NF4"
+            )
             for part, (shape, dtype) in sizes.items()
         ]
 

@@ -156,7 +156,6 @@ def check_shapes(choice: Choice, slots: Sequence[Slot]) -> None:
         raise RefusedInput(
             "E-QUANTIZE-SHAPE",
             f"group_size {bad[0][1].group_size} does not divide every row",
-            facts=[f"{slot.name}: {slot.shape}" for slot, _ in bad[:8]]
-            + ([f"{len(bad)} weights in all"] * (len(bad) > 8)),
+            facts=[f"{slot.name}: {slot.shape}" for slot, _ in bad[:8]] + ([f"{len(bad)} weights in all"] * (len(bad) > 8)),
             hint="choose a divisor of all row lengths, leave group_size out, or name these modules under 'overrides'",
         )

@@ -67,11 +67,7 @@ def flow(settings: Settings, given: Given, progress: Progress) -> Flow:
         fitted, texts = _fit(settings, choice, given, where, progress)
         weights.chain.append(Instead(fitted, sums))
         meant = replace(meant, model=fitted.model, ids=texts[0], fitted=frozenset(fitted.known))
-        extra, notes, known = (
-            _told(fitted, texts),
-            {"method": settings.fit.method, **device.described(where)},
-            fitted.known,
-        )
+        extra, notes, known = _told(fitted, texts), {"method": settings.fit.method, **device.described(where)}, fitted.known
     config, dtype = _config(hf.read_config(folder), choice, settings.wish)
     rounding = Rounding(choice.schemes, dtype, known, _apart(choice), sums, seen)
     four_or_eight = choice.having(BITSANDBYTES)

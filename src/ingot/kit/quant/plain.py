@@ -198,9 +198,7 @@ class _Compressed:
         try:
             return self._schemes[module]
         except KeyError:
-            raise RefusedInput(
-                "E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed"
-            ) from None
+            raise RefusedInput("E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed") from None
 
 
 def _schemes(folder: Path, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,9 +58,7 @@ def _whole(folder: Path, meant: Meant) -> dict[str, Metric]:
     loaded, report = hf.load_with_report(folder)
     bad = {kind: sorted(map(str, names)) for kind, names in report.items() if names and kind.endswith("_keys")}
     if bad:
-        raise _failed(
-            "transformers finds other tensors", [f"{kind}: {', '.join(some[:4])}" for kind, some in bad.items()]
-        )
+        raise _failed("transformers finds other tensors", [f"{kind}: {', '.join(some[:4])}" for kind, some in bad.items()])
     for name in _weights(meant):
         weight = loaded.get_submodule(name).weight.data
         if not weight.equal(meant.seen.weight(f"{name}.weight").to(weight.dtype)):

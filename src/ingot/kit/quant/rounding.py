@@ -85,9 +85,7 @@ class Seen:
 
     def weight(self, name: str) -> torch.Tensor:
         """A whole weight."""
-        return torch.cat(
-            [rows for (found, _), rows in sorted(self.rows.items(), key=lambda item: item[0]) if found == name]
-        )
+        return torch.cat([rows for (found, _), rows in sorted(self.rows.items(), key=lambda item: item[0]) if found == name])
 
 
 def digest_of(tensor: torch.Tensor) -> str:
