@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from ingot.core.stage import Done, Given, Least
 from ingot.errors import RefusedInput
 from ingot.kit import hf, student
-from ingot.stages._shape import PRESETS, Shape
+from ingot.stages._shape import PRESETS, TRAINED_BYTES, Shape
 from stagekit import Recorder, digest_of, run_done, run_stage, stage_of
 from tinymodels import dataset, logits, state
 
@@ -357,3 +358,18 @@ def test_what_is_built_of_a_model_takes_a_student(
     out = run_stage(kind, params, {"model": trained[0]}, tmp_path)[0]
     assert hf.load_model(out, None)(input_ids=torch.tensor([[0, 5, 6]])).logits.shape == (1, 3, 300)
     assert not (out / "training.json").exists(), "what a stage wrote of its own result is not handed on"
+
+
+def test_the_page_has_the_presets_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "students.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| `\d", line)]
+    assert len(rows) == len(PRESETS)
+    for row, (name, preset) in zip(rows, PRESETS.items(), strict=True):
+        shape, count = preset.shape, preset.shape.parameters(preset.vocabulary)
+        sizes = (shape.layers, shape.width, f"{shape.heads} / {shape.kv_heads}", shape.feed_forward, shape.context)
+        more = (f"{shape.rope_theta:.0f}", "yes" if shape.tied else "no", preset.vocabulary, f"{count:,}")
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[:10] == [f"`{name}`", *map(str, sizes + more)]
+        for cell, size in zip(cells[10:], (4 * count, TRAINED_BYTES["adamw"] * count), strict=True):
+            number, unit = cell.split()
+            assert float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit] == pytest.approx(size, rel=0.05)
