@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Given, Least, Metric, Progress, Role, Stage
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Convert(Stage):
     def weightwise(self) -> bool:
         """Always: a cast maps a tensor."""
         return True
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights, each as wide as ``dtype``."""
+        return inputs["model"].stored(32 if self.dtype == "float32" else 16)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Build the folder.
