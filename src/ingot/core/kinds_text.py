@@ -29,7 +29,7 @@ FORMATS: Mapping[str, str] = {
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
-    "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
+    "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
     "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
     "report": "a `report`: `report.json`, one row a candidate.",
@@ -62,7 +62,13 @@ _DISTILLED = (
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "adapter": _TRAINING,
+    "adapter": (
+        *_TRAINING,
+        ("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
+        ("preferred_after", "1", "as preferred_before"),
+        ("preference_accuracy", "1", "as preferred_before"),
+        ("preference_margin", "nats", "as preferred_before"),
+    ),
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
         ("parameters", "parameters", _ALWAYS),
@@ -82,6 +88,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "dataset": (
         ("documents_read", "documents", _ALWAYS),
+        ("documents_same_answers", "documents", "of preferences"),
         ("documents_too_short", "documents", _ALWAYS),
         ("documents_too_long", "documents", _ALWAYS),
         ("documents_exact_duplicates", "documents", _ALWAYS),
@@ -148,6 +155,17 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("relative_change", "1", "unless the adapted weights are all zero"),
         ("change_norm", "1", "as relative_change"),
         ("quantization_change", "1", "where the adapter was trained over a quantized base"),
+    ),
+    "pack": (
+        ("bytes", "B", _ALWAYS),
+        ("original_bytes", "B", _ALWAYS),
+        ("files", "files", _ALWAYS),
+        ("files_stored", "files", _ALWAYS),
+        ("ratio", "1", "unless the input is empty"),
+        ("saved", "1", "as ratio"),
+        ("ratio_lowest", "1", "as ratio"),
+        ("ratio_highest", "1", "as ratio"),
+        ("dictionary_saved", "B", "with `dictionary`"),
     ),
     "prune": (
         ("sparsity", "1", _ALWAYS),
