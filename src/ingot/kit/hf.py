@@ -201,10 +201,11 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if not (isinstance(item, str) and is_home_path(item))}
 
 
-def load_model(folder: Path, dtype: str | None = None) -> Any:
-    """The causal language model of a folder, in eval mode with eager attention; nothing is downloaded.
+def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
+    """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized.
+    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized. ``quantized`` is a
+    transformers quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
     """
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
@@ -217,10 +218,12 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
     more: dict[str, Any] = {}
     if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    if quantized is not None:
+        more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
     model = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype="auto" if dtype is None else torch_dtype(dtype),
-        attn_implementation="eager",
+        attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,

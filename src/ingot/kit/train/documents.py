@@ -7,11 +7,13 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from ingot.errors import RefusedInput
+from ingot.kit.train.objective import Item
 
 Row = Mapping[str, Any]
+ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Encoded(Protocol):
@@ -45,58 +47,82 @@ class Document:
         return len(self.ids)
 
 
-class Corpus:
-    """The rows of a data set in a seeded order, encoded when they are first drawn.
+def document(row: Row, found: Encoded, *, completion_only: bool) -> Document | None:
+    """The document of an encoded row; None when it was cut before its completion: it teaches nothing."""
+    start = max(1, found.labels_from) if completion_only else 1
+    doc = Document(row_id(row), tuple(found.ids), start)
+    return doc if doc.scored > 0 else None
 
-    ``encode`` maps a row to ids. A row that is cut before its completion teaches nothing and is skipped.
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the stream of items a training stands: the epoch, and the place in its order."""
+
+    epoch: int = 0
+    place: int = 0
+
+
+class Corpus(Generic[ItemT]):
+    """The rows of a data set in a seeded order, made into items when they are first drawn.
+
+    ``make`` maps a row to an item, or to None where it teaches nothing: such rows are skipped.
     """
 
-    def __init__(self, rows: Sequence[Row], encode: Callable[[Row], Encoded], *, completion_only: bool) -> None:
+    def __init__(self, rows: Sequence[Row], make: Callable[[Row], ItemT | None]) -> None:
         self._rows = rows
-        self._encode = encode
-        self._completion_only = completion_only
-        self._known: dict[int, Document | None] = {}
+        self._make = make
+        self._known: dict[int, ItemT | None] = {}
 
-    def _document(self, index: int) -> Document | None:
+    def __len__(self) -> int:
+        """Rows, usable or not."""
+        return len(self._rows)
+
+    def _item(self, index: int) -> ItemT | None:
         if index not in self._known:
-            row = self._rows[index]
-            found = self._encode(row)
-            start = max(1, found.labels_from) if self._completion_only else 1
-            doc = Document(row_id(row), tuple(found.ids), start)
-            self._known[index] = doc if doc.scored > 0 else None
+            self._known[index] = self._make(self._rows[index])
         return self._known[index]
 
-    def first(self, count: int) -> list[Document]:
-        """The first ``count`` usable documents in the order of their ids: the same for every seed."""
+    def first(self, count: int) -> list[ItemT]:
+        """The first ``count`` usable items in the order of their ids: the same for every seed."""
         order = sorted(range(len(self._rows)), key=lambda index: row_id(self._rows[index]))
-        return list(itertools.islice(filter(None, map(self._document, order)), count))
+        found = (item for index in order if (item := self._item(index)) is not None)
+        return list(itertools.islice(found, count))
 
-    def epoch(self, seed: int, number: int) -> Iterator[Document]:
-        """All usable documents, permuted by the hash of seed, epoch and id: equal on every machine."""
+    def _order(self, seed: int, number: int) -> list[int]:
+        """The rows permuted by the hash of seed, epoch and id: equal on every machine."""
 
         def place(index: int) -> bytes:
             return hashlib.sha256(f"{seed}:{number}:{row_id(self._rows[index])}".encode()).digest()
 
-        for index in sorted(range(len(self._rows)), key=place):
-            doc = self._document(index)
-            if doc is not None:
-                yield doc
+        return sorted(range(len(self._rows)), key=place)
 
-    def batches(self, seed: int, size: int) -> Iterator[list[Document]]:
-        """Batches of ``size`` documents without end, epoch after epoch, each epoch in a new order.
+    def epoch(self, seed: int, number: int) -> Iterator[ItemT]:
+        """All usable items of an epoch in its order."""
+        for index in self._order(seed, number):
+            item = self._item(index)
+            if item is not None:
+                yield item
 
-        A batch may cross the end of an epoch, so that every batch is full. Nothing when no row is usable.
+    def batches(self, seed: int, size: int, start: Position = Position()) -> Iterator[tuple[list[ItemT], Position]]:
+        """Batches of ``size`` items without end, each with the position after it; from ``start`` on.
+
+        Epoch follows epoch, each in a new order; a batch may cross the end of one, so that every batch is full. Ends
+        when an epoch has no usable row.
         """
-        batch: list[Document] = []
-        for number in itertools.count():
+        batch: list[ItemT] = []
+        for number in itertools.count(start.epoch):
+            order = self._order(seed, number)
             drawn = 0
-            for doc in self.epoch(seed, number):
+            for place in range(start.place if number == start.epoch else 0, len(order)):
+                item = self._item(order[place])
+                if item is None:
+                    continue
                 drawn += 1
-                batch.append(doc)
+                batch.append(item)
                 if len(batch) == size:
-                    yield batch
+                    yield batch, Position(number, place + 1)
                     batch = []
-            if not drawn:
+            if not drawn and (number > start.epoch or start.place == 0):
                 return
 
 
@@ -104,20 +130,6 @@ def row_id(row: Row) -> str:
     """The id of a row; where it has none, the hash of its content."""
     known = row.get("id")
     return known if isinstance(known, str) else hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-
-
-def packs_of(docs: Sequence[Document], limit: int) -> Iterator[list[Document]]:
-    """Consecutive documents whose tokens sum to at most ``limit`` (a longer one stands alone)."""
-    pack: list[Document] = []
-    total = 0
-    for doc in docs:
-        if pack and total + len(doc.ids) > limit:
-            yield pack
-            pack, total = [], 0
-        pack.append(doc)
-        total += len(doc.ids)
-    if pack:
-        yield pack
 
 
 def nothing_to_learn(rows: int, max_length: int) -> RefusedInput:

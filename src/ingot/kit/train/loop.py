@@ -1,26 +1,23 @@
-"""The training loop: plain, seeded, the same on every run."""
+"""One optimizer step, and a scoring of held-out items: plain, seeded, the same on every run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from ingot.errors import StageFailed
-from ingot.kit.train.documents import Document, packs_of
-from ingot.kit.train.next_token import nll
-from ingot.kit.train.schedule import Schedule
+from ingot.kit.train.layout import Layout
+from ingot.kit.train.objective import Item, Objective
 
-#: Steps whose mean loss is compared with that of the first.
-_WINDOW = 8
+ItemT = TypeVar("ItemT", bound=Item)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step saw: mean loss in nats per scored token, gradient norm before clipping."""
+    """What one optimizer step saw: mean loss by scored part, gradient norm before clipping, tokens it read."""
 
     step: int
     loss: float
@@ -35,68 +32,49 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Loop:
-    """The settings of a run; ``limit`` is the number of tokens in one forward pass."""
+class Learner(Generic[ItemT]):
+    """A model, what gives its losses, and how items are laid out; ``autocast``: fp32 weights compute in bfloat16."""
 
-    schedule: Schedule
-    weight_decay: float
-    clip: float
-    limit: int
-    vocabulary: int
+    model: Any
+    objective: Objective[ItemT]
+    layout: Layout
+    autocast: bool = False
 
-    def run(self, model: Any, source: Iterable[list[Document]]) -> Iterator[Step]:
-        """AdamW over the trainable parameters, one step a batch; yields what each step saw.
+    def losses(self, items: Sequence[ItemT]) -> torch.Tensor:
+        """The losses of one pass."""
+        kind = next(self.model.parameters()).device.type
+        with torch.autocast(kind, torch.bfloat16) if self.autocast else nullcontext():
+            return self.objective.losses(self.model, items)
 
-        The loss of a batch is the mean over all its scored tokens, however it is split into passes.
-        StageFailed (E-TRAIN-DIVERGED) when loss or gradient is not finite, when a loss is more than twice that of
-        a uniform guess over the vocabulary, or when eight steps in a row are far worse than the untrained first.
+    def backward(self, items: Sequence[ItemT], batch_size: int) -> float:
+        """Add the gradient of the mean loss over all scored parts of ``items``, however they are split into passes.
+
+        Passes do not cross ``batch_size`` items. Returns the mean loss. The device is waited for once, at the end.
         """
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=self.schedule.peak, weight_decay=self.weight_decay)
-        model.train()
-        losses: list[float] = []
-        for index, batch in enumerate(source):
-            rate = self.schedule.rate(index)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            scored = sum(doc.scored for doc in batch)
-            loss = self._backward(model, batch, scored)
-            norm = float(torch.nn.utils.clip_grad_norm_(weights, self.clip))
-            step = Step(index + 1, loss, rate, norm, scored, sum(len(doc.ids) for doc in batch))
-            losses.append(loss)
-            self._check(step, losses)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            yield step
+        scored = sum(item.scored for item in items)
+        total: torch.Tensor | None = None
+        for batch in chunks(items, batch_size):
+            for taken in self.layout.passes(batch):
+                loss = self.losses(taken).sum() / scored
+                loss.backward()
+                total = loss.detach() if total is None else total + loss.detach()
+        return float(total) if total is not None else 0.0
 
-    def _backward(self, model: Any, batch: Sequence[Document], scored: int) -> float:
-        total = 0.0
-        for pack in packs_of(batch, self.limit):
-            loss = nll(model, pack).sum() / scored
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
-    def _check(self, step: Step, losses: Sequence[float]) -> None:
-        guess = math.log(self.vocabulary)
-        recent = losses[-_WINDOW:]
-        if not (math.isfinite(step.loss) and math.isfinite(step.gradient_norm)):
-            raise self.diverged(f"step {step.step}: loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g}")
-        if step.loss > 2 * guess:
-            raise self.diverged(f"step {step.step}: loss {step.loss:.4g}; a uniform guess costs {guess:.4g}")
-        if len(losses) > _WINDOW and far_worse(losses[0], sum(recent) / len(recent)):
-            raise self.diverged(f"loss {losses[0]:.4g} at the first step, {recent[-1]:.4g} at step {step.step}")
-
-    def diverged(self, fact: str) -> StageFailed:
-        """E-TRAIN-DIVERGED with what was seen."""
-        return StageFailed(
-            "E-TRAIN-DIVERGED",
-            "training diverged: the adapter makes the model worse, not better",
-            facts=[fact],
-            hint=f"lower learning_rate (it is {self.schedule.peak:g}) or raise warmup",
-        )
+    def score(self, items: Sequence[ItemT], report: Callable[[int], None]) -> list[float]:
+        """The summed losses of each item, in order, gradients off; ``report`` gets the number done."""
+        training = self.model.training
+        self.model.eval()
+        sums: list[float] = []
+        for taken in self.layout.passes(items):
+            with torch.no_grad():
+                parts = self.losses(taken).double().split([item.scored for item in taken])
+            sums.extend(torch.stack([part.sum() for part in parts]).tolist())
+            report(len(sums))
+        self.model.train(training)
+        return sums
 
 
-def far_worse(before: float, after: float) -> bool:
-    """Whether a loss in nats per token has grown beyond what a few unlike batches explain."""
-    return after > 1.5 * before + 0.5
+def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    """Consecutive runs of at most ``size``."""
+    for at in range(0, len(items), size):
+        yield items[at : at + size]

@@ -1,27 +1,54 @@
-"""Next-token loss over packed documents.
+"""Next-token loss over documents.
 
-Documents are laid end to end in one row with positions that start again at each (no padding), and logits are computed
-only where the loss looks: on a small model with a large vocabulary that is most of the work saved. Whether a model
-keeps packed documents apart is measured, not assumed (``packs``); one that does not gets one document at a time.
+Packed documents are laid end to end in one row with positions that start again at each (no padding), and logits are
+computed only where the loss looks: on a small model with a large vocabulary that is most of the work saved. Whether a
+model keeps packed documents apart is measured, not assumed (``keeps_apart``); one that does not gets a row for each
+document, filled up at its right, where nothing that is scored can see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ingot.kit.train.documents import Document, packs_of
+from ingot.kit.train.documents import Document
+from ingot.kit.train.layout import Layout
 
-#: Tokens in one forward pass (a longer document goes alone): bounds the memory, in which attention is quadratic.
-PACK_TOKENS = 512
-#: Nats per token by which a document may score differently when another stands before it.
-_LEAK = 0.05
+#: Nats per token by which a document may score differently when another stands before it: rounding of other shapes.
+_SHIFT = 0.05
+#: Nats by which a token may score differently when the tokens of the document before it are others.
+_LEAK = 1e-3
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The objective of language models: negative log-likelihood of each scored token given those before it."""
+
+    layout: Layout
+
+    @property
+    def unit(self) -> str:
+        """Of a loss."""
+        return "nats/token"
+
+    def losses(self, model: Any, pack: Sequence[Document]) -> torch.Tensor:
+        """The nats of every scored token of each document, fp32, in order."""
+        return padded_nll(model, pack) if self.layout.kind == "padded" else nll(model, pack)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's inputs belong."""
+    found = getattr(model, "device", None)
+    return found if isinstance(found, torch.device) else torch.device("cpu")
 
 
 def nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
     """Negative log-likelihood in nats of every scored token of the packed documents, fp32, in order."""
+    device = device_of(model)
     ids = torch.tensor([[token for doc in docs for token in doc.ids]])
     positions = torch.cat([torch.arange(len(doc.ids)) for doc in docs])[None]
     keep, at = [], 0
@@ -29,28 +56,66 @@ def nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
         keep.append(torch.arange(at + doc.start - 1, at + len(doc.ids) - 1))
         at += len(doc.ids)
     where = torch.cat(keep)
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=where).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), ids[0, where + 1], reduction="none")
+    goals = ids[0, where + 1].to(device)
+    logits = model(
+        input_ids=ids.to(device),
+        position_ids=positions.to(device),
+        use_cache=False,
+        logits_to_keep=where.to(device),
+    ).logits[0]
+    return torch.nn.functional.cross_entropy(logits.float(), goals, reduction="none")
 
 
-def packs(model: Any, docs: Sequence[Document]) -> bool:
-    """Whether the model keeps packed documents apart: the second of two scores as it does alone."""
+def padded_nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
+    """As ``nll``, with a row for each document, filled up to the longest. No loss is taken on what fills it."""
+    device = device_of(model)
+    longest = max(doc.size for doc in docs)
+    ids = torch.tensor([[*doc.ids, *(0,) * (longest - doc.size)] for doc in docs])
+    mask = torch.tensor([[1] * doc.size + [0] * (longest - doc.size) for doc in docs])
+    first = min(doc.start for doc in docs) - 1
+    rows = torch.cat([torch.full((doc.scored,), row) for row, doc in enumerate(docs)])
+    where = torch.cat([torch.arange(doc.start - 1, doc.size - 1) for doc in docs])
+    goals = ids[rows, where + 1].to(device)
+    logits = model(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        use_cache=False,
+        logits_to_keep=torch.arange(first, longest - 1, device=device),
+    ).logits[rows.to(device), (where - first).to(device)]
+    return torch.nn.functional.cross_entropy(logits.float(), goals, reduction="none")
+
+
+def keeps_apart(model: Any, docs: Sequence[Document]) -> bool:
+    """Whether a model keeps packed documents apart.
+
+    The second of two scores as it does alone, and what it scores does not change when the first's tokens do.
+    """
     first, second = docs[0], docs[-1]
+    other = Document(first.id, tuple(_others(first.ids, second.ids)), first.start)
     with torch.no_grad():
         alone = nll(model, [second]).mean()
-        after = nll(model, [first, second])[first.scored :].mean()
-    return bool((alone - after).abs() <= _LEAK)
+        after = nll(model, [first, second])[first.scored :]
+        changed = nll(model, [other, second])[other.scored :]
+    shifted, leaked = (alone - after.mean()).abs(), (after - changed).abs().max()
+    return bool(shifted <= _SHIFT) and bool(leaked <= _LEAK)
 
 
-def evaluate(model: Any, docs: Sequence[Document], limit: int, report: Callable[[int], None]) -> list[float]:
-    """The summed nats of each document's scored tokens, in the order of ``docs``; ``report`` gets the number done."""
+def _others(ids: Sequence[int], more: Sequence[int]) -> list[int]:
+    """As many tokens, in no place the same where two different ones are known."""
+    known = sorted({*ids, *more})
+    after = dict(zip(known, [*known[1:], known[0]], strict=True))
+    return [after[token] for token in ids]
+
+
+def layout_for(model: Any, sample: Sequence[Document], tokens: int, *, packing: bool) -> Layout:
+    """Packed where that is wanted and the model keeps the documents of ``sample`` apart; else padded."""
     training = model.training
     model.eval()
-    sums: list[float] = []
-    for pack in packs_of(docs, limit):
-        with torch.no_grad():
-            parts = nll(model, pack).double().split([doc.scored for doc in pack])
-        sums.extend(float(part.sum()) for part in parts)
-        report(len(sums))
+    apart = packing and bool(sample) and keeps_apart(model, sample)
     model.train(training)
-    return sums
+    return Layout("packed" if apart else "padded", tokens)
+
+
+def chance(model: Any) -> float:
+    """What a uniform guess over the vocabulary costs in nats per token."""
+    return math.log(model.config.get_text_config().vocab_size)

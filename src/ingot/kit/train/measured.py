@@ -1,0 +1,77 @@
+"""What a training measured: the curves that its artifact holds, and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ingot.core.stage import Metric
+from ingot.kit.bootstrap import ratio_interval
+from ingot.kit.train.loop import Step
+
+if TYPE_CHECKING:
+    from ingot.kit.train.outcome import Outcome
+
+_RESAMPLES = 2000
+_TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
+
+
+def curves(outcome: Outcome) -> dict[str, Any]:
+    """What ``training.json`` holds."""
+    return {
+        "format": 1,
+        "loss_unit": outcome.unit,
+        "train": [step.to_dict() for step in outcome.history],
+        "eval": [{"step": scoring.step, "loss": outcome.held_loss(scoring)} for scoring in outcome.evals],
+        "eval_documents": len(outcome.held_scored),
+        "eval_tokens": sum(outcome.held_scored),
+        "kept_step": outcome.kept,
+        "packed": outcome.layout.kind == "packed",
+        "layout": {"kind": outcome.layout.kind, "tokens": outcome.layout.tokens},
+    }
+
+
+def metrics(outcome: Outcome) -> dict[str, Metric]:
+    """The metrics of a training."""
+    history = outcome.history
+    tail = max(1, min(_TAIL, len(history) // 2))  # the start and the end share no step
+    tokens = sum(step.tokens for step in history)
+    method = "wall time of the steps, without loading and scoring"
+    if outcome.resumed_from is not None:
+        method += f"; those before step {outcome.resumed_from} in an earlier attempt, less what was lost with it"
+    found = {
+        "train_loss_first": _mean_loss(outcome, history[:tail], f"mean over the first {tail} steps"),
+        "train_loss_last": _mean_loss(outcome, history[-tail:], f"mean over the last {tail} steps"),
+        "trainable_parameters": Metric(outcome.trainable, "parameters", "counted in the model"),
+        "steps": Metric(len(history), "1", "optimizer steps taken"),
+        "tokens": Metric(tokens, "tokens", "read in training, prompts included"),
+        "tokens_per_second": Metric(tokens / outcome.seconds, "tokens/s", "tokens over the time of the steps"),
+        "train_seconds": Metric(outcome.seconds, "s", method),
+    }
+    return {**found, **_held_out(outcome)}
+
+
+def _held_out(outcome: Outcome) -> dict[str, Metric]:
+    if not outcome.evals:
+        return {}
+    before, after = outcome.evals[0].sums, outcome.after().sums
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    values: dict[str, Sequence[float]] = {
+        "eval_loss_before": before, "eval_loss_after": after, "eval_loss_change": change,
+    }  # fmt: skip
+    method = f"held-out documents, token-weighted; interval by bootstrap over documents, {_RESAMPLES} resamples"
+    counts = outcome.held_scored
+    return {
+        name: Metric(
+            sum(sums) / sum(counts), outcome.unit, ("paired by document; " if sums is change else "") + method,
+            n=len(counts), interval=ratio_interval(sums, counts, _RESAMPLES),
+        )
+        for name, sums in values.items()
+    }  # fmt: skip
+
+
+def _mean_loss(outcome: Outcome, steps: Sequence[Step], method: str) -> Metric:
+    """The mean loss of some steps by scored part."""
+    scored = sum(step.scored_tokens for step in steps)
+    value = sum(step.loss * step.scored_tokens for step in steps) / scored
+    return Metric(value, outcome.unit, method, n=scored)

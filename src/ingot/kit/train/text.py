@@ -1,0 +1,86 @@
+"""The documents of a data set as a model reads them: for every kind that learns texts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.core.stage import Given
+from ingot.errors import RefusedInput
+from ingot.kit import chat, hf
+from ingot.kit.train.documents import Corpus, Document, document, row_id
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents to learn and held-out ones."""
+
+    train: Corpus[Document]
+    held: list[Document]
+    seed: int
+
+    @property
+    def sample(self) -> list[Document]:
+        """The first two documents of the first epoch: on these it is measured whether a model keeps them apart."""
+        return list(itertools.islice(self.train.epoch(self.seed, 0), 2))
+
+
+def read(stage: Any, given: Given, model: Any, tokenizer: Path | None = None) -> Texts:
+    """The documents in role ``data``, with the tokenizer of the folder ``tokenizer`` (of role ``model`` unless given).
+
+    Of ``stage`` it reads ``max_length``, ``too_long``, ``completion_only`` and ``eval_documents``. RefusedInput:
+    E-DATASET-LONG for a document beyond max_length where the spec refuses such, E-CONTEXT for one beyond what the model
+    can read; both when it is drawn.
+    """
+    reader = Reader(
+        hf.load_tokenizer(tokenizer or given.one("model")),
+        stage.max_length,
+        refuse=stage.too_long == "refuse",
+        completion_only=stage.completion_only,
+        context=context_of(model),
+    )
+    data = given.one("data")
+    held_rows = list(chat.read_rows(data, "eval")) if stage.eval_documents else []
+    held = Corpus(held_rows, reader.document).first(stage.eval_documents)
+    return Texts(Corpus(list(chat.read_rows(data, "train")), reader.document), held, given.seed or 0)
+
+
+def context_of(model: Any) -> int | None:
+    """The most tokens that a model can read; None when its configuration does not say."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes documents of rows."""
+
+    tokenizer: Any
+    max_length: int
+    refuse: bool = False
+    completion_only: bool = True
+    context: int | None = None
+
+    def document(self, row: chat.Row) -> Document | None:
+        """The document of a row, cut to ``max_length``; None when it is cut before its completion."""
+        found = chat.encode(self.tokenizer, row, max_length=self.max_length + int(self.refuse))
+        self._check(row, len(found.ids))
+        return document(row, found, completion_only=self.completion_only)
+
+    def _check(self, row: chat.Row, length: int) -> None:
+        if length > self.max_length:
+            raise RefusedInput(
+                "E-DATASET-LONG",
+                f"a document has more than max_length {self.max_length} tokens, and the spec says 'too_long: refuse'",
+                facts=[f"id {row_id(row)}"],
+                hint="raise max_length, use 'too_long: truncate', or leave long documents out of the data set",
+            )
+        if self.context is not None and length > self.context:
+            raise RefusedInput(
+                "E-CONTEXT",
+                f"a document is longer than what the model can read ({self.context} tokens)",
+                facts=[f"id {row_id(row)}", f"{length} tokens, cut to max_length {self.max_length}"],
+                hint=f"set max_length to {self.context} or less",
+            )
