@@ -28,7 +28,7 @@ FORMATS: Mapping[str, str] = {
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
-    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json` and `tokenizer_config.json`.",
+    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
     "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
@@ -36,22 +36,33 @@ FORMATS: Mapping[str, str] = {
 }
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
+_TEACHER = "with a teacher and held-out documents"
 _NATS = "nats/token"
+
+#: What every training measures.
+_TRAINING = (
+    ("train_loss_first", _NATS, _ALWAYS),
+    ("train_loss_last", _NATS, _ALWAYS),
+    ("trainable_parameters", "parameters", _ALWAYS),
+    ("steps", "1", _ALWAYS),
+    ("tokens", "tokens", _ALWAYS),
+    ("tokens_per_second", "tokens/s", _ALWAYS),
+    ("train_seconds", "s", _ALWAYS),
+    ("eval_loss_before", _NATS, _HELD_OUT),
+    ("eval_loss_after", _NATS, _HELD_OUT),
+    ("eval_loss_change", _NATS, _HELD_OUT),
+)
+
+#: What those measure beside that may learn from a teacher.
+_DISTILLED = (
+    ("teacher_kl_before", _NATS, _TEACHER),
+    ("teacher_kl_after", _NATS, _TEACHER),
+    ("teacher_kl_change", _NATS, _TEACHER),
+)
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "adapter": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
-    ),
+    "adapter": _TRAINING,
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
         ("parameters", "parameters", _ALWAYS),
@@ -97,6 +108,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("generation_tokens_per_second", "tokens/s", "as tokens"),
     ),
     "fetch": (("bytes", "B", _ALWAYS), ("files", "files", _ALWAYS)),
+    "full": (
+        ("parameters", "parameters", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
     "gguf": (
         ("bytes", "B", _ALWAYS),
         ("bytes_read", "B", _ALWAYS),
@@ -154,6 +171,19 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("smallest_bytes", "B", _ALWAYS),
         ("best_perplexity", "1", "where a candidate has a perplexity"),
         ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+    "student": (
+        ("parameters", "parameters", _ALWAYS),
+        ("vocabulary", "tokens", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
+    "tokenizer": (
+        ("vocabulary", "tokens", _ALWAYS),
+        ("merges", "1", _ALWAYS),
+        ("bytes_per_token", "B/token", _HELD_OUT),
+        ("documents_read_back", "documents", _HELD_OUT),
     ),
 }
 

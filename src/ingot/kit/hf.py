@@ -181,13 +181,13 @@ def copy_side_files(src: Path, out: Path, *, config: dict[str, Any] | None = Non
     value = dict(read_config(src) if config is None else config)
     for path in sorted(src.iterdir()):
         if path.suffix in _SIDE_SUFFIXES and path.is_file() and path.name not in {"config.json", _INDEX}:
-            _copy_without_paths(path, out / path.name)
+            copy_side_file(path, out / path.name)
     value = _without_paths(value)
     value.pop("_name_or_path", None)
     write_json(out / "config.json", value)
 
 
-def _copy_without_paths(path: Path, target: Path) -> None:
+def copy_side_file(path: Path, target: Path) -> None:
     """Copy a side file; of a JSON config the fields that are paths of whoever made it are left out."""
     if path.suffix == ".json":
         value = read_json_value(path)
@@ -237,9 +237,21 @@ def load_tokenizer(folder: Path) -> Any:
 
     RefusedInput (E-TOKENIZER) when the folder holds none, or one that cannot be read.
     """
+    read_config(folder)
+    return _tokenizer_of(folder)
+
+
+def load_lone_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a ``tokenizer`` artifact, or of a model's folder; see ``load_tokenizer``."""
+    if (folder / "config.json").is_file():
+        return load_tokenizer(folder)
+    refuse_code(folder)
+    return _tokenizer_of(folder)
+
+
+def _tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    read_config(folder)
     here = sorted(path.name for path in folder.iterdir())
     if not any(path.match(pattern) for path in folder.iterdir() for pattern in _TOKENIZER_FILES):
         raise RefusedInput(
