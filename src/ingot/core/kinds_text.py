@@ -143,6 +143,8 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("pruned_parameters", "parameters", _ZEROED),
         ("pruned_layers", "1", _ZEROED),
         ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("levels", "1", "with a schedule"),
+        ("recovery_steps", "1", "with a schedule"),
         ("layers", "1", _DROPPED),
         ("layers_dropped", "1", _DROPPED),
         ("parameters", "parameters", _DROPPED),
