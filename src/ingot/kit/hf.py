@@ -235,6 +235,9 @@ def load_with_report(folder: Path, dtype: str | None = None) -> tuple[Any, dict[
         **more,
     )
     if method == "bitsandbytes":
+        from ingot.kit.quant.bnb import refuse_misread
+
+        refuse_misread(model)
         model = model.dequantize(dtype=model.dtype)
         model = model if dtype is None else model.to(torch_dtype(dtype))
     return model.eval(), dict(report)
