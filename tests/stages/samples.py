@@ -65,6 +65,9 @@ SAMPLES: dict[str, Sample] = {
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
     "lora_gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "adapter": "adapter"}),
     "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),
+    "recover": Sample(
+        {"steps": 3, "batch_size": 2, "dtype": "float32", "device": "cpu"}, {"model": "prune", "data": "dataset"}
+    ),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),

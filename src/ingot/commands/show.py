@@ -113,7 +113,8 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
         yield "restored", f"found again, built as {receipt['built_as']} (the same content, built once)"
     if "accepted" in receipt:
         yield "accepted", f"{words(receipt)} (entry {place_text(receipt['accepted'])})"
-    yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
+    word = str(receipt["reproducibility"]).replace("_", " ")
+    yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {word})"
     yield "artifact", _place(project, receipt)
     size = sum(int(file["size"]) for file in receipt["files"])
     predicted = receipt.get("predicted") or {}

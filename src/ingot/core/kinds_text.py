@@ -37,6 +37,8 @@ FORMATS: Mapping[str, str] = {
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
 _TEACHER = "with a teacher and held-out documents"
+_ZEROED = "all but depth"
+_DROPPED = "depth"
 _NATS = "nats/token"
 
 #: What every training measures.
@@ -168,12 +170,22 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("dictionary_saved", "B", "with `dictionary`"),
     ),
     "prune": (
-        ("sparsity", "1", _ALWAYS),
-        ("sparsity_lowest", "1", _ALWAYS),
-        ("sparsity_highest", "1", _ALWAYS),
-        ("zeros", "parameters", _ALWAYS),
-        ("pruned_parameters", "parameters", _ALWAYS),
-        ("pruned_layers", "1", _ALWAYS),
+        ("sparsity", "1", _ZEROED),
+        ("sparsity_lowest", "1", _ZEROED),
+        ("sparsity_highest", "1", _ZEROED),
+        ("sparsity_GROUP", "1", "for each group of modules that lost weights: attention, feed_forward, …"),
+        ("zeros", "parameters", _ZEROED),
+        ("pruned_parameters", "parameters", _ZEROED),
+        ("pruned_layers", "1", _ZEROED),
+        ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("levels", "1", "with a schedule"),
+        ("recovery_steps", "1", "with a schedule"),
+        ("layers", "1", _DROPPED),
+        ("layers_dropped", "1", _DROPPED),
+        ("parameters", "parameters", _DROPPED),
+        ("parameters_before", "parameters", _DROPPED),
+        ("influence_dropped", "1", _DROPPED),
+        ("influence_kept", "1", _DROPPED),
     ),
     "quantize": (
         ("weight_bytes", "B", _ALWAYS),
@@ -183,6 +195,29 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("quantized_parameters", "parameters", _ALWAYS),
         ("max_error_steps", "1", _ALWAYS),
         ("relative_error", "1", _ALWAYS),
+    ),
+    "recover": (
+        ("train_loss_first", _NATS, _ALWAYS),
+        ("train_loss_last", _NATS, _ALWAYS),
+        ("trainable_parameters", "parameters", _ALWAYS),
+        ("steps", "1", _ALWAYS),
+        ("tokens", "tokens", _ALWAYS),
+        ("tokens_per_second", "tokens/s", _ALWAYS),
+        ("train_seconds", "s", _ALWAYS),
+        ("eval_loss_before", _NATS, _HELD_OUT),
+        ("eval_loss_after", _NATS, _HELD_OUT),
+        ("eval_loss_change", _NATS, _HELD_OUT),
+        ("perplexity_before", "1", _HELD_OUT),
+        ("perplexity_after", "1", _HELD_OUT),
+        ("sparsity_before", "1", _ALWAYS),
+        ("sparsity", "1", _ALWAYS),
+        ("sparsity_lowest", "1", _ALWAYS),
+        ("sparsity_highest", "1", _ALWAYS),
+        ("sparsity_GROUP", "1", "for each group of modules that have zeros"),
+        ("zeros", "parameters", _ALWAYS),
+        ("pruned_parameters", "parameters", _ALWAYS),
+        ("pruned_layers", "1", _ALWAYS),
+        ("crowded_blocks", "1", "where a module's zeros have a pattern; never above 0"),
     ),
     "report": (
         ("rows", "candidates", _ALWAYS),

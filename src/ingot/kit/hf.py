@@ -204,9 +204,16 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
 def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
     """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized. ``quantized`` is a
-    transformers quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
+    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a transformers
+    quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
     """
+    return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
+
+
+def load_with_report(
+    folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager"
+) -> tuple[Any, dict[str, Any]]:
+    """As ``load_model``, and what transformers reports of tensors that were missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
 
@@ -216,20 +223,29 @@ def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None,
     for _ in entries(folder):  # every header is sound before a library parses one
         pass
     more: dict[str, Any] = {}
-    if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     if quantized is not None:
         more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
-    model = AutoModelForCausalLM.from_pretrained(
+    wanted = "auto" if dtype is None else torch_dtype(dtype)
+    model, report = AutoModelForCausalLM.from_pretrained(
         str(folder),
-        dtype="auto" if dtype is None else torch_dtype(dtype),
+        dtype="auto" if method == "bitsandbytes" else wanted,
         attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
         **more,
     )
-    return model.eval()
+    if method == "bitsandbytes":
+        from ingot.kit.quant.bnb import refuse_misread
+
+        refuse_misread(model)
+        model = model.dequantize(dtype=model.dtype)
+        model = model if dtype is None else model.to(torch_dtype(dtype))
+    return model.eval(), dict(report)
 
 
 def load_tokenizer(folder: Path) -> Any:

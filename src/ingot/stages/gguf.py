@@ -94,9 +94,9 @@ class Gguf(Stage):
 
     The types and bytes of the tensors are those of llama.cpp's own quantizer on an unquantized file of the type in
     which the weights are stored. Rows that are no whole number of a type's blocks take the type that llama.cpp falls
-    back to. A compressed-tensors checkpoint is dequantized. The file's metadata says what it was made of (``ingot.*``:
-    nothing that is not in the target's key). Quantized tensors that an earlier result holds, made of the same bytes in
-    the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the token ids of the
+    back to. A quantized checkpoint (compressed-tensors, bitsandbytes) is dequantized. The file's metadata says what it
+    was made of (``ingot.*``: nothing that is not in the target's key). Quantized tensors that an earlier result holds,
+    made of the same bytes in the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the token ids of the
     Hugging Face tokenizer on probe texts, and generates.
     """
 
@@ -215,9 +215,10 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf import figures
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import Reuse, export
-    from ingot.kit.gguf.hf_input import form_of, open_plain
+    from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
@@ -241,7 +242,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     for item in written:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads, finite=finite)
-        notes = figures.notes_of(item, form.layout.limits())
+        notes = {**figures.notes_of(item, form.layout.limits()), **({"dequantized_from": source} if source else {})}
         metrics = figures.of_written(item, weights, model_bytes, checked)
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
     return found
