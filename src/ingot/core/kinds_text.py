@@ -53,6 +53,10 @@ _TRAINING = (
     ("eval_loss_before", _NATS, _HELD_OUT),
     ("eval_loss_after", _NATS, _HELD_OUT),
     ("eval_loss_change", _NATS, _HELD_OUT),
+    ("perplexity_before", "1", _HELD_OUT),
+    ("perplexity_after", "1", _HELD_OUT),
+    ("padding", "1", "unless pairs are learned"),
+    ("device_peak_bytes", "B", "on a GPU"),
 )
 
 #: What those measure beside that may learn from a teacher.
@@ -197,18 +201,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("relative_error", "1", _ALWAYS),
     ),
     "recover": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
-        ("perplexity_before", "1", _HELD_OUT),
-        ("perplexity_after", "1", _HELD_OUT),
+        *_TRAINING,
         ("sparsity_before", "1", _ALWAYS),
         ("sparsity", "1", _ALWAYS),
         ("sparsity_lowest", "1", _ALWAYS),
