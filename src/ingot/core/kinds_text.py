@@ -55,6 +55,10 @@ _TRAINING = (
     ("eval_loss_before", _NATS, _HELD_OUT),
     ("eval_loss_after", _NATS, _HELD_OUT),
     ("eval_loss_change", _NATS, _HELD_OUT),
+    ("perplexity_before", "1", _HELD_OUT),
+    ("perplexity_after", "1", _HELD_OUT),
+    ("padding", "1", "unless pairs are learned"),
+    ("device_peak_bytes", "B", "on a GPU"),
 )
 
 #: What those measure beside that may learn from a teacher.
@@ -200,6 +204,8 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("pruned_parameters", "parameters", _ZEROED),
         ("pruned_layers", "1", _ZEROED),
         ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("levels", "1", "with a schedule"),
+        ("recovery_steps", "1", "with a schedule"),
         ("layers", "1", _DROPPED),
         ("layers_dropped", "1", _DROPPED),
         ("parameters", "parameters", _DROPPED),
@@ -218,8 +224,6 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "recover": (
         *_TRAINING,
-        ("perplexity_before", "1", _HELD_OUT),
-        ("perplexity_after", "1", _HELD_OUT),
         ("sparsity_before", "1", _ALWAYS),
         ("sparsity", "1", _ALWAYS),
         ("sparsity_lowest", "1", _ALWAYS),

@@ -201,15 +201,18 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if not (isinstance(item, str) and is_home_path(item))}
 
 
-def load_model(folder: Path, dtype: str | None = None) -> Any:
-    """The causal language model of a folder, in eval mode with eager attention; nothing is downloaded.
+def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
+    """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized.
+    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a
+    quantization config of transformers, by which linear layers of a plain checkpoint are quantized as they are read.
     """
-    return load_with_report(folder, dtype)[0]
+    return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
 
 
-def load_with_report(folder: Path, dtype: str | None = None) -> tuple[Any, dict[str, Any]]:
+def load_with_report(
+    folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager"
+) -> tuple[Any, dict[str, Any]]:
     """As ``load_model``, and what transformers reports of tensors that were missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
@@ -223,11 +226,13 @@ def load_with_report(folder: Path, dtype: str | None = None) -> tuple[Any, dict[
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    if quantized is not None:
+        more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
     wanted = "auto" if dtype is None else torch_dtype(dtype)
     model, report = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype="auto" if method == "bitsandbytes" else wanted,
-        attn_implementation="eager",
+        attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
@@ -235,6 +240,9 @@ def load_with_report(folder: Path, dtype: str | None = None) -> tuple[Any, dict[
         **more,
     )
     if method == "bitsandbytes":
+        from ingot.kit.quant.bnb import refuse_misread
+
+        refuse_misread(model)
         model = model.dequantize(dtype=model.dtype)
         model = model if dtype is None else model.to(torch_dtype(dtype))
     return model.eval(), dict(report)

@@ -1,4 +1,4 @@
-"""``adapter``: fine-tune a LoRA adapter on a data set, completion-only, seeded."""
+"""``adapter``: fine-tune an adapter of low rank on a data set, seeded: LoRA, rsLoRA, DoRA, QLoRA."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def _dpo(found: dict[str, Any]) -> Dpo | None:
 class Adapter(Training):
     """Trains LoRA matrices beside frozen weights, with a plain loop that is the same on every run.
 
-    Documents are drawn in a seeded shuffle of their content; the loss is the mean over the scored tokens of a
-    batch. Exactly one of ``steps`` and ``epochs`` is given. Writes PEFT's two files, ``training.json`` and
-    ``ingot_adapter.json``, which names the base by its digest.
+    ``rslora`` scales by the root of the rank, ``dora`` learns the length of each row beside its direction, ``qlora``
+    trains LoRA over the base in NF4 (bitsandbytes, double quantization), which ``merge`` repeats. Documents are drawn
+    in a seeded shuffle of their content; the loss is the mean over the scored tokens of a batch. Exactly one of
+    ``steps`` and ``epochs`` is given. Writes PEFT's two files, ``training.json`` and ``ingot_adapter.json``, which
+    names the base by its digest.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -55,11 +57,22 @@ class Adapter(Training):
         description="sft: learn the answers (of preferences the chosen ones); dpo: learn which answer was preferred",
     )
     dpo: Dpo | None = Field(default_factory=_dpo, description="Settings of the objective dpo")
-    method: Literal["lora"] = Field(default="lora", description="What is trained: low-rank matrices")
+    method: Literal["lora", "rslora", "dora", "qlora"] = Field(
+        default="lora", description="What is trained: low-rank matrices, in one of four ways"
+    )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Rank r of the two matrices")
     alpha: Annotated[float, Field(gt=0)] = Field(
         default_factory=lambda found: float(2 * found.get("rank", 16)),
-        description="Scale: the change is alpha / rank times B·A; twice the rank unless given",
+        description="Scale: the change is alpha / rank times B·A (rslora: alpha / √rank); twice the rank unless given",
+    )
+    rank_pattern: Mapping[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
+        default={}, description="Another rank for modules whose name ends so (a regular expression, as in PEFT)"
+    )
+    alpha_pattern: Mapping[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="Another alpha for modules whose name ends so"
+    )
+    init: Literal["kaiming", "gaussian"] = Field(
+        default="kaiming", description="How A begins; B begins at zero, so the model begins unchanged"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before A, in training")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
@@ -79,14 +92,18 @@ class Adapter(Training):
             raise ValueError("the objective dpo learns answers only: leave out completion_only")
         return self
 
+    def tools_used(self) -> tuple[str, ...]:
+        """With bitsandbytes where it quantizes the base."""
+        used = super().tools_used()
+        return used if self.method != "qlora" or "bitsandbytes" in used else (*used, "bitsandbytes")
+
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Train; see the class."""
-        from ingot.kit import hf
         from ingot.kit.train import run
 
         with run.prepared(self, given) as device:
             progress.phase("load")
-            model = self._attach(hf.load_model(given.one("model"), self.dtype), device)
+            model = self._attach(self._base(given.one("model")), device)
             if self.dpo is not None:
                 outcome, further = self._prefer(model, given, progress, self.dpo)
             else:
@@ -127,10 +144,19 @@ class Adapter(Training):
         progress.phase("evaluate")
         return outcome, objective.metrics(pairs.held)
 
+    def _base(self, folder: Path) -> Any:
+        from ingot.kit import hf
+        from ingot.kit.lora import four_bit
+
+        if self.method == "qlora":
+            return four_bit.load(folder, self.dtype, attention="sdpa")
+        return hf.load_model(folder, self.dtype, attention="sdpa")
+
     def _attach(self, model: Any, device: torch.device) -> Any:
         from peft import LoraConfig, get_peft_model
 
         from ingot.kit.layers import linear_modules, no_linear
+        from ingot.kit.lora import patterns
         from ingot.kit.lora.modules import match_modules, shortest
 
         linear = linear_modules(model)
@@ -142,6 +168,11 @@ class Adapter(Training):
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
+            rank_pattern=patterns.checked("rank_pattern", self.rank_pattern, modules),
+            alpha_pattern=patterns.checked("alpha_pattern", self.alpha_pattern, modules),
+            use_rslora=self.method == "rslora",
+            use_dora=self.method == "dora",
+            init_lora_weights=True if self.init == "kaiming" else self.init,
             target_modules=shortest(modules, [name for name, _ in model.named_modules()]),
             task_type="CAUSAL_LM",
         )
@@ -150,8 +181,10 @@ class Adapter(Training):
     def _write(self, model: Any, given: Given, out: Path) -> None:
         from peft import get_peft_model_state_dict
 
+        from ingot.kit.lora import four_bit
         from ingot.kit.lora.files import Record, write_adapter
 
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         config = model.peft_config["default"].to_dict()
-        write_adapter(out, config, tensors, Record(next(iter(given.digests.get("model", ())), None)))
+        over = four_bit.quantization(self.dtype) if self.method == "qlora" else None
+        write_adapter(out, config, tensors, Record(next(iter(given.digests.get("model", ())), None), over, known=True))

@@ -55,13 +55,12 @@ class Full(Training):
         """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
         each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
-        model, teacher = (inputs.get(role, Least()).weights for role in ("model", "teacher"))
+        model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
         return model * each + teacher * SIZES[self.distill.dtype]
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """As many weights as the model has; see ``Stage``."""
-        found = inputs.get("model", Least())
-        return found if self.weights is None else Least(found.weights * SIZES[self.weights], found.weights)
+        """As many weights as the model has, none with fewer than 16 bits; see ``Stage``."""
+        return inputs.get("model", Least()).stored(8 * SIZES[self.weights or "bfloat16"])
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """See ``Stage``."""

@@ -9,16 +9,47 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingot.core.stage import Done, Format, Given, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
     from ingot.kit.prune.goals import Goal, Prunable
+    from ingot.kit.prune.gradual import Between
     from ingot.kit.stream.vocabulary import Weights
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 #: In a mapping 0 leaves modules alone that a wider name would take.
 MaybeShare = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Learning(Frozen):
+    """The training between two levels of a schedule: the pruned modules' weights learn, zeros are held."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(description="Optimizer steps after each level but the last")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="Documents of one step")
+    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens of the longest document")
+    completion_only: bool = Field(default=True, description="Learn the completion only, not the prompt")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="Peak learning rate of each level")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="Share of the steps in which it rises")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Weight decay of AdamW")
+    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="In which the model computes")
+    eval_documents: Annotated[int, Field(ge=0)] = Field(
+        default=32, description="Held-out documents scored before and after"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Orders the documents")
+    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="Seconds between checkpoints from which an ended run goes on"
+    )
+
+
+class Schedule(Frozen):
+    """Pruning in several levels, with training between them."""
+
+    steps: Annotated[int, Field(ge=2, le=100)] = Field(description="Levels in which the share is reached")
+    shape: Literal["cubic", "linear"] = Field(
+        default="cubic", description="The share after level t of n: s·(1 − (1 − t/n)³), or s·t/n"
+    )
+    recover: Learning = Field(description="The training between two levels")
 
 
 class Prune(Stage):
@@ -39,12 +70,14 @@ class Prune(Stage):
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
         "calibration": Role(accepts=("dataset",), optional=True),
+        "data": Role(accepts=("dataset",), optional=True),
     }
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    resumes: ClassVar[bool] = True
 
     method: Literal["magnitude", "wanda", "sparsegpt", "depth"] = Field(
         default="magnitude", description="How it is chosen what goes"
@@ -69,11 +102,14 @@ class Prune(Stage):
     dampening: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.01, description="What is added to the Hessian's diagonal, over its mean (sparsegpt)"
     )
+    schedule: Schedule | None = Field(
+        default=None, description="Reach the sparsity in levels, training on the role data between them"
+    )
     allow_nonfinite: bool = Field(default=False, description="Take weights that are NaN or infinite as they are")
     documents: Annotated[int, Field(ge=1)] = Field(default=32, description="Calibration documents (all but magnitude)")
     max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens at which one is cut")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where it computes (sparsegpt; the others on the CPU)"
+        default="auto", description="Where it computes (sparsegpt and a schedule; else the CPU)"
     )
 
     @field_validator("pattern")
@@ -87,8 +123,8 @@ class Prune(Stage):
     def _check(self) -> Prune:
         many = [value for value in (self.sparsity, self.pattern) if isinstance(value, Mapping)]
         if self.method == "depth":
-            if self.drop_layers is None or self.sparsity is not None or self.pattern is not None:
-                raise ValueError("'method: depth' needs 'drop_layers', and neither 'sparsity' nor 'pattern'")
+            if self.drop_layers is None or self.sparsity is not None or self.pattern is not None or self.schedule:
+                raise ValueError("'method: depth' needs 'drop_layers', and no 'sparsity', 'pattern' or 'schedule'")
             return self
         if self.drop_layers is not None:
             raise ValueError("'drop_layers' is for 'method: depth'")
@@ -96,6 +132,8 @@ class Prune(Stage):
             raise ValueError("needs exactly one of 'sparsity' and 'pattern', or both as mappings of names")
         if many and self.targets != "all-linear":
             raise ValueError("'targets' is for a single 'sparsity' or 'pattern'; a mapping names its modules itself")
+        if self.schedule is not None and self.pattern is not None:
+            raise ValueError("a schedule is for 'sparsity': a pattern has no levels between none and all")
         if any(not value for value in many):
             raise ValueError("a mapping of names must name something")
         if len(many) == 2 and set(many[0]) & set(many[1]):
@@ -104,16 +142,22 @@ class Prune(Stage):
 
     def tools_used(self) -> tuple[str, ...]:
         """Magnitude runs no model and reads no text; only sparsegpt is the library's."""
-        of_model = ("torch", "transformers", "tokenizers")
-        return {"magnitude": ("torch",), "sparsegpt": self.tools}.get(self.method, of_model)
+        if self.method == "sparsegpt":
+            return self.tools
+        return ("torch",) if self.weightwise() else ("torch", "transformers", "tokenizers")
 
     def needs_used(self) -> tuple[str, ...]:
         """Magnitude takes only the model's structure from transformers."""
-        return ("safetensors", "numpy", "transformers") if self.method == "magnitude" else self.needs
+        return ("safetensors", "numpy", "transformers") if self.weightwise() else self.needs
 
     def reproduces(self) -> Reproducibility:
-        """Another device gives a layer's statistics other last bits."""
-        return "device_dependent" if self.method == "sparsegpt" and self.device != "cpu" else "deterministic"
+        """Another device gives a layer's statistics, and a training, other last bits."""
+        anywhere = self.method == "sparsegpt" or self.schedule is not None
+        return "device_dependent" if anywhere and self.device != "cpu" else "deterministic"
+
+    def goes_on(self) -> bool:
+        """Only a training is worth keeping."""
+        return self.schedule is not None
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """All but magnitude look at what flows through the model."""
@@ -122,10 +166,12 @@ class Prune(Stage):
                 "calibration",
                 f"the role 'calibration' is not filled, and 'method: {self.method}' needs its documents",
             )
+        if (self.schedule is not None) != ("data" in roles):
+            yield "data", "the role 'data' is what a 'schedule' trains on: one is given without the other"
 
     def weightwise(self) -> bool:
         """The others must run the whole model first."""
-        return self.method == "magnitude"
+        return self.method == "magnitude" and self.schedule is None
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED, E-NONFINITE, E-DATASET-EMPTY, E-DEVICE."""
@@ -149,13 +195,14 @@ class Prune(Stage):
                 hint="add 'calibration: DATASET' under 'from:', or use 'method: magnitude'",
             )
         passed: dict[str, Callable[[], Done]] = {}
-        if self.method != "magnitude":
+        if not self.weightwise():
             given, passed = written(given, "model", progress)
         weights = open_input(given, "model", progress, finite=not self.allow_nonfinite)
         layers.refuse_quantized(weights.folder, "prune")
         torch.set_num_threads(given.threads)
         weights.passed |= passed
-        how = How(self.method, self.documents, self.max_length, self.device, self.block_size, self.dampening)
+        between = None if self.schedule is None else _between(self.schedule, self.device)
+        how = How(self.method, self.documents, self.max_length, self.device, self.block_size, self.dampening, between)
         if self.drop_layers is not None:
             return drop_layers(weights, given, progress, how, self.drop_layers)
         return zero(weights, given, progress, how, self.goals)
@@ -175,6 +222,24 @@ class Prune(Stage):
                 keep, block = _n_of_m(pattern)
                 wanted[name] = Goal(keep=keep, block=block)
         return resolve(prunable, wanted)
+
+
+def _between(schedule: Schedule, device: str) -> Between:
+    from ingot.kit.prune.gradual import Between
+    from ingot.kit.train.settings import Settings
+
+    wanted = schedule.recover
+    settings = Settings(
+        steps=wanted.steps, epochs=None, batch_size=wanted.batch_size, accumulate=1, max_length=wanted.max_length,
+        learning_rate=wanted.learning_rate, schedule="cosine", warmup=wanted.warmup, optimizer="adamw",
+        weight_decay=wanted.weight_decay, gradient_clip=1.0, gradient_checkpointing=False, dtype=wanted.dtype,
+        eval_every=0, patience=None, keep="last", checkpoint_every=wanted.checkpoint_every,
+    )  # fmt: skip
+    return Between(
+        levels=schedule.steps, shape=schedule.shape, settings=settings, seed=wanted.seed, device=device,
+        max_length=wanted.max_length, too_long="truncate", completion_only=wanted.completion_only,
+        eval_documents=wanted.eval_documents, packing=True,
+    )  # fmt: skip
 
 
 def _n_of_m(pattern: str) -> tuple[int, int]:

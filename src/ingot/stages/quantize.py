@@ -83,9 +83,10 @@ class Quantize(Stage):
 
     @model_validator(mode="after")
     def _check(self) -> Quantize:
-        for part in (self, *self.overrides):
-            if part.scheme not in _PACKED and (part.group_size is not None or not part.symmetric):
-                raise ValueError(f"group_size and symmetric are about W8A16 and W4A16, not about {part.scheme}")
+        own = (self.scheme, self.group_size, self.symmetric)
+        for scheme, size, symmetric in (own, *((o.scheme, o.group_size, o.symmetric) for o in self.overrides)):
+            if scheme not in _PACKED and (size is not None or not symmetric):
+                raise ValueError(f"group_size and symmetric are about W8A16 and W4A16, not about {scheme}")
         return self
 
     def reproduces(self) -> Reproducibility:

@@ -127,7 +127,7 @@ class Student(Training):
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The weights with gradients and moments, and a teacher beside them; see ``Stage``."""
         del device
-        taught = inputs.get("teacher", Least()).weights * SIZES[self.distill.dtype]
+        taught = inputs.get("teacher", Least()).stored(16).weights * SIZES[self.distill.dtype]
         return self._least_weights() * TRAINED_BYTES[self.optimizer] + taught
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:

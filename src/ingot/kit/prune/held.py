@@ -24,10 +24,9 @@ class Held:
         found = {name: model.get_submodule(name).weight.detach() == 0 for name in modules}
         return cls({name: mask for name, mask in found.items() if bool(mask.any())})
 
-    def hold(self, model: Any) -> None:
-        """Keep gradients away from them, so that an optimizer's moments stay zero there too."""
-        for name, mask in self.masks.items():
-            model.get_submodule(name).weight.register_hook(_without(mask))
+    def hold(self, model: Any) -> list[Any]:
+        """Keep gradients away from them, so that an optimizer's moments stay zero there too; gives the hooks."""
+        return [model.get_submodule(name).weight.register_hook(_without(mask)) for name, mask in self.masks.items()]
 
     def put_back(self, model: Any) -> None:
         """Set them to zero again, whatever a step has made of them."""

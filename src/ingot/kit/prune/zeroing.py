@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingot.core.stage import Done, Given, Metric, Progress
 from ingot.errors import RefusedInput
@@ -19,6 +19,9 @@ from ingot.kit.stream.chain import slots
 from ingot.kit.stream.inputs import side_folder
 from ingot.kit.stream.vocabulary import Weights
 
+if TYPE_CHECKING:
+    from ingot.kit.prune.gradual import Between
+
 
 @dataclass(frozen=True)
 class How:
@@ -30,6 +33,7 @@ class How:
     device: str
     block_size: int
     dampening: float
+    between: Between | None = None
 
 
 def zero(
@@ -42,24 +46,28 @@ def zero(
     goals = {module: (goal, found[f"{module}.weight"]) for module, goal in goals_of(prunable).items()}
     _check_shapes(how, goals)
     _check_embeddings(how, prunable, goals)
-    found_rules, notes = _rules(how, goals, given, progress)
-    pruning = Pruning(found_rules)
+    chosen = _rules(how, goals, given, progress)
+    pruning = Pruning(chosen.rules)
     folder = side_folder(given)
     layers.copy_model_files(weights.folder, folder)
     progress.phase("prune")
     weights.chain.append(pruning)
     weights.folder = folder
-    weights.measure = lambda _counted: Done(measured(how.method, prunable, pruning, folder), notes=notes)
+    weights.measure = lambda _counted: Done(measured(how, prunable, pruning, chosen, folder), notes=chosen.notes)
     return weights
 
 
 def calibrated(how: How, given: Given, progress: Progress) -> tuple[Any, list[list[int]]]:
     """The model of role ``model`` in memory, and the texts of role ``calibration`` as its token ids."""
     progress.phase("calibrate")
-    folder = given.one("model")
-    tokenizer = hf.load_tokenizer(folder)
-    texts = read_texts(given.one("calibration"), tokenizer, documents=how.documents, max_length=how.max_length)
-    return hf.load_model(folder), texts
+    texts = read(how, given)
+    return hf.load_model(given.one("model")), texts
+
+
+def read(how: How, given: Given) -> list[list[int]]:
+    """The texts of role ``calibration``. RefusedInput (E-DATASET-EMPTY): they give no tokens."""
+    tokenizer = hf.load_tokenizer(given.one("model"))
+    return read_texts(given.one("calibration"), tokenizer, documents=how.documents, max_length=how.max_length)
 
 
 def _check_shapes(how: How, goals: Goals) -> None:
@@ -91,17 +99,27 @@ def _check_embeddings(how: How, prunable: Prunable, goals: Goals) -> None:
         )
 
 
-def _rules(how: How, goals: Goals, given: Given, progress: Progress) -> tuple[dict[str, Rule], dict[str, str]]:
-    """The rule of each module, and what the receipt notes of where they were computed."""
+@dataclass(frozen=True)
+class _Chosen:
+    """The rule of each module, what the receipt notes of where they were computed, and the levels of a schedule."""
+
+    rules: Mapping[str, Rule]
+    notes: Mapping[str, object] = field(default_factory=dict)
+    levels: Sequence[Mapping[str, object]] = ()
+
+
+def _rules(how: How, goals: Goals, given: Given, progress: Progress) -> _Chosen:
+    if how.between is not None:
+        return _in_levels(how, how.between, goals, given, progress)
     if how.method == "magnitude":
-        return rules.by_magnitude(goals), {}
+        return _Chosen(rules.by_magnitude(goals))
     model, texts = calibrated(how, given, progress)
     if how.method == "wanda":
         norms = wanda.input_norms(
             model, list(goals), texts,
             lambda done, tokens: progress(done, len(texts), "documents", tokens=tokens),
         )  # fmt: skip
-        return rules.by_wanda(goals, norms), {}
+        return _Chosen(rules.by_wanda(goals, norms))
     from ingot.kit import device, oneshot
     from ingot.kit.prune.sparsegpt import SparseGpt
 
@@ -109,10 +127,23 @@ def _rules(how: How, goals: Goals, given: Given, progress: Progress) -> tuple[di
     settings = oneshot.Settings(where, given.threads)
     wanted = {module: goal for module, (goal, _) in goals.items()}
     SparseGpt(how.block_size, how.dampening).prune(model, wanted, texts, settings, progress)
-    return rules.from_model(goals, model), device.described(where)
+    return _Chosen(rules.from_model(goals, model), device.described(where))
 
 
-def measured(method: str, prunable: Prunable, pruning: Pruning, folder: Path) -> dict[str, Metric]:
+def _in_levels(how: How, between: Between, goals: Goals, given: Given, progress: Progress) -> _Chosen:
+    from ingot.kit import device
+    from ingot.kit.prune.gradual import Gradual
+    from ingot.kit.prune.sparsegpt import SparseGpt
+
+    texts = () if how.method == "magnitude" else read(how, given)
+    steps = Gradual(how.method, between, SparseGpt(how.block_size, how.dampening), texts, goals)
+    model, levels = steps.run(given, progress)
+    found = rules.from_model(goals, model, by_row=how.method == "wanda")
+    notes = {**device.described(device.resolve(between.device)), "dtype": between.settings.dtype}
+    return _Chosen(found, notes, levels)
+
+
+def measured(how: How, prunable: Prunable, pruning: Pruning, chosen: _Chosen, folder: Path) -> dict[str, Metric]:
     """The metrics, and ``prune.json`` with the goal and the zeros of each module."""
     counts = {module: pruning.counts[module] for module in pruning.rules}
     modules = [
@@ -125,9 +156,15 @@ def measured(method: str, prunable: Prunable, pruning: Pruning, folder: Path) ->
         }
         for name, (zeros, total) in counts.items()
     ]
-    hf.write_json(folder / "prune.json", {"format": 1, "method": method, "modules": modules})
+    levels = {"levels": list(chosen.levels)} if chosen.levels else {}
+    hf.write_json(folder / "prune.json", {"format": 1, "method": how.method, "modules": modules, **levels})
     crowded = pruning.crowded if any(rule.goal.block for rule in pruning.rules.values()) else None
-    return count_metrics(prunable, counts, crowded)
+    metrics = count_metrics(prunable, counts, crowded)
+    if how.between is not None:
+        steps = sum(int(str(level.get("steps", 0))) for level in chosen.levels)
+        metrics["levels"] = Metric(len(chosen.levels), "1", "levels of the schedule")
+        metrics["recovery_steps"] = Metric(steps, "1", "optimizer steps between the levels")
+    return metrics
 
 
 def count_metrics(prunable: Prunable, counts: Mapping[str, tuple[int, int]], crowded: int | None) -> dict[str, Metric]:

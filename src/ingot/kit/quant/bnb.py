@@ -1,4 +1,4 @@
-"""bitsandbytes' checkpoints (NF4 and LLM.int8), as transformers saves and loads them, written and read weight by weight.
+"""bitsandbytes' checkpoints (NF4 and LLM.int8), as transformers saves and loads them, weight by weight.
 
 A four-bit weight ``W`` lies in the file as ``W`` (two codes a byte), ``W.absmax``, ``W.quant_map`` and
 ``W.quant_state.bitsandbytes__nf4`` (JSON as bytes), with double quantization also ``W.nested_absmax`` and
@@ -106,9 +106,7 @@ class BnbRounding:
             f".{_STATE}": ((_STATE_BYTES,), "U8"),
         }
         return [
-            Route(
-                Slot(f"{slot.name}{part}", shape, dtype), self._part(slot, part), whole=True, identity="quantize NF4"
-            )
+            Route(Slot(f"{slot.name}{part}", shape, dtype), self._part(slot, part), whole=True, identity="quantize NF4")
             for part, (shape, dtype) in sizes.items()
         ]
 
@@ -125,9 +123,18 @@ class BnbRounding:
 
     def _quantize(self, slot: Slot, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         codes, state = self._lib.quantize_4bit(rows, blocksize=_BLOCK, compress_statistics=True, quant_type="nf4")
-        decoded = self._lib.dequantize_4bit(codes, state)
+        decoded = dequantized(codes, state)
+        if not decoded.equal(self._lib.dequantize_4bit(codes, state)):
+            raise RefusedInput(
+                "E-QUANTIZE-SHAPE",
+                f"bitsandbytes reads the four-bit weights of {slot.name!r} wrong on this CPU",
+                facts=[
+                    f"shape {slot.shape}: its kernel fails on some rows that are no whole number of {_BLOCK} weights"
+                ],
+                hint="name this module under 'ignore', or under 'overrides' with FP16 or BF16",
+            )
         largest = _per_block(rows)
-        self._compare(slot, "NF4", rows, decoded, largest * (_NF4_OFF + torch.finfo(rows.dtype).eps))
+        self._compare(slot, 0, rows, decoded, largest * (_NF4_OFF + torch.finfo(rows.dtype).eps))
         stated = {
             "quant_type": "nf4", "blocksize": _BLOCK, "dtype": str(rows.dtype).removeprefix("torch."),
             "shape": list(rows.shape), "nested_blocksize": _NESTED_BLOCK, "nested_dtype": "float32",
@@ -159,7 +166,7 @@ class BnbRounding:
             step = (largest / 127).float().unsqueeze(1)
             # half a step for the integer; the library rounds to float16 first, and we to the weights' dtype after
             bound = step * 0.501 + rows.float().abs() * (2.0**-11 + torch.finfo(rows.dtype).eps)
-            self._compare(slot, "INT8", rows, decoded, bound, start)
+            self._compare(slot, start, rows, decoded, bound)
             return values
 
         return integers
@@ -178,9 +185,8 @@ class BnbRounding:
         values, largest, _ = self._lib.int8_vectorwise_quant(half)
         return values, largest.float()
 
-    def _compare(
-        self, slot: Slot, scheme: str, rows: torch.Tensor, decoded: torch.Tensor, bound: torch.Tensor, start: int = 0
-    ) -> None:
+    def _compare(self, slot: Slot, start: int, rows: torch.Tensor, decoded: torch.Tensor, bound: torch.Tensor) -> None:
+        scheme = self.schemes[slot.name.removesuffix(".weight")].name
         off = (rows.float() - decoded.float()).abs()
         if not bool((off <= bound).all()):
             raise StageFailed(
@@ -191,6 +197,37 @@ class BnbRounding:
         error, weight = float(off.double().square().sum()), float(rows.double().square().sum())
         self.sums.add((slot.name, start), Part(scheme, rows.numel(), error, weight, None))
         self.seen.add(slot.name, start, decoded)
+
+
+def dequantized(codes: torch.Tensor, state: Any) -> torch.Tensor:
+    """Four-bit weights as numbers, read as one row.
+
+    Of some rows that are no whole number of blocks the library's kernel for a CPU takes the wrong largest values.
+    """
+    shape = state.shape
+    state.shape = torch.Size([shape.numel()])
+    try:
+        found: torch.Tensor = library().dequantize_4bit(codes.reshape(-1, 1), state)
+    finally:
+        state.shape = shape
+    return found.reshape(shape)
+
+
+def refuse_misread(model: Any) -> None:
+    """RefusedInput (E-QUANTIZED) for a loaded model with four-bit weights that the library reads wrong here."""
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Linear4bit":
+            continue
+        state, codes = module.weight.quant_state, module.weight.data
+        if module.in_features % state.blocksize and not dequantized(codes, state).equal(
+            library().dequantize_4bit(codes, state)
+        ):
+            raise RefusedInput(
+                "E-QUANTIZED",
+                f"bitsandbytes reads the four-bit weights of {name!r} wrong on this CPU",
+                facts=[f"{module.in_features} inputs, blocks of {state.blocksize}"],
+                hint="'kind: convert' makes plain weights of the model",
+            )
 
 
 def _per_block(rows: torch.Tensor) -> torch.Tensor:
@@ -240,8 +277,7 @@ class Bitsandbytes:
             return whole
         parts = {part.removeprefix(f"{name}."): load(part) for part in self._entries if part.startswith(f"{name}.")}
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        found: torch.Tensor = functional.dequantize_4bit(load(name), state)
-        return found
+        return dequantized(load(name), state)
 
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}

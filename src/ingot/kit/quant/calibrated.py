@@ -25,6 +25,9 @@ from ingot.kit.stream.vocabulary import TORCH_DTYPES, Route, Slot, unchanged
 
 #: Of the largest logit: what AWQ's factors may change in fp32, where they only change the order of rounding.
 SMOOTHING_BOUND = 1e-3
+#: What the library adds to a module.
+_ATTRIBUTES = ("quantization_scheme", "quantization_status", "weight_observer")
+_PARAMETERS = ("weight_scale", "weight_zero_point")
 #: Tokens of the text on which logits are compared.
 PROBE = 128
 
@@ -51,25 +54,25 @@ class Fitted:
     smoothing: tuple[float, float] | None = None
 
 
-def fit(
-    folder: Path,
-    schemes: Mapping[str, Scheme],
-    how: Fit,
-    texts: Sequence[Sequence[int]],
-    settings: oneshot.Settings,
-    progress: Progress,
-) -> Fitted:
+@dataclass(frozen=True)
+class Texts:
+    """What weights are fitted to, and how it is computed: token ids, device and threads, and who is told."""
+
+    ids: Sequence[Sequence[int]]
+    settings: oneshot.Settings
+    progress: Progress
+
+
+def fit(folder: Path, schemes: Mapping[str, Scheme], how: Fit, texts: Texts) -> Fitted:
     """Fit the weights of the linear layers ``schemes`` to the texts.
 
     StageFailed: E-QUANTIZE-AWQ (the model with factors computes something else), E-ONESHOT.
     """
-    progress.phase(f"fit the weights ({how.method})")
-    if how.method == "gptq":
-        return _gptq(folder, schemes, how, texts, settings, progress)
-    return _awq(folder, schemes, texts, settings, progress)
+    texts.progress.phase(f"fit the weights ({how.method})")
+    return _gptq(folder, schemes, how, texts) if how.method == "gptq" else _awq(folder, schemes, texts)
 
 
-def _gptq(folder, schemes, how, texts, settings, progress) -> Fitted:  # type: ignore[no-untyped-def]
+def _gptq(folder: Path, schemes: Mapping[str, Scheme], how: Fit, texts: Texts) -> Fitted:
     model = hf.load_model(folder)
     order = "static" if how.act_order else None
     # no batches of equal shapes: their sums would depend on how much memory a GPU has
@@ -77,7 +80,7 @@ def _gptq(folder, schemes, how, texts, settings, progress) -> Fitted:  # type: i
         "gptq", "GPTQModifier", config_groups=_groups(schemes), actorder=order, dampening_frac=how.damping,
         batched_quantization=None,
     )  # fmt: skip
-    oneshot.apply(model, texts, [modifier], settings, progress)
+    oneshot.apply(model, texts.ids, [modifier], texts.settings, texts.progress)
     known: dict[str, Known] = {}
     for name, scheme in schemes.items():
         module = model.get_submodule(name)
@@ -87,18 +90,18 @@ def _gptq(folder, schemes, how, texts, settings, progress) -> Fitted:  # type: i
     return Fitted(model.cpu(), schemes, known)
 
 
-def _awq(folder, schemes, texts, settings, progress) -> Fitted:  # type: ignore[no-untyped-def]
+def _awq(folder: Path, schemes: Mapping[str, Scheme], texts: Texts) -> Fitted:
     model = hf.load_model(folder, "float32")
-    before = logits(model, texts[0])
+    before = logits(model, texts.ids[0])
     modifiers = [
         oneshot.modifier("transform.awq", "AWQModifier"),
         oneshot.modifier("quantization", "QuantizationModifier", config_groups=_groups(schemes)),
     ]
     with _unpinned():
-        oneshot.apply(model, texts, modifiers, settings, progress)
+        oneshot.apply(model, texts.ids, modifiers, texts.settings, texts.progress)
     _plain(model, schemes)
     model = model.cpu()
-    after = logits(model, texts[0])
+    after = logits(model, texts.ids[0])
     difference, largest = float((after - before).abs().max()), float(before.abs().max())
     if not difference <= SMOOTHING_BOUND * max(1.0, largest):
         raise StageFailed(
@@ -123,12 +126,9 @@ def _plain(model: Any, schemes: Mapping[str, Scheme]) -> None:
     for name in schemes:
         module = model.get_submodule(name)
         module.__dict__.pop("forward", None)
-        for what in ("quantization_scheme", "quantization_status", "weight_observer"):
+        for what in (*_ATTRIBUTES, *_PARAMETERS):
             if hasattr(module, what):
                 delattr(module, what)
-        for what in ("weight_scale", "weight_zero_point"):
-            if what in module._parameters:
-                del module._parameters[what]
 
 
 @contextlib.contextmanager
@@ -144,11 +144,11 @@ def _unpinned() -> Iterator[None]:
     from llmcompressor.pipelines.cache import IntermediatesCache
 
     before = IntermediatesCache.pin_memory
-    IntermediatesCache.pin_memory = lambda *_, **__: None  # type: ignore[method-assign]
+    IntermediatesCache.pin_memory = lambda *_, **__: None
     try:
         yield
     finally:
-        IntermediatesCache.pin_memory = before  # type: ignore[method-assign]
+        IntermediatesCache.pin_memory = before
 
 
 def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import layers
-from ingot.kit.quant.scheme import COMPRESSED, Scheme, quantization_config
+from ingot.kit.quant.scheme import CASTS, COMPRESSED, Scheme, quantization_config
 from ingot.kit.stream.vocabulary import Slot
 
 
@@ -20,8 +20,8 @@ from ingot.kit.stream.vocabulary import Slot
 class Wish:
     """What a spec asks for: the scheme of all linear layers, what is left out, and what some modules get instead.
 
-    ``ignore`` None leaves out the output embedding. Of ``overrides`` (patterns, scheme) the first that fits counts, also
-    over ``ignore``.
+    ``ignore`` None leaves out the output embedding. Of ``overrides`` (patterns, scheme) the first that fits counts,
+    also over ``ignore``.
     """
 
     scheme: Scheme
@@ -107,13 +107,27 @@ def choose(modules: Modules, wish: Wish) -> Choice:
         instead = next((scheme for some, scheme in wish.overrides if any(matches(name, one) for one in some)), None)
         general = name in modules.linear and not any(matches(name, one) for one in ignored)
         if instead is not None or general:
-            schemes[name] = instead or wish.scheme
+            schemes[name] = _embedded(name, instead) if name in modules.embeddings else instead or wish.scheme
     apart = _apart(modules, schemes)
     if modules.tied is not None and apart is None and modules.head is not None:
         schemes.pop(modules.head, None)  # it has no weights of its own
     if not schemes:
         raise RefusedInput("E-QUANTIZE-MODULES", "no module is left to quantize", facts=[_there(modules.named)])
     return Choice(schemes, modules, apart)
+
+
+def _embedded(name: str, scheme: Scheme | None) -> Scheme:
+    """The scheme of an embedding, whose inputs are no numbers and whose integers are not packed."""
+    assert scheme is not None  # only an override means an embedding
+    if scheme.name in CASTS:
+        return scheme
+    if scheme.name != "W8A16":
+        raise RefusedInput(
+            "E-QUANTIZE-MODULES",
+            f"{name} is an embedding, which no format that transformers loads stores as {scheme.name}",
+            hint="embeddings can be W8A16, FP16 or BF16",
+        )
+    return replace(scheme, apart=True)
 
 
 def _apart(modules: Modules, schemes: Mapping[str, Scheme]) -> str | None:
@@ -148,14 +162,15 @@ def check_shapes(choice: Choice, slots: Sequence[Slot]) -> None:
     """RefusedInput (E-QUANTIZE-SHAPE) where a group size does not divide a row, naming the modules."""
     rows = {slot.name.removesuffix(".weight"): slot for slot in slots}
     bad = [
-        (rows[name], scheme)
+        (rows[name], scheme.group_size)
         for name, scheme in choice.schemes.items()
         if name in rows and scheme.group_size and rows[name].shape[-1] % scheme.group_size
     ]
     if bad:
+        more = [f"{len(bad)} weights in all"] if len(bad) > 8 else []
         raise RefusedInput(
             "E-QUANTIZE-SHAPE",
-            f"group_size {bad[0][1].group_size} does not divide every row",
-            facts=[f"{slot.name}: {slot.shape}" for slot, _ in bad[:8]] + ([f"{len(bad)} weights in all"] * (len(bad) > 8)),
+            f"group_size {bad[0][1]} does not divide every row",
+            facts=[*(f"{slot.name}: {slot.shape}" for slot, _ in bad[:8]), *more],
             hint="choose a divisor of all row lengths, leave group_size out, or name these modules under 'overrides'",
         )

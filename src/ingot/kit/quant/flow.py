@@ -13,10 +13,10 @@ from ingot.core.stage import Done, Given, Metric, Progress
 from ingot.kit import device, hf, layers, oneshot
 from ingot.kit.calibration import read_texts
 from ingot.kit.quant import bnb, reload
-from ingot.kit.quant.calibrated import Fit, Fitted, Instead, fit
+from ingot.kit.quant.calibrated import Fit, Fitted, Instead, Texts, fit
 from ingot.kit.quant.choose import Choice, Wish, check_shapes, choose, modules_of
 from ingot.kit.quant.reload import Meant
-from ingot.kit.quant.rounding import Rounding, Seen, Sums
+from ingot.kit.quant.rounding import Known, Rounding, Seen, Sums
 from ingot.kit.quant.scheme import BITSANDBYTES, CAST_DTYPES, CASTS
 from ingot.kit.stream.chain import slots
 from ingot.kit.stream.inputs import open_input, side_folder, written
@@ -61,13 +61,16 @@ def flow(settings: Settings, given: Given, progress: Progress) -> Flow:
     choice = choose(modules_of(folder, {slot.name for slot in found}), settings.wish)
     check_shapes(choice, found)
     seen = Seen(whole=settings.keep and 4 * sum(slot.elements for slot in found) <= reload.WHOLE)
-    sums, meant, extra, notes = Sums(), Meant(choice.schemes, seen), {}, {}
-    known = {}
+    sums, meant = Sums(), Meant(choice.schemes, seen)
+    extra: dict[str, Metric] = {}
+    notes: dict[str, object] = {}
+    known: Mapping[str, Known] = {}
     if settings.fit is not None:
         fitted, texts = _fit(settings, choice, given, where, progress)
         weights.chain.append(Instead(fitted, sums))
         meant = replace(meant, model=fitted.model, ids=texts[0], fitted=frozenset(fitted.known))
-        extra, notes, known = _told(fitted, texts), {"method": settings.fit.method, **device.described(where)}, fitted.known
+        extra, known = _told(fitted, texts), fitted.known
+        notes = {"method": settings.fit.method, **device.described(where)}
     config, dtype = _config(hf.read_config(folder), choice, settings.wish)
     rounding = Rounding(choice.schemes, dtype, known, _apart(choice), sums, seen)
     four_or_eight = choice.having(BITSANDBYTES)
@@ -116,8 +119,8 @@ def _fit(
     chosen = {name: scheme for name, scheme in linear.items() if scheme.name not in (*CASTS, "FP8")}
     if settings.fit.method == "awq":
         chosen = {name: scheme for name, scheme in chosen.items() if scheme.packed}
-    where_and_how = oneshot.Settings(where, given.threads)
-    return fit(model, chosen, settings.fit, texts, where_and_how, progress), texts
+    to = Texts(texts, oneshot.Settings(where, given.threads), progress)
+    return fit(model, chosen, settings.fit, to), texts
 
 
 def _told(fitted: Fitted, texts: Sequence[Sequence[int]]) -> dict[str, Metric]:

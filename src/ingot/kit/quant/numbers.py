@@ -49,7 +49,9 @@ def scales_of(
         spread = groups.amax(dim=-1).clamp(min=0) - groups.amin(dim=-1).clamp(max=0)
         reach = float((1 << scheme.bits) - 1)
     if not bool(torch.isfinite(spread).all()):
-        raise RefusedInput("E-QUANTIZE-VALUE", "a weight is not a finite number", facts=[f"shape {tuple(weight.shape)}"])
+        raise RefusedInput(
+            "E-QUANTIZE-VALUE", "a weight is not a finite number", facts=[f"shape {tuple(weight.shape)}"]
+        )
     scale = _rounded_up(spread, reach, dtype or weight.dtype)
     return scale, None if scheme.symmetric else _zeros(groups, scale, scheme.bits)
 
@@ -60,7 +62,9 @@ def _rounded_up(spread: torch.Tensor, reach: float, dtype: torch.dtype) -> torch
     short = scale.double() * reach < spread.double()
     scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
     if not bool(torch.isfinite(scale).all()):
-        raise RefusedInput("E-QUANTIZE-VALUE", f"a scale is too large for {dtype}", facts=[f"weights span {spread.max()}"])
+        raise RefusedInput(
+            "E-QUANTIZE-VALUE", f"a scale is too large for {dtype}", facts=[f"weights span {spread.max()}"]
+        )
     return torch.where(spread == 0, torch.ones_like(scale), scale)
 
 
@@ -70,9 +74,7 @@ def _zeros(groups: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
     return (low - least / scale.float()).round().clamp(low, -low - 1).to(torch.int8)
 
 
-def quantize(
-    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme
-) -> torch.Tensor:
+def quantize(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
     """The nearest integers (int8) or 8-bit floats of ``w / s``, computed in fp32, ties to even."""
     parts = _grouped(weight.float(), scheme.group_size) / scale.float().unsqueeze(-1)
     if scheme.floating:

@@ -65,7 +65,9 @@ def open_plain(given: Given, progress: Progress, *, finite: bool) -> tuple[Weigh
 def quantization(config: Mapping[str, Any]) -> str | None:
     """The method by which config.json says that the weights are quantized, None where they are plain."""
     found = config.get("quantization_config")
-    return str(found.get("quant_method", "unknown")) if isinstance(found, dict) and found else None
+    if found is None:
+        return None
+    return str(found.get("quant_method")) if isinstance(found, dict) else "unknown"
 
 
 def iter_plain_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -137,7 +139,8 @@ class PlainSource:
 def format_of(folder: Path, entries: Mapping[str, Entry]) -> Format:
     """The format of a quantized folder. RefusedInput (E-QUANTIZED) for one that cannot be read."""
     config = hf.read_config(folder)
-    found = config.get("quantization_config") or {}
+    found = config.get("quantization_config")
+    found = found if isinstance(found, dict) else {}
     if found.get("quant_method") == "compressed-tensors":
         return _Compressed(folder, found, entries)
     if found.get("quant_method") == "bitsandbytes":
@@ -198,7 +201,9 @@ class _Compressed:
         try:
             return self._schemes[module]
         except KeyError:
-            raise RefusedInput("E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed") from None
+            raise RefusedInput(
+                "E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed"
+            ) from None
 
 
 def _schemes(folder: Path, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def _whole(folder: Path, meant: Meant) -> dict[str, Metric]:
     loaded, report = hf.load_with_report(folder)
     bad = {kind: sorted(map(str, names)) for kind, names in report.items() if names and kind.endswith("_keys")}
     if bad:
-        raise _failed("transformers finds other tensors", [f"{kind}: {', '.join(some[:4])}" for kind, some in bad.items()])
+        raise _failed(
+            "transformers finds other tensors", [f"{kind}: {', '.join(some[:4])}" for kind, some in bad.items()]
+        )
     for name in _weights(meant):
         weight = loaded.get_submodule(name).weight.data
         if not weight.equal(meant.seen.weight(f"{name}.weight").to(weight.dtype)):
@@ -96,7 +98,7 @@ def _fixed_ids(config: Any) -> list[int]:
 
 
 def _in_memory(folder: Path, meant: Meant) -> Any:
-    """The model whose weights were fitted, in the dtype in which it is stored, rounded to nearest where it was meant."""
+    """The fitted model in the dtype in which it is stored, rounded to nearest where that was meant."""
     stored = hf.read_config(folder).get("dtype") or hf.read_config(folder).get("torch_dtype") or "float32"
     model = meant.model.to(hf.torch_dtype(str(stored)))
     with torch.no_grad():
@@ -108,14 +110,15 @@ def _in_memory(folder: Path, meant: Meant) -> Any:
 
 
 def _rebuilt(folder: Path, meant: Meant) -> Any:
-    """The architecture with plain weights: the quantized ones as they were decoded on the way, the others as written."""
+    """The architecture with plain weights: the quantized ones as they were decoded on the way, others as written."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    config._attn_implementation = "eager"
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        config, trust_remote_code=False, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     chosen = _weights(meant)
     state = model.state_dict()
@@ -170,10 +173,12 @@ def _by_weight(folder: Path, meant: Meant) -> dict[str, Metric]:
         return {}
     source = PlainSource(folder)
     places = {slot.name: index for index, slot in enumerate(source.slots)}
-    for (name, start), (rows, digest) in sorted(meant.seen.hashes.items()):
-        tensor = source.tensor(places[name]) if start == 0 else tensor
-        if digest_of(tensor[start : start + rows]) != digest:
-            raise _failed(f"{name!r} reads as other weights", [f"rows {start} to {start + rows - 1}"])
+    for module in _weights(meant):
+        name = f"{module}.weight"
+        tensor = source.tensor(places[name])
+        for start, (rows, digest) in meant.seen.of(name).items():
+            if digest_of(tensor[start : start + rows]) != digest:
+                raise _failed(f"{name!r} reads as other weights", [f"rows {start} to {start + rows - 1}"])
     return _counted(meant)
 
 

@@ -68,7 +68,7 @@ class Sums:
 
 @dataclass
 class Seen:
-    """What was decoded on the way, to be compared with what lies in the files: hashes, and with ``whole`` the weights."""
+    """What was decoded on the way, to be compared with what lies in the files: hashes; with ``whole`` the weights."""
 
     whole: bool = False
     hashes: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
@@ -85,7 +85,11 @@ class Seen:
 
     def weight(self, name: str) -> torch.Tensor:
         """A whole weight."""
-        return torch.cat([rows for (found, _), rows in sorted(self.rows.items(), key=lambda item: item[0]) if found == name])
+        return torch.cat([self.rows[name, start] for start in self.of(name)])
+
+    def of(self, name: str) -> dict[int, tuple[int, str]]:
+        """The rows of a weight, by the first: how many, and their hash."""
+        return {start: rows for (found, start), rows in sorted(self.hashes.items()) if found == name}
 
 
 def digest_of(tensor: torch.Tensor) -> str:
@@ -172,11 +176,16 @@ class Rounding:
 
     def _bytes(self, slot: Slot, scheme: Scheme) -> list[Route]:
         kind, identity = "F8_E4M3" if scheme.floating else "I8", f"quantize {scheme}"
-        scale = Slot(f"{slot.name}_scale", (slot.shape[0], 1), self._scale_dtype(slot))
-        return [
+        shape = (slot.shape[0], 1 if scheme.group_size is None else slot.shape[1] // scheme.group_size)
+        scale = Slot(f"{slot.name}_scale", shape, self._scale_dtype(slot))
+        found = [
             Route(replace(slot, dtype=kind), self._words(slot, scheme), identity=identity),
             Route(scale, self._scale(slot, scheme), identity=identity),
         ]
+        if not scheme.symmetric:
+            zero = Slot(f"{slot.name}_zero_point", shape, "I8")
+            found.append(Route(zero, self._zero(slot, scheme), identity=identity))
+        return found
 
     def _scale_dtype(self, slot: Slot) -> str:
         return slot.dtype if self.dtype is None else DTYPE_NAMES[self.dtype]
@@ -188,7 +197,7 @@ class Rounding:
             known = self.known.get(slot.name.removesuffix(".weight"))
             part = None if known is None else (_cut(known[0], start, rows), _cut(known[1], start, rows))
             dtype = TORCH_DTYPES[self._scale_dtype(slot)]
-            self._last.made = numbers.rounded(rows, scheme, dtype, part)  # type: ignore[arg-type]
+            self._last.made = numbers.rounded(rows, scheme, dtype, part)
             self._last.where = where
         made: numbers.Rounded = self._last.made
         return made
@@ -200,7 +209,7 @@ class Rounding:
         def zero(rows: torch.Tensor, start: int) -> torch.Tensor:
             made = self._made(slot, scheme, rows, start)
             assert made.zero is not None
-            return numbers.pack_zeros(made.zero, scheme.bits)
+            return numbers.pack_zeros(made.zero, scheme.bits) if scheme.packed else made.zero
 
         return zero
 
@@ -208,13 +217,14 @@ class Rounding:
         def words(rows: torch.Tensor, start: int) -> torch.Tensor:
             made = self._made(slot, scheme, rows, start)
             parts = {"weight_scale": made.scale}
-            if not scheme.packed:
-                written = parts["weight"] = made.values
-            else:
+            if scheme.packed:
                 written = parts["weight_packed"] = numbers.pack(made.values, scheme.bits)
                 parts["weight_shape"] = torch.tensor(rows.shape)
-                if made.zero is not None:
-                    parts["weight_zero_point"] = numbers.pack_zeros(made.zero, scheme.bits)
+            else:
+                written = parts["weight"] = made.values
+            if made.zero is not None:
+                packed = scheme.packed
+                parts["weight_zero_point"] = numbers.pack_zeros(made.zero, scheme.bits) if packed else made.zero
             decoded = self._decoders[scheme](parts)
             self._compare(slot.name, start, scheme, (rows, decoded, made.scale))
             self.seen.add(slot.name, start, decoded)

@@ -20,11 +20,15 @@ CAST_DTYPES = {"FP16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True, order=True)
 class Scheme:
-    """How the weights of some layers are stored. ``group_size`` None: an output row shares a scale."""
+    """How the weights of some layers are stored. ``group_size`` None: an output row shares a scale.
+
+    ``apart``: each integer in a byte of its own, as it must be for embeddings: transformers loads no packed ones.
+    """
 
     name: str
     group_size: int | None = None
     symmetric: bool = True
+    apart: bool = False
 
     @property
     def bits(self) -> int:
@@ -34,7 +38,7 @@ class Scheme:
     @property
     def packed(self) -> bool:
         """Whether integers are laid end to end in int32 words."""
-        return self.name in {"W8A16", "W4A16"}
+        return self.name in {"W8A16", "W4A16"} and not self.apart
 
     @property
     def floating(self) -> bool:
@@ -61,7 +65,7 @@ class Scheme:
     def group(self, targets: list[str]) -> dict[str, Any]:
         """A group of config.json: the modules, their weights, and what is done to their inputs."""
         value: dict[str, Any] = {"targets": targets, "weights": self.weights(), "format": self.format}
-        if not self.packed:
+        if self.name in {"W8A8", "FP8"}:
             kind = "float" if self.floating else "int"
             value["input_activations"] = {
                 "num_bits": 8, "type": kind, "symmetric": True, "dynamic": True, "strategy": "token",
