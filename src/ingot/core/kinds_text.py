@@ -29,9 +29,10 @@ FORMATS: Mapping[str, str] = {
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
-    "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
+    "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
-    "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
+    "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
+    "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
@@ -39,6 +40,7 @@ _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a re
 _TEACHER = "with a teacher and held-out documents"
 _ZEROED = "all but depth"
 _DROPPED = "depth"
+_ASKED = "with `answers`, unless nothing can run the candidate here"
 _NATS = "nats/token"
 
 #: What every training measures.
@@ -103,6 +105,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("kl_divergence", _NATS, _REFERENCE),
         ("kl_p99", "nats", _REFERENCE),
         ("top1_agreement", "1", _REFERENCE),
+        ("exact_match", "1", _ASKED),
+        ("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
+        ("answers_ended", "1", _ASKED),
         ("bytes", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "bits/parameter", _ALWAYS),
@@ -151,6 +156,17 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("change_norm", "1", "as relative_change"),
         ("quantization_change", "1", "where the adapter was trained over a quantized base"),
     ),
+    "pack": (
+        ("bytes", "B", _ALWAYS),
+        ("original_bytes", "B", _ALWAYS),
+        ("files", "files", _ALWAYS),
+        ("files_stored", "files", _ALWAYS),
+        ("ratio", "1", "unless the input is empty"),
+        ("saved", "1", "as ratio"),
+        ("ratio_lowest", "1", "as ratio"),
+        ("ratio_highest", "1", "as ratio"),
+        ("dictionary_saved", "B", "with `dictionary`"),
+    ),
     "prune": (
         ("sparsity", "1", _ZEROED),
         ("sparsity_lowest", "1", _ZEROED),
@@ -179,16 +195,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("relative_error", "1", _ALWAYS),
     ),
     "recover": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
+        *_TRAINING,
         ("perplexity_before", "1", _HELD_OUT),
         ("perplexity_after", "1", _HELD_OUT),
         ("sparsity_before", "1", _ALWAYS),

@@ -185,12 +185,19 @@ def _built(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [result for result in results if "accepted" not in result] or results
 
 
+#: Libraries that a distribution carries, or takes from the system: name → (module, the tuple that is the version).
+_LIBRARIES = {"libzstd": ("zstandard", "ZSTD_VERSION")}
+
+
 @cache
 def tool_version(distribution: str) -> str:
-    """The installed version of a distribution, or NOT_INSTALLED."""
+    """The installed version of a distribution, or of a library inside of one; or NOT_INSTALLED."""
     try:
+        if distribution in _LIBRARIES:
+            module, name = _LIBRARIES[distribution]
+            return ".".join(map(str, getattr(importlib.import_module(module), name)))
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:  # PackageNotFoundError is one
         return NOT_INSTALLED
 
 

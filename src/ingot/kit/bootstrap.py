@@ -1,8 +1,10 @@
-"""Intervals by resampling documents: percentile bootstrap of a ratio of sums."""
+"""95 % intervals: of a ratio of sums by resampling documents (percentile bootstrap), of a share by Wilson."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -43,3 +45,15 @@ def _resampled(
         parts.append(top[drawn].sum(axis=1) / bottom[drawn].sum(axis=1))
         left -= rows
     return np.concatenate(parts)
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share, ``count`` of ``of`` independent trials, by Wilson's score method (1927).
+
+    Unlike the bootstrap and the normal approximation it does not call a share of 0 or 1 certain.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, shrink = count / of, 1 + z * z / of
+    centre = (share + z * z / (2 * of)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -35,13 +35,18 @@ _USUAL: tuple[Mapping[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Document:
-    """One row in the form ``form``: messages (role, content), or (prompt, completion), or (text,)."""
+    """One row in the form ``form``: messages (role, content), or (prompt, completion), or (text,).
+
+    ``pattern`` is a regular expression that every right answer matches. It says nothing of what is learned, so it is no
+    part of the row's id.
+    """
 
     form: Form
     messages: tuple[tuple[str, str], ...] = ()
     parts: tuple[str, ...] = ()
     group: str = ""
     alike: str = ""
+    pattern: str | None = None
 
     @property
     def learned(self) -> str:
@@ -75,7 +80,7 @@ def to_form(document: Document, form: Form, system: str | None) -> Document:
             raise _form("a conversation of several turns cannot become one prompt and one completion")
         document = replace(document, form=form, messages=(), parts=tuple(text for _, text in document.messages))
     elif form == "text" and document.form == "completion":
-        document = replace(document, form=form, parts=("".join(document.parts),))
+        document = replace(document, form=form, parts=("".join(document.parts),), pattern=None)  # text asks nothing
     elif form != document.form:
         raise _form(f"rows of the form {document.form!r} cannot become {form!r}")
     if form == "chat" and system and document.messages[0][0] != "system":
@@ -117,6 +122,11 @@ def _pair(ask: str, answer: str, form: Form, group: str) -> Document:
     if form == "completion":
         return Document("completion", parts=(f"{ask}\n\n", answer), group=group, alike=answer)
     return Document("chat", messages=(("user", ask), ("assistant", answer)), group=group, alike=answer)
+
+
+def paired(prompt: str, completion: str, group: str, pattern: str | None) -> Document:
+    """A prompt and its completion."""
+    return Document("completion", parts=(prompt, completion), group=group, pattern=pattern)
 
 
 def chunks(text: str, size: int) -> Iterator[str]:
@@ -162,8 +172,8 @@ def read_file(path: Path, format_: str, fields: Mapping[str, str] | None, where:
         if mapping is None:
             raise _row(at, f"no known fields among {', '.join(sorted(row))}; name them by 'fields'")
         try:
-            document = _document(row, mapping)
-            json.dumps(document.content(), ensure_ascii=False).encode()
+            document = replace(_document(row, mapping), pattern=_pattern(row, mapping))
+            json.dumps([document.content(), document.pattern], ensure_ascii=False).encode()
         except ValueError as error:  # also half of a surrogate pair
             raise _row(at, str(error)) from error
         yield document
@@ -221,6 +231,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {name!r} is {'missing' if value is None else 'not a text that says something'}")
     return value
+
+
+def _pattern(row: Mapping[str, Any], mapping: Mapping[str, str]) -> str | None:
+    return _text(row, mapping["pattern"]) if row.get(mapping.get("pattern", "")) is not None else None
 
 
 def _conversation(value: object) -> Document:
