@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Progress
+from ingot.core.stage import Device, Done, Format, Given, Least, Progress
+from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Recover(Training):
         if self.method == "lora" and self.train != "pruned":
             raise ValueError("'method: lora' changes modules that have zeros; 'train: all' is for 'method: masked'")
         return self
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The weights in float32; with gradients and moments where all of them learn."""
+        del device
+        return inputs["model"].weights * (TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"])
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """As many weights as the model has, which has two bytes for each at the least."""
+        return inputs["model"].stored(16)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Recover; see the class.
