@@ -76,7 +76,7 @@ def test_it_learns_and_every_zero_stays(pruned: Path, data: Path, tmp_path: Path
     receipt = {"kind": "recover", "digest": "d", "inputs": {}, "metrics": {}}
     derived = derive(receipt, lambda _: out)
     assert {name: metrics[name].value for name in derived} == derived
-    assert {"sparsity", "zeros", "crowded_blocks", "sparsity_attention"} <= derived.keys()
+    assert {"sparsity", "zeros", "crowded_blocks", "attention_sparsity"} <= derived.keys()
 
 
 def test_the_loss_after_is_that_of_what_was_written(pruned: Path, data: Path, tmp_path: Path) -> None:
@@ -190,4 +190,4 @@ def test_a_tied_model_stays_tied(data: Path, stories: Path, tmp_path: Path) -> N
     recovered, metrics = run_stage("recover", params, {"model": out, "data": data}, tmp_path, seed=1)
     assert "lm_head.weight" not in state(recovered)
     assert shares(recovered) == shares(out)
-    assert metrics["sparsity_embeddings"].value == metrics["sparsity"].value
+    assert metrics["embeddings_sparsity"].value == metrics["sparsity"].value
