@@ -56,7 +56,10 @@ def test_json_has_the_documented_fields(fresh: Sandbox) -> None:
         "key": None,
         "digest": None,
         "gate": None,
+        "resumes": None,
         "predicted": None,
+        "at_least": None,
+        "cost": None,
     }
     assert len(a["key"]) == 64
     assert (b["state"], b["key"], b["reasons"][0]["code"]) == ("waiting", None, "input_stale")

@@ -50,9 +50,17 @@ SAMPLES: dict[str, Sample] = {
     "fetch": Sample({"path": "model"}, {}, ("model",)),
     "convert": Sample({"dtype": "float32"}, {"model": "gguf"}),
     "dataset": Sample({"sources": [{"path": "rows.jsonl"}], "split": {"eval": 0.3}}, {}, ("rows.jsonl",)),
+    "tokenizer": Sample({"vocab_size": 320}, {"data": "dataset"}),
     "adapter": Sample(
         {"rank": 4, "steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
         {"model": "fetch", "data": "dataset"},
+    ),
+    "student": Sample(
+        {"preset": "0.3m", "layers": 1, "steps": 3, "batch_size": 2, "max_length": 128},
+        {"data": "dataset", "tokenizer": "fetch", "teacher": "fetch"},
+    ),
+    "full": Sample(
+        {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"}, {"model": "fetch", "data": "dataset"}
     ),
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
     "lora_gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "adapter": "adapter"}),
@@ -64,6 +72,7 @@ SAMPLES: dict[str, Sample] = {
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
     "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
+    "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
     "report": Sample(

@@ -244,6 +244,7 @@ class Builder:
             flowed = receipts.passed(project, job, results, shared, ids)
             for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
                 receipt.update(shared | {"metrics": results[number]["metrics"]} | receipts.told(results[number]))
+                receipt["metrics"] = {**project.cost_of(item.node, receipt), **receipt["metrics"]}
                 receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
             for receipt in [*found, *flowed.measured.values()]:
@@ -321,6 +322,7 @@ class Builder:
                 "peak_rss_bytes": outcome.peak_rss,
                 "peak_scratch_bytes": beside.most,
                 "source_bytes": source_bytes,
+                **_of_devices(outcome),
             },
         }
         return shared, outcome
@@ -359,6 +361,16 @@ def _source_bytes(node: Node, staging: Staging) -> int:
         for index, (_pointer, source, _base) in enumerate(node.sources)
         if not source.get("python_stdlib")
     )
+
+
+def _of_devices(outcome: Outcome) -> dict[str, int | float]:
+    """What was measured of GPUs, where anything was."""
+    found: dict[str, int | float] = {}
+    if outcome.peak_device is not None:
+        found["peak_device_bytes"] = outcome.peak_device
+    if outcome.energy_j is not None:
+        found["device_energy_j"] = round(outcome.energy_j, 3)
+    return found
 
 
 def _alike(one: Planned, other: Planned) -> bool:

@@ -28,31 +28,48 @@ FORMATS: Mapping[str, str] = {
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
-    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json` and `tokenizer_config.json`.",
-    "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
+    "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
+    "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
     "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
+_TEACHER = "with a teacher and held-out documents"
 _ZEROED = "all but depth"
 _DROPPED = "depth"
 _NATS = "nats/token"
 
+#: What every training measures.
+_TRAINING = (
+    ("train_loss_first", _NATS, _ALWAYS),
+    ("train_loss_last", _NATS, _ALWAYS),
+    ("trainable_parameters", "parameters", _ALWAYS),
+    ("steps", "1", _ALWAYS),
+    ("tokens", "tokens", _ALWAYS),
+    ("tokens_per_second", "tokens/s", _ALWAYS),
+    ("train_seconds", "s", _ALWAYS),
+    ("eval_loss_before", _NATS, _HELD_OUT),
+    ("eval_loss_after", _NATS, _HELD_OUT),
+    ("eval_loss_change", _NATS, _HELD_OUT),
+)
+
+#: What those measure beside that may learn from a teacher.
+_DISTILLED = (
+    ("teacher_kl_before", _NATS, _TEACHER),
+    ("teacher_kl_after", _NATS, _TEACHER),
+    ("teacher_kl_change", _NATS, _TEACHER),
+)
+
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "adapter": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
+        *_TRAINING,
+        ("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
+        ("preferred_after", "1", "as preferred_before"),
+        ("preference_accuracy", "1", "as preferred_before"),
+        ("preference_margin", "nats", "as preferred_before"),
     ),
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
@@ -73,6 +90,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "dataset": (
         ("documents_read", "documents", _ALWAYS),
+        ("documents_same_answers", "documents", "of preferences"),
         ("documents_too_short", "documents", _ALWAYS),
         ("documents_too_long", "documents", _ALWAYS),
         ("documents_exact_duplicates", "documents", _ALWAYS),
@@ -99,6 +117,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("generation_tokens_per_second", "tokens/s", "as tokens"),
     ),
     "fetch": (("bytes", "B", _ALWAYS), ("files", "files", _ALWAYS)),
+    "full": (
+        ("parameters", "parameters", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
     "gguf": (
         ("bytes", "B", _ALWAYS),
         ("bytes_read", "B", _ALWAYS),
@@ -133,6 +157,17 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("relative_change", "1", "unless the adapted weights are all zero"),
         ("change_norm", "1", "as relative_change"),
         ("quantization_change", "1", "where the adapter was trained over a quantized base"),
+    ),
+    "pack": (
+        ("bytes", "B", _ALWAYS),
+        ("original_bytes", "B", _ALWAYS),
+        ("files", "files", _ALWAYS),
+        ("files_stored", "files", _ALWAYS),
+        ("ratio", "1", "unless the input is empty"),
+        ("saved", "1", "as ratio"),
+        ("ratio_lowest", "1", "as ratio"),
+        ("ratio_highest", "1", "as ratio"),
+        ("dictionary_saved", "B", "with `dictionary`"),
     ),
     "prune": (
         ("sparsity", "1", _ZEROED),
@@ -189,6 +224,19 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("smallest_bytes", "B", _ALWAYS),
         ("best_perplexity", "1", "where a candidate has a perplexity"),
         ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+    "student": (
+        ("parameters", "parameters", _ALWAYS),
+        ("vocabulary", "tokens", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
+    "tokenizer": (
+        ("vocabulary", "tokens", _ALWAYS),
+        ("merges", "1", _ALWAYS),
+        ("bytes_per_token", "B/token", _HELD_OUT),
+        ("documents_read_back", "documents", _HELD_OUT),
     ),
 }
 

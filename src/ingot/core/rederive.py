@@ -177,6 +177,16 @@ def _input_facts(receipt: Receipt, role: str, folders: Folders) -> WeightFacts |
     return None if folder is None else facts_of(folder)
 
 
+def _pack(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    listed = read_json((folder / "pack.json").read_bytes())
+    if not isinstance(listed, dict) or not isinstance(listed.get("files"), list):
+        raise ValueError("pack.json lists no files")
+    size, original = sum(_sizes(folder).values()), sum(item["size"] for item in listed["files"])
+    stored = sum(item["method"] == "stored" for item in listed["files"])
+    result: Derived = {"bytes": size, "original_bytes": original, "files": len(listed["files"]), "files_stored": stored}
+    return result | ({"ratio": original / size} if original else {})
+
+
 _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "command": _files,
     "convert": _convert,
@@ -187,6 +197,7 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "gguf": _gguf,
     "lora_gguf": _lora_gguf,
     "merge": _merge,
+    "pack": _pack,
     "prune": _prune,
     "quantize": _quantize,
     "recover": _prune,

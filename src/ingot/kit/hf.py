@@ -181,13 +181,13 @@ def copy_side_files(src: Path, out: Path, *, config: dict[str, Any] | None = Non
     value = dict(read_config(src) if config is None else config)
     for path in sorted(src.iterdir()):
         if path.suffix in _SIDE_SUFFIXES and path.is_file() and path.name not in {"config.json", _INDEX}:
-            _copy_without_paths(path, out / path.name)
+            copy_side_file(path, out / path.name)
     value = _without_paths(value)
     value.pop("_name_or_path", None)
     write_json(out / "config.json", value)
 
 
-def _copy_without_paths(path: Path, target: Path) -> None:
+def copy_side_file(path: Path, target: Path) -> None:
     """Copy a side file; of a JSON config the fields that are paths of whoever made it are left out."""
     if path.suffix == ".json":
         value = read_json_value(path)
@@ -201,11 +201,19 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if not (isinstance(item, str) and is_home_path(item))}
 
 
-def load_model(folder: Path, dtype: str | None = None) -> Any:
-    """The causal language model of a folder, in eval mode with eager attention; nothing is downloaded.
+def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
+    """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized.
+    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a transformers
+    quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
     """
+    return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
+
+
+def load_with_report(
+    folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager"
+) -> tuple[Any, dict[str, Any]]:
+    """As ``load_model``, and what transformers reports of tensors that were missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
 
@@ -215,18 +223,29 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
     for _ in entries(folder):  # every header is sound before a library parses one
         pass
     more: dict[str, Any] = {}
-    if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
+    if quantized is not None:
+        more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
+    wanted = "auto" if dtype is None else torch_dtype(dtype)
+    model, report = AutoModelForCausalLM.from_pretrained(
         str(folder),
-        dtype="auto" if dtype is None else torch_dtype(dtype),
-        attn_implementation="eager",
+        dtype="auto" if method == "bitsandbytes" else wanted,
+        attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
         **more,
     )
-    return model.eval()
+    if method == "bitsandbytes":
+        from ingot.kit.quant.bnb import refuse_misread
+
+        refuse_misread(model)
+        model = model.dequantize(dtype=model.dtype)
+        model = model if dtype is None else model.to(torch_dtype(dtype))
+    return model.eval(), dict(report)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -234,9 +253,21 @@ def load_tokenizer(folder: Path) -> Any:
 
     RefusedInput (E-TOKENIZER) when the folder holds none, or one that cannot be read.
     """
+    read_config(folder)
+    return _tokenizer_of(folder)
+
+
+def load_lone_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a ``tokenizer`` artifact, or of a model's folder; see ``load_tokenizer``."""
+    if (folder / "config.json").is_file():
+        return load_tokenizer(folder)
+    refuse_code(folder)
+    return _tokenizer_of(folder)
+
+
+def _tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    read_config(folder)
     here = sorted(path.name for path in folder.iterdir())
     if not any(path.match(pattern) for path in folder.iterdir() for pattern in _TOKENIZER_FILES):
         raise RefusedInput(

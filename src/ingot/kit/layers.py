@@ -13,7 +13,7 @@ from ingot.kit import hf
 from ingot.kit.architectures import refuse_unknown_architecture
 
 #: Written by a stage about its own result; not a property of the model, so never handed on.
-_OWN_FILES = ("prune.json", "recover.json")
+_OWN_FILES = ("prune.json", "recover.json", "training.json")
 
 
 def skeleton(folder: Path) -> Any:

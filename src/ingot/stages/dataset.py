@@ -32,6 +32,7 @@ _STDLIB_CHARS = (80, 2000)
 #: The metrics of the funnel: what happened to each document read, in this order.
 _FUNNEL = {
     "read": "rows and pieces of text read",
+    "same_answers": "preferences whose two answers are the same, which say nothing",
     "too_short": "fewer characters to learn than min_chars",
     "too_long": "more characters to learn than max_chars",
     "exact_duplicates": "the same text as an earlier document",
@@ -69,13 +70,20 @@ class Fields(Frozen):
     input: str | None = Field(default=None, description="more to the instruction, where a row has it")
     output: str | None = None
     text: str | None = None
+    chosen: str | None = Field(default=None, description="the better of two answers to prompt, or to messages")
+    rejected: str | None = Field(default=None, description="the worse one")
 
     @model_validator(mode="after")
     def _one_shape(self) -> Fields:
         given = {name for name, value in self.model_dump().items() if value is not None}
-        shapes = ({"messages"}, {"text"}, {"prompt", "completion"}, {"instruction", "output"})
+        pair = {"chosen", "rejected"}
+        shapes = [{"messages"}, {"text"}, {"prompt", "completion"}, {"instruction", "output"}]
+        shapes += [pair, {"prompt", *pair}, {"messages", *pair}]
         if given - {"input"} not in shapes or ("input" in given and "instruction" not in given):
-            raise ValueError("name either messages, or text, or prompt and completion, or instruction and output")
+            raise ValueError(
+                "name either messages, or text, or prompt and completion, or instruction and output, or chosen and "
+                "rejected (with the prompt or the messages that they answer)"
+            )
         return self
 
 
@@ -151,8 +159,10 @@ class Dataset(Stage):
     preload: ClassVar[tuple[str, ...]] = ("numpy",)
 
     sources: tuple[Entry, ...] = Field(min_length=1, description="where rows come from")
-    form: Literal["auto", "chat", "completion", "text"] = Field(
-        default="auto", description="the form of the rows; auto takes that of the sources"
+    form: Literal["auto", "chat", "completion", "text", "preference"] = Field(
+        default="auto",
+        description="the form of the rows; auto takes that of the sources. Preferences can become chats or completions "
+        "of what was chosen",
     )
     system: str | None = Field(default=None, min_length=1, description="a system message for chats that have none")
     min_chars: int = Field(default_factory=_least, ge=1, description="the fewest characters to learn from a row")
@@ -192,8 +202,10 @@ class Dataset(Stage):
                 progress(len(read), None, "documents")
         if not read:
             raise self._nothing(given)
-        counts = dict.fromkeys(_FUNNEL, 0) | {"read": len(read)}
         form = _form(self.form, {document.form for document in read})
+        pairs = any(document.form == "preference" for document in read)
+        names = [name for name in _FUNNEL if name != "same_answers" or pairs]
+        counts = dict.fromkeys(names, 0) | {"read": len(read)}
         threshold = self.dedup.threshold if self.dedup is not None else None
         kept = sift(read, (self.min_chars, self.max_chars), threshold, counts, progress)
         rows = identified(kept, form, self.system)
@@ -217,7 +229,8 @@ class Dataset(Stage):
         return RefusedInput("E-DATASET-EMPTY", what, facts=facts, hint="a data set needs rows, or text")
 
     def _read(self, given: Given, progress: Progress) -> Iterator[Document]:
-        from ingot.kit.documents import read_file, read_stdlib
+        from ingot.kit.documents import read_stdlib
+        from ingot.kit.rows import read_file
 
         natural: Form = "chat" if self.form == "auto" else self.form
         for number, (entry, snapshot) in enumerate(zip(self.sources, given.sources, strict=True), 1):
@@ -251,17 +264,27 @@ def _form(wanted: str, found: set[Form]) -> Form:
     """The form of the data set: as wanted, else the one form that all rows have or can take."""
     if wanted != "auto":
         return cast("Form", wanted)
+    if len(found) > 1 and "preference" in found:
+        raise RefusedInput(
+            "E-DATASET-FORM",
+            f"the sources mix preferences with rows of the form {', '.join(sorted(found - {'preference'}))}",
+            hint="give 'form: chat' or 'form: completion', which keep what was chosen, or leave one of them out",
+        )
     if len(found) > 1 and "text" in found:
         raise RefusedInput(
             "E-DATASET-FORM",
             f"the sources mix plain text with rows of the form {', '.join(sorted(found - {'text'}))}",
             hint="give 'form: text', or leave the text out",
         )
+    if "preference" in found:
+        return "preference"
     return "chat" if "chat" in found else "completion" if "completion" in found else "text"
 
 
 def _metrics(counts: dict[str, int], characters: dict[str, int]) -> dict[str, Metric]:
-    metrics = {f"documents_{name}": Metric(counts[name], "documents", how) for name, how in _FUNNEL.items()}
+    metrics = {
+        f"documents_{name}": Metric(counts[name], "documents", how) for name, how in _FUNNEL.items() if name in counts
+    }
     for name, value in characters.items():
         metrics[f"characters_{name}"] = Metric(value, "characters", f"characters of all texts in {name}.jsonl")
     return metrics

@@ -59,9 +59,9 @@ def special_tokens(metadata: Mapping[str, Any]) -> Special:
     )
 
 
-def write_tokenizer(metadata: Mapping[str, Any], out: Path, *, max_length: int) -> Special:
+def write_tokenizer(metadata: Mapping[str, Any], out: Path, *, max_length: int | None) -> Special:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja where there is one,
-    and tokenizer.model for a SentencePiece vocabulary.
+    and tokenizer.model for a SentencePiece vocabulary. ``max_length`` None: the model it is for is not known.
 
     RefusedInput: E-GGUF-TOKENIZER for a tokenizer model or pre-tokenizer that ingot does not know, or lists that
     do not fit together.
@@ -210,7 +210,7 @@ def _post_processor(tokens: Sequence[str], special: Special) -> Any:
 
 
 def _write_config(
-    metadata: Mapping[str, Any], tokens: Sequence[str], special: Special, out: Path, max_length: int
+    metadata: Mapping[str, Any], tokens: Sequence[str], special: Special, out: Path, max_length: int | None
 ) -> None:
     ids = {"bos_token": special.bos, "eos_token": special.eos, "unk_token": special.unk, "pad_token": special.pad}
     roles = {name: tokens[index] for name, index in ids.items() if index is not None}
@@ -221,7 +221,7 @@ def _write_config(
         "add_bos_token": special.add_bos,
         "add_eos_token": special.add_eos,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
+        **({} if max_length is None else {"model_max_length": max_length}),
     }
     write_json(out / "tokenizer_config.json", config)
     template = metadata.get("tokenizer.chat_template")

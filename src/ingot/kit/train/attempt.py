@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,6 +33,7 @@ class Attempt(Generic[ItemT]):
         self.progress = progress
         self.seed = given.seed or 0
         self.learner = Learner(task.model, task.objective, task.layout, task.autocast)
+        self.scorer = replace(self.learner, objective=task.scored_by or task.objective)
         self.weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.steps = count_steps(settings, task.corpus, self.seed)
         self.schedule = Schedule(settings.schedule, settings.learning_rate, self.steps, settings.warmup)
@@ -101,7 +102,7 @@ class Attempt(Generic[ItemT]):
         if not held:
             return
         self.progress.phase("evaluate")
-        sums = self.learner.score(held, lambda done: self.progress(done, len(held), "documents"))
+        sums = self.scorer.score(held, lambda done: self.progress(done, len(held), "documents"))
         scoring = Scoring(step, tuple(sums))
         self.out.evals.append(scoring)
         if step and self._lowest() is scoring and self.settings.keep == "best":

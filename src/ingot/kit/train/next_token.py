@@ -37,7 +37,7 @@ class NextToken:
 
     def losses(self, model: Any, pack: Sequence[Document]) -> torch.Tensor:
         """The nats of every scored token of each document, fp32, in order."""
-        return padded_nll(model, pack) if self.layout.kind == "padded" else nll(model, pack)
+        return seen(model, pack, self.layout).nll()
 
 
 def device_of(model: Any) -> torch.device:
@@ -46,8 +46,39 @@ def device_of(model: Any) -> torch.device:
     return found if isinstance(found, torch.device) else torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a model says of documents where the loss looks, in their order: a row a scored token.
+
+    ``goals`` are the tokens that came; ``hidden``, where it was asked for, the states that each layer gave there, the
+    embeddings first.
+    """
+
+    logits: torch.Tensor
+    goals: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+
+    def nll(self) -> torch.Tensor:
+        """Negative log-likelihood in nats of every scored token, fp32."""
+        return torch.nn.functional.cross_entropy(self.logits.float(), self.goals, reduction="none")
+
+
+def seen(model: Any, docs: Sequence[Document], layout: Layout, *, hidden: bool = False) -> Seen:
+    """One pass over documents."""
+    return _padded(model, docs, hidden=hidden) if layout.kind == "padded" else _packed(model, docs, hidden=hidden)
+
+
 def nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
     """Negative log-likelihood in nats of every scored token of the packed documents, fp32, in order."""
+    return _packed(model, docs).nll()
+
+
+def padded_nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
+    """As ``nll``, with a row for each document, filled up to the longest. No loss is taken on what fills it."""
+    return _padded(model, docs).nll()
+
+
+def _packed(model: Any, docs: Sequence[Document], *, hidden: bool = False) -> Seen:
     device = device_of(model)
     ids = torch.tensor([[token for doc in docs for token in doc.ids]])
     positions = torch.cat([torch.arange(len(doc.ids)) for doc in docs])[None]
@@ -57,17 +88,18 @@ def nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
         at += len(doc.ids)
     where = torch.cat(keep)
     goals = ids[0, where + 1].to(device)
-    logits = model(
+    where = where.to(device)
+    found = model(
         input_ids=ids.to(device),
         position_ids=positions.to(device),
         use_cache=False,
-        logits_to_keep=where.to(device),
-    ).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), goals, reduction="none")
+        logits_to_keep=where,
+        **_asked(hidden=hidden),
+    )
+    return Seen(found.logits[0], goals, tuple(state[0, where] for state in found.hidden_states) if hidden else ())
 
 
-def padded_nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
-    """As ``nll``, with a row for each document, filled up to the longest. No loss is taken on what fills it."""
+def _padded(model: Any, docs: Sequence[Document], *, hidden: bool = False) -> Seen:
     device = device_of(model)
     longest = max(doc.size for doc in docs)
     ids = torch.tensor([[*doc.ids, *(0,) * (longest - doc.size)] for doc in docs])
@@ -76,13 +108,20 @@ def padded_nll(model: Any, docs: Sequence[Document]) -> torch.Tensor:
     rows = torch.cat([torch.full((doc.scored,), row) for row, doc in enumerate(docs)])
     where = torch.cat([torch.arange(doc.start - 1, doc.size - 1) for doc in docs])
     goals = ids[rows, where + 1].to(device)
-    logits = model(
+    rows, where = rows.to(device), where.to(device)
+    found = model(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         use_cache=False,
         logits_to_keep=torch.arange(first, longest - 1, device=device),
-    ).logits[rows.to(device), (where - first).to(device)]
-    return torch.nn.functional.cross_entropy(logits.float(), goals, reduction="none")
+        **_asked(hidden=hidden),
+    )
+    states = tuple(state[rows, where] for state in found.hidden_states) if hidden else ()
+    return Seen(found.logits[rows, where - first], goals, states)
+
+
+def _asked(*, hidden: bool) -> dict[str, bool]:
+    return {"output_hidden_states": True} if hidden else {}
 
 
 def keeps_apart(model: Any, docs: Sequence[Document]) -> bool:

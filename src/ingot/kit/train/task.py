@@ -18,6 +18,7 @@ class Task(Generic[ItemT]):
     """What is trained, on what, and what gives the losses.
 
     ``chance`` is the loss of who knows nothing (a guard stops at twice that), ``what`` names in a message what is made.
+    ``scored_by`` gives the held-out losses where they are not those that training makes small.
     """
 
     model: Any
@@ -29,3 +30,4 @@ class Task(Generic[ItemT]):
     after_step: Callable[[], None] | None = None
     autocast: bool = False
     what: str = "the model"
+    scored_by: Objective[ItemT] | None = None

@@ -35,7 +35,7 @@ def read(stage: Any, given: Given, model: Any, tokenizer: Path | None = None) ->
     can read; both when it is drawn.
     """
     reader = Reader(
-        hf.load_tokenizer(tokenizer or given.one("model")),
+        hf.load_lone_tokenizer(tokenizer or given.one("model")),
         stage.max_length,
         refuse=stage.too_long == "refuse",
         completion_only=stage.completion_only,

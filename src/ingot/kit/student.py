@@ -1,0 +1,105 @@
+"""A Llama-shaped model from scratch: its config, its seeded weights, and the tokenizer that gives its vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ingot.errors import RefusedInput
+from ingot.kit import hf
+
+#: Added to the mean square under the root of a norm; that of Llama 3 and SmolLM2.
+_EPS = 1e-5
+
+
+class Shape(Protocol):
+    """What ``stages/_shape.py`` says of a model."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that stand for a token."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of attention."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def head_size(self) -> int:
+        """Numbers a head has."""
+
+    @property
+    def feed_forward(self) -> int:
+        """Numbers between the feed-forward matrices."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens."""
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary positions."""
+
+    @property
+    def tied(self) -> bool:
+        """One matrix for both embeddings."""
+
+
+def rows_for(tokenizer: Any, wanted: int | None) -> int:
+    """Rows of the embedding: one a token, or ``wanted``. RefusedInput (E-STUDENT-VOCABULARY) where these are fewer."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if wanted is not None and wanted < needed:
+        raise RefusedInput(
+            "E-STUDENT-VOCABULARY",
+            f"'vocabulary: {wanted}' has no row for every token of the tokenizer",
+            facts=[f"the tokenizer has {needed} tokens"],
+            hint="leave 'vocabulary' out, or train a smaller tokenizer ('vocab_size')",
+        )
+    return needed if wanted is None else wanted
+
+
+def new_model(shape: Shape, rows: int, tokenizer: Any, *, deviation: float, seed: int) -> Any:
+    """A LlamaForCausalLM in float32 with normal weights of ``deviation``: equal bytes for equal seeds."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+        max_position_embeddings=shape.context,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        rms_norm_eps=_EPS,
+        initializer_range=deviation,
+        tie_word_embeddings=shape.tied,
+        attn_implementation="eager",
+        **token_ids(tokenizer),
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval()
+
+
+def token_ids(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens with a role, as config.json names them."""
+    found = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad")}
+    return {name: index for name, index in found.items() if index is not None}
+
+
+def write_configs(model: Any, out: Path, *, dtype: str) -> None:
+    """config.json and generation_config.json."""
+    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__], "dtype": dtype}
+    hf.write_json(out / "config.json", config)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    hf.write_json(out / "generation_config.json", {name: config[name] for name in names if name in config})
