@@ -89,6 +89,18 @@ def test_the_loss_after_is_that_of_what_was_written(pruned: Path, data: Path, tm
     assert second["sparsity"].value == first["sparsity"].value
 
 
+def test_the_dense_model_can_teach_it(pruned: Path, data: Path, stories: Path, tmp_path: Path) -> None:
+    teacher = chat_model(stories, tmp_path / "teacher")
+    params = SHORT | {"distill": {"weight": 0.9, "dtype": "float32"}}
+    inputs = {"model": pruned, "data": data, "teacher": teacher}
+    out, metrics = run_stage("recover", params, inputs, tmp_path, seed=1)
+    assert shares(out) == shares(pruned)
+    assert metrics["teacher_kl_after"].value < metrics["teacher_kl_before"].value
+    assert metrics["eval_loss_after"].value < metrics["eval_loss_before"].value
+    alone = stage_of("recover", params).misfits(frozenset({"model", "data"}))
+    assert [name for name, _ in alone] == ["distill"]
+
+
 def test_it_is_the_same_every_time(pruned: Path, data: Path, tmp_path: Path) -> None:
     params, inputs = SHORT | {"steps": 2, "method": "lora"}, {"model": pruned, "data": data}
     one, two = (run_stage("recover", params, inputs, tmp_path, seed=1, name=name)[0] for name in "ab")
