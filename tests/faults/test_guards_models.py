@@ -88,6 +88,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("prune", {"method": "sparsegpt", "sparsity": 0.5}, "model", ("calibration",)),
     ("prune", {"method": "depth", "drop_layers": 1}, "model", ("calibration",)),
     ("recover", {"steps": 1}, "model", ("data",)),
+    ("recover", {"steps": 1}, "teacher", ("model", "data")),
     ("quantize", {}, "model", ()),
     ("gguf", {"type": "F16"}, "model", ()),
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
@@ -103,7 +104,8 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
 def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A sound input for each role."""
     folder = tmp_path_factory.mktemp("good")
-    model = chat_model(stories, folder / "model")
+    dense = chat_model(stories, folder / "dense")
+    model, _ = run_stage("prune", {"sparsity": 0.05}, {"model": dense}, folder, name="model")  # recover wants zeros
     rows = dataset(folder / "rows")
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
     return {

@@ -79,7 +79,7 @@ class Full(Training):
             progress.phase("load")
             folder = given.one("model")
             model = whole.load(folder, self.train, device)
-            trained = whole.train(self, given, model, folder, progress)
+            trained = whole.train(self, given, whole.Trainee(model), folder, progress)
             progress.phase("write")
             sink = write_weights(
                 model, out, dtype=self.weights or self._kept(folder), threads=given.threads, watch=progress

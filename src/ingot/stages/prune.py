@@ -184,6 +184,16 @@ class Prune(Stage):
         if (self.schedule is not None) != ("data" in roles):
             yield "data", "the role 'data' is what a 'schedule' trains on: one is given without the other"
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """What looks at activations holds the model, in float32 where it learns; see ``Stage``."""
+        del device  # sparsegpt keeps it in the memory of the machine, a layer at a time on a GPU
+        weights = inputs.get("model", Least()).stored(16).weights
+        return 0 if self.weightwise() else weights * (4 if self.schedule else 2)
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """As many weights as the model has: zeros are stored. Of dropped layers it is not known how large they are."""
+        return Least() if self.method == "depth" else inputs.get("model", Least()).stored(16)
+
     def weightwise(self) -> bool:
         """The others must run the whole model first."""
         return self.method == "magnitude" and self.schedule is None

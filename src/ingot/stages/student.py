@@ -159,7 +159,7 @@ class Student(Training):
             tokenizer = hf.load_lone_tokenizer(folder)
             rows = student.rows_for(tokenizer, self.vocabulary)
             model = student.new_model(self.shape, rows, tokenizer, deviation=self.deviation, seed=given.seed or 0)
-            trained = whole.train(self, given, model.to(device), folder, progress)
+            trained = whole.train(self, given, whole.Trainee(model.to(device)), folder, progress)
             progress.phase("write")
             student.write_configs(model, out, dtype=self.weights)
             copy_tokenizer(folder, out, context=self.context)
