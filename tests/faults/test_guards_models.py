@@ -81,6 +81,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("prune", {"method": "magnitude", "sparsity": 0.5}, "model", ()),
     ("prune", {"method": "wanda", "sparsity": 0.5}, "model", ("calibration",)),
     ("quantize", {}, "model", ()),
+    ("quantize", {"method": "gptq"}, "model", ("calibration",)),
     ("gguf", {"type": "F16"}, "model", ()),
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),
