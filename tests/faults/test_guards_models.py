@@ -90,6 +90,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("recover", {"steps": 1}, "model", ("data",)),
     ("recover", {"steps": 1}, "teacher", ("model", "data")),
     ("quantize", {}, "model", ()),
+    ("quantize", {"method": "gptq"}, "model", ("calibration",)),
     ("gguf", {"type": "F16"}, "model", ()),
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),

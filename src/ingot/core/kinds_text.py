@@ -13,7 +13,7 @@ A target of a spec has a `kind`. This page is made from the kinds themselves by
 Beside its parameters, every target takes `from` (role → target), `matrix` (parameter → list of values, one instance
 for each combination) and `virtual`. With `virtual: true` a target is not written: it streams into what is built from
 it, and is measured on the way; what cannot read it so gets a copy for the time of the run. That is for kinds that map
-weights tensor by tensor: `convert`, `merge`, `quantize`, and `prune` by magnitude.
+weights tensor by tensor: `convert`, `merge`, `quantize` by rounding to nearest, and `prune` by magnitude.
 
 Default "depends" means that other parameters decide; the meaning says how.
 """
@@ -217,10 +217,17 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("weight_bytes", "B", _ALWAYS),
         ("bits_per_weight", "bits", _ALWAYS),
         ("compression", "1", _ALWAYS),
-        ("quantized_layers", "1", _ALWAYS),
-        ("quantized_parameters", "parameters", _ALWAYS),
-        ("max_error_steps", "1", _ALWAYS),
-        ("relative_error", "1", _ALWAYS),
+        ("layers_SCHEME", "1", "one a scheme that some modules have"),
+        ("quantized_layers", "1", "unless all is a cast"),
+        ("quantized_parameters", "parameters", "as quantized_layers"),
+        ("max_error_steps", "1", "where integers of compressed-tensors were rounded to nearest"),
+        ("relative_error", "1", "where anything was rounded"),
+        ("relative_error_SCHEME", "1", "with several schemes"),
+        ("reload_difference", "1", "of a model of at most 1 GiB as float32, unless it stays virtual"),
+        ("reloaded_weights", "1", "unless it stays virtual"),
+        ("calibration_documents", "documents", "gptq, awq"),
+        ("calibration_tokens", "tokens", "gptq, awq"),
+        ("smoothing_difference", "1", "awq"),
     ),
     "recover": (
         *_TRAINING,
