@@ -42,8 +42,11 @@ def require_strace(folder: Path) -> None:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()[:200]}")
 
 
-def points(sandbox: Sandbox, trace: Path) -> list[Point]:
-    """Every call of a whole run of ``doit``, from the first that touches the project's ``cache/`` on."""
+def points(sandbox: Sandbox, trace: Path, about: str = "") -> list[Point]:
+    """Every call of a whole run of ``doit``, from the first that touches the project's ``cache/`` on.
+
+    With ``about`` only those in which that text stands.
+    """
     done = _strace(sandbox, trace, f"trace={','.join(CALLS)}")
     assert done.returncode == 0, done.stdout + done.stderr
     seen: Counter[str] = Counter()
@@ -54,7 +57,7 @@ def points(sandbox: Sandbox, trace: Path) -> list[Point]:
         if match:
             seen[match[1]] += 1
             begun |= "project/cache" in line
-            found += [Point(match[1], seen[match[1]])] if begun else []
+            found += [Point(match[1], seen[match[1]])] if begun and about in line else []
     return found
 
 

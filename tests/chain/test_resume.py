@@ -139,6 +139,25 @@ def test_what_a_recorded_build_left_is_dropped_by_a_run_that_builds_nothing(sand
     assert not folder.parent.exists()
 
 
+def test_plan_and_doctor_tell_what_is_kept(sandbox: Sandbox) -> None:
+    assert sandbox.json("plan")["targets"][0]["resumes"] is None
+    failed(sandbox, "fail")
+    (item,) = sandbox.json("plan")["targets"]
+    assert (item["state"], item["resumes"]["checkpoints"]) == ("stale", 3)
+    assert abs(item["resumes"]["written"] - time.time()) < 60
+    assert "never built; resumes from 3 checkpoints, the newest of" in sandbox.ok("plan")
+    assert "s:long goes on from 3 checkpoints" in sandbox.doit("doctor").stdout
+    target(sandbox, "y")
+    assert sandbox.json("plan")["targets"][0]["resumes"] is None
+    told = sandbox.doit("doctor").stdout
+    assert "of s:long as it was before its spec changed" in told
+    assert "goes on from" not in told
+    fix = next(line for line in told.splitlines() if "fix: rm -r cache/checkpoints/" in line).partition("fix: ")[2]
+    subprocess.run(fix, shell=True, cwd=sandbox.root, check=True)
+    assert folders(sandbox) == []
+    assert "checkpoints" not in sandbox.doit("doctor").stdout
+
+
 def test_a_forced_build_that_was_ended_goes_on(sandbox: Sandbox) -> None:
     sandbox.ok()
     sandbox.ran()

@@ -98,6 +98,57 @@ def test_killed_at_sampled_system_calls(base: Path, cases: Callable[[int], None]
     assert wrong == []
 
 
+#: Two checkpoints and their sum; every step is noted.
+STEPS = """
+for step in 1 2; do
+  [ -e $1/$step ] || { echo $step >> $3/ran.txt; echo $step > $1/.new; mv $1/.new $1/$step; }
+done
+cat $1/1 $1/2 > $2/out.txt
+"""
+
+
+def resuming(folder: Path) -> Sandbox:
+    """A target that leaves two checkpoints, not built."""
+    folder.mkdir()
+    sandbox = Sandbox.make(folder)
+    sandbox.file("specs/steps.sh", STEPS)
+    command = f'[sh, steps.sh, "{{checkpoints}}", "{{out}}", {sandbox.root}]'
+    sandbox.spec(f"targets:\n  a: {{kind: command, command: {command}, files: [steps.sh]}}\n")
+    return sandbox
+
+
+def badly_resumed(folder: Path, point: Point) -> list[str] | None:
+    """What is wrong after ``doit`` was killed at a call that concerns checkpoints; None when it came too late."""
+    sandbox = resuming(folder)
+    was_killed, _printed = killed_at(sandbox, point, folder / "trace")
+    if not was_killed:
+        return None
+    logged = builds(sandbox)
+    before = sandbox.ran()
+    again = sandbox.doit()
+    wrong = [f"doit: {again.returncode}: {again.stdout}{again.stderr}"] * bool(again.returncode)
+    wrong += [f"ran before {before}, and again"] * bool(sandbox.ran() and logged)
+    wrong += [f"in the log: {builds(sandbox)}"] * (builds(sandbox) != ["s:a"])
+    wrong += ["other bytes"] * ((sandbox.root / "cache/latest/s/a/out.txt").read_text() != "1\n2\n")
+    wrong += [f"left: {path}" for path in (sandbox.root / "cache" / "checkpoints").iterdir()]
+    wrong += [f"audit: {it.code} {it.detail}" for it in audited(sandbox).problems]
+    return [f"{point}: {text}" for text in wrong]
+
+
+@pytest.mark.parametrize("most", [5, pytest.param(1000, marks=pytest.mark.slow)], ids=["everyday", "thorough"])
+@pytest.mark.fault("C1", "SIGKILL at a system call that makes, names or drops a folder of checkpoints")
+def test_killed_while_checkpoints_are_made_and_dropped(base: Path, cases: Callable[[int], None], most: int) -> None:
+    require_strace(base)
+    found = points(resuming(base / "clean"), base / "trace", "checkpoints")
+    chosen = random.Random(5).sample(found, min(most, len(found)))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = list(pool.map(lambda item: badly_resumed(base / str(item[0]), item[1]), enumerate(chosen)))
+    killed = [wrong for wrong in results if wrong is not None]
+    cases(len(killed))
+    assert len(killed) >= min(most, 10) - 1
+    assert [text for wrong in killed for text in wrong] == []
+
+
 @pytest.mark.slow
 @pytest.mark.fault("C1", "SIGKILL at every system call that touches the disk of a two-target run")
 def test_killed_at_every_system_call(base: Path, cases: Callable[[int], None]) -> None:

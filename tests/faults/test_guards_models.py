@@ -71,12 +71,17 @@ HF_PLANTS: dict[Callable[[Path], None], str] = {
 }
 #: What only a reader of the weights can meet.
 WEIGHT_PLANTS = {duplicate_key, truncated, a_pickle_by_that_name}
-#: Kinds that read a model's configuration and no weights.
-CONFIG_READERS = {"lora_gguf"}
+#: Kinds and roles that read a model's configuration and no weights.
+CONFIG_READERS = {("lora_gguf", "model"), ("student", "tokenizer")}
+STUDENT: dict[str, Any] = {"layers": 1, "width": 16, "heads": 1, "steps": 1}
 #: Kind, parameters, the role that reads the planted model, what the other roles get.
 READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("convert", {"dtype": "float32"}, "model", ()),
     ("adapter", {"steps": 1, "rank": 2}, "model", ("data",)),
+    ("full", {"steps": 1}, "model", ("data",)),
+    ("full", {"steps": 1}, "teacher", ("model", "data")),
+    ("student", STUDENT, "tokenizer", ("data",)),
+    ("student", STUDENT, "teacher", ("tokenizer", "data")),
     ("merge", {}, "model", ("adapter",)),
     ("prune", {"method": "magnitude", "sparsity": 0.5}, "model", ()),
     ("prune", {"method": "wanda", "sparsity": 0.5}, "model", ("calibration",)),
@@ -97,7 +102,14 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     model = chat_model(stories, folder / "model")
     rows = dataset(folder / "rows")
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
-    return {"model": model, "candidate": model, "data": rows, "calibration": rows, "adapter": adapter}
+    return {
+        "model": model,
+        "candidate": model,
+        "data": rows,
+        "calibration": rows,
+        "adapter": adapter,
+        "tokenizer": model,
+    }
 
 
 def test_every_kind_that_reads_a_model_is_here() -> None:
@@ -119,7 +131,7 @@ def test_no_kind_hands_a_bad_folder_to_a_library(
     bad = tmp_path / "bad"
     shutil.copytree(good["model"], bad)
     plant(bad)
-    tried = [case for case in READERS if not (plant in WEIGHT_PLANTS and case[0] in CONFIG_READERS)]
+    tried = [case for case in READERS if not (plant in WEIGHT_PLANTS and (case[0], case[2]) in CONFIG_READERS)]
     for number, (kind, params, role, others) in enumerate(tried):
         inputs = {**{name: good[name] for name in others}, role: bad}
         with pytest.raises(RefusedInput) as caught:

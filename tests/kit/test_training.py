@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,15 @@ from ingot.kit.train.documents import Corpus, Document
 from ingot.kit.train.layout import Layout
 from ingot.kit.train.loop import Learner
 from ingot.kit.train.schedule import Schedule
-from ingot.kit.train.settings import Settings
-from stagekit import Recorder, stage_of
+from stagekit import Recorder
 from tinymodels import llama
+from trainkit import doc, settings
 
 
 @dataclass
 class Coded:
     ids: list[int]
     labels_from: int
-
-
-def doc(name: str, *ids: int, start: int = 1) -> Document:
-    return Document(name, ids, start)
 
 
 def corpus(rows: list[dict[str, Any]], *, completion_only: bool = True) -> Corpus[Document]:
@@ -132,12 +128,6 @@ def test_the_rate_rises_and_falls(shape: str) -> None:
 
 def learner(model: Any, layout: Layout) -> Learner[Document]:
     return Learner(model, next_token.NextToken(layout), layout)
-
-
-def settings(**changes: Any) -> Settings:
-    """Settings of a short training."""
-    stage = stage_of("adapter", {"steps": 3, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0})
-    return replace(Settings.of(stage), **changes)
 
 
 def trained(docs: list[Document], layout: Layout, model: Any = None, **changes: Any) -> run.Outcome:

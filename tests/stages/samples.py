@@ -55,6 +55,13 @@ SAMPLES: dict[str, Sample] = {
         {"rank": 4, "steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
         {"model": "fetch", "data": "dataset"},
     ),
+    "student": Sample(
+        {"preset": "0.3m", "layers": 1, "steps": 3, "batch_size": 2, "max_length": 128},
+        {"data": "dataset", "tokenizer": "fetch", "teacher": "fetch"},
+    ),
+    "full": Sample(
+        {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"}, {"model": "fetch", "data": "dataset"}
+    ),
     "merge": Sample({}, {"model": "fetch", "adapter": "adapter"}),
     "lora_gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "adapter": "adapter"}),
     "prune": Sample({"method": "wanda", "sparsity": 0.25}, {"model": "merge", "calibration": "dataset"}),

@@ -30,7 +30,7 @@ class Doctor(IngotCommand):
         project = open_project()
         chosen = select(project, arguments, inputs=True)
         plan = project.plan(chosen)
-        checks = list(_checks(project, plan, probe=options["network"]))
+        checks = [*_checks(project, plan, probe=options["network"]), *(() if arguments else _kept(project, plan))]
         ok = all(check.word != "missing" for check in checks)
         if options["json"]:
             screen.json({"format": 1, "ok": ok, "checks": [check.to_dict() for check in checks]})
@@ -65,6 +65,14 @@ def _checks(project: Project, plan: Mapping[str, Planned], *, probe: bool) -> It
         )
     yield doctor.signing_key(project.root / "registry", default_keys_dir())
     yield doctor.git(project.root)
+
+
+def _kept(project: Project, plan: Mapping[str, Planned]) -> Iterator[Check]:
+    """What ended builds have left: of all specs, since a part of them does not tell what nobody wants."""
+    from ingot.core import checkpoints, doctor
+
+    found = checkpoints.all_kept(project.store.root, project.built_here)
+    return doctor.checkpoints(found, project.plan(project.nodes.values()) if found else plan, project.store.root)
 
 
 def _specs(project: Project, todo: Sequence[Planned]) -> str:

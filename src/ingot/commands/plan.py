@@ -78,6 +78,7 @@ def _building(project: Project, item: Planned) -> Planned:
 
 def to_json(project: Project, item: Planned) -> dict[str, Any]:
     """One target of ``doit plan --json``."""
+    kept = project.checkpoints_of(item)
     return {
         "target": item.node.id,
         "kind": item.node.kind,
@@ -87,6 +88,7 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
         "key": item.key,
         "digest": item.digest,
         "gate": gate_word(project, item),
+        "resumes": None if kept is None else kept.to_dict(),
     }
 
 
@@ -134,7 +136,7 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], found: For
     with_gates = ("gate",) if any(gates) else ()
     columns = _columns(screen, found)
     rows = [
-        (*_fate(item), *(word or "" for _ in with_gates), *_cells(found, item, columns), _reasons(item))
+        (*_fate(item), *(word or "" for _ in with_gates), *_cells(found, item, columns), _reasons(project, item))
         for item, word in zip(shown, gates, strict=True)
     ]
     start = 3 + len(with_gates)
@@ -205,13 +207,15 @@ def _totals(found: Forecast) -> str:
     return f"{', '.join(parts)} (from {span} each)"
 
 
-def _reasons(item: Planned) -> str:
+def _reasons(project: Project, item: Planned) -> str:
     if item.restored and item.receipt is not None:
         from ingot.core.reasons import found_again
 
         # The word that the run will say.
         return f"restored: {found_again(item.receipt, item.node.id).detail}"
-    return "; ".join(reason.detail for reason in item.reasons)
+    kept = project.checkpoints_of(item)
+    resumes = [] if kept is None or item.state == "building" else [f"resumes from {kept.words()}"]
+    return "; ".join([*(reason.detail for reason in item.reasons), *resumes])
 
 
 def _summary(items: Sequence[Planned]) -> str:

@@ -16,10 +16,11 @@ from typing import Literal
 
 from ingot.core import filesystems
 from ingot.core.capacity import Peak
+from ingot.core.checkpoints import Kept
 from ingot.core.forecast import Forecast
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
-from ingot.core.plan import tool_version
+from ingot.core.plan import Planned, tool_version
 from ingot.core.quantities import size_text
 from ingot.errors import DiskFailed
 
@@ -131,6 +132,23 @@ def _room(name: str, code: str, found: Forecast, there: str, peak: Peak | None) 
         if refusal.code == code:
             return Check(name, "missing", ", ".join(facts), refusal.hint)
     return Check(name, "ok", ", ".join(facts))
+
+
+def checkpoints(found: Sequence[Kept], plan: Mapping[str, Planned], store: Path) -> Iterator[Check]:
+    """What ended builds have left: what the next run goes on from, and what is of no target as the specs are now.
+
+    What waits has no key yet, so what was kept of a target of its name may still be wanted.
+    """
+    keys = {item.key for item in plan.values()}
+    waiting = {name for name, item in plan.items() if item.key is None}
+    wanted = [item for item in found if item.key in keys or item.target in waiting]
+    if wanted:
+        named = ", ".join(f"{item.target} goes on from {item.words()}" for item in wanted)
+        yield Check("checkpoints", "ok", f"{named} ({size_text(sum(item.bytes for item in wanted))})")
+    for item in found:
+        if item not in wanted:
+            shown = f"{size_text(item.bytes)} of {item.target or 'a target'} as it was before its spec changed"
+            yield Check("checkpoints", "note", shown, f"rm -r {os.path.relpath(store / 'checkpoints' / item.key)}")
 
 
 def llama_cpp(nodes: Iterable[Node], version: Callable[[str], str] = tool_version) -> Iterator[Check]:

@@ -38,22 +38,33 @@ FORMATS: Mapping[str, str] = {
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
 _ASKED = "with `answers`, unless nothing can run the candidate here"
+_TEACHER = "with a teacher and held-out documents"
 _NATS = "nats/token"
+
+#: What every training measures.
+_TRAINING = (
+    ("train_loss_first", _NATS, _ALWAYS),
+    ("train_loss_last", _NATS, _ALWAYS),
+    ("trainable_parameters", "parameters", _ALWAYS),
+    ("steps", "1", _ALWAYS),
+    ("tokens", "tokens", _ALWAYS),
+    ("tokens_per_second", "tokens/s", _ALWAYS),
+    ("train_seconds", "s", _ALWAYS),
+    ("eval_loss_before", _NATS, _HELD_OUT),
+    ("eval_loss_after", _NATS, _HELD_OUT),
+    ("eval_loss_change", _NATS, _HELD_OUT),
+)
+
+#: What those measure beside that may learn from a teacher.
+_DISTILLED = (
+    ("teacher_kl_before", _NATS, _TEACHER),
+    ("teacher_kl_after", _NATS, _TEACHER),
+    ("teacher_kl_change", _NATS, _TEACHER),
+)
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "adapter": (
-        ("train_loss_first", _NATS, _ALWAYS),
-        ("train_loss_last", _NATS, _ALWAYS),
-        ("trainable_parameters", "parameters", _ALWAYS),
-        ("steps", "1", _ALWAYS),
-        ("tokens", "tokens", _ALWAYS),
-        ("tokens_per_second", "tokens/s", _ALWAYS),
-        ("train_seconds", "s", _ALWAYS),
-        ("eval_loss_before", _NATS, _HELD_OUT),
-        ("eval_loss_after", _NATS, _HELD_OUT),
-        ("eval_loss_change", _NATS, _HELD_OUT),
-    ),
+    "adapter": _TRAINING,
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
         ("parameters", "parameters", _ALWAYS),
@@ -102,6 +113,12 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("generation_tokens_per_second", "tokens/s", "as tokens"),
     ),
     "fetch": (("bytes", "B", _ALWAYS), ("files", "files", _ALWAYS)),
+    "full": (
+        ("parameters", "parameters", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
+    ),
     "gguf": (
         ("bytes", "B", _ALWAYS),
         ("bytes_read", "B", _ALWAYS),
@@ -159,6 +176,13 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("smallest_bytes", "B", _ALWAYS),
         ("best_perplexity", "1", "where a candidate has a perplexity"),
         ("worst_kl_divergence", _NATS, _REFERENCE),
+    ),
+    "student": (
+        ("parameters", "parameters", _ALWAYS),
+        ("vocabulary", "tokens", _ALWAYS),
+        ("weight_bytes", "B", _ALWAYS),
+        *_TRAINING,
+        *_DISTILLED,
     ),
     "tokenizer": (
         ("vocabulary", "tokens", _ALWAYS),

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ingot.core import disk, filesystems, gates
+from ingot.core import checkpoints, disk, filesystems, gates
+from ingot.core.checkpoints import Kept
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
@@ -137,6 +138,12 @@ class Project:
         keys = default_keys_dir()
         own = {log.origin for log in logs_in(self.root / "registry") if read_key(keys, log) is not None}
         return sum(build["origin"] in own for build in self.index.builds(key) if "accepted" not in build)
+
+    def checkpoints_of(self, planned: Planned) -> Kept | None:
+        """What a build of this target would go on from; None when it would begin at the beginning."""
+        if planned.state not in ("stale", "building") or planned.key is None or not planned.node.resumes:
+            return None
+        return checkpoints.kept(self.store.root, planned.key, self.built_here(planned.key))
 
     def record(self, statement: dict[str, Any]) -> dict[str, Any]:
         """Append one statement; durable on return. Gives its place: ``{"origin", "index"}``."""

@@ -124,6 +124,21 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Least:
+    """What something has at the least, by arithmetic: bytes on the disk, and weights (elements of its tensors).
+
+    A floor, never an estimate: what is not known is 0.
+    """
+
+    bytes: int = 0
+    weights: int = 0
+
+
+#: Where a target computes: a choice of the spec (``auto`` takes a GPU where there is one), or what came of it.
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
 class Virtual:
     """A virtual input: nobody has written it; the stage that would, and what that stage would be given."""
 
@@ -271,6 +286,28 @@ class Stage(Frozen):
     def goes_on(self) -> bool:
         """Whether, with these parameters, it goes on where an attempt was ended: never more than ``resumes`` says."""
         return self.resumes
+
+    def device_wanted(self) -> Device | None:
+        """Where it computes by its parameters; None for a kind that has no choice and uses the processor.
+
+        ``cuda`` on a machine without a GPU is refused before the first stage starts (E-DEVICE).
+        """
+        return None
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """Bytes of memory that it cannot do without at the same time, by arithmetic alone; 0 where that says nothing.
+
+        Memory of the machine where ``device`` is ``cpu``, else of the GPU. ``inputs`` says of each role that is filled
+        what its targets together have at the least. It must never say more than a build would take: it refuses a
+        chain that was never run.
+        """
+        del inputs, device  # a kind that knows what it holds says it by overriding this
+        return 0
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """What its artifact has at the least, by the same arithmetic; nothing where that says nothing."""
+        del inputs
+        return Least()
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-#: Bytes of a weight while it is trained: itself, its gradient and the two moments of Adam, each float32.
-TRAINED_BYTES = 16
+#: Bytes of a weight while it is trained: itself, its gradient and the two moments of the optimizer.
+TRAINED_BYTES: Mapping[str, int] = {"adamw": 4 + 4 + 2 * 4, "adamw_8bit": 4 + 4 + 2}
+#: Bytes of a number.
+SIZES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,6 @@ class Shape:
             yield f"a head of {self.head_size} numbers (width / heads) is odd: rotary positions turn pairs of numbers"
         if self.heads % self.kv_heads:
             yield f"{self.heads} heads do not divide into groups for {self.kv_heads} kv_heads"
-
-
-def training_bytes(parameters: int, trained: int | None = None, frozen_bytes: int = 4) -> int:
-    """The least memory for training: of the trained weights with gradient and moments, of the others as they are."""
-    learned = parameters if trained is None else trained
-    return learned * TRAINED_BYTES + (parameters - learned) * frozen_bytes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Reproducibility, Role, Stage
+from ingot.core.stage import Device, Reproducibility, Role, Stage
 
 
 class Training(Stage):
@@ -93,6 +93,10 @@ class Training(Stage):
     def reproduces(self) -> Reproducibility:
         """Equal bytes are promised on a CPU only."""
         return "seeded" if self.device == "cpu" else "device_dependent"
+
+    def device_wanted(self) -> Device:
+        """Where it computes."""
+        return self.device
 
     def tools_used(self) -> tuple[str, ...]:
         """With bitsandbytes where it keeps the optimizer's moments."""

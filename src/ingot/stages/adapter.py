@@ -69,7 +69,7 @@ class Adapter(Training):
             progress.phase("write")
             self._write(model, given, out)
             outcome.write(out)
-            return Done(outcome.metrics(), notes=run.notes(self, device))
+            return Done(outcome.metrics(), notes=run.notes(self, device, outcome))
 
     def _attach(self, model: Any, device: torch.device) -> Any:
         from peft import LoraConfig, get_peft_model

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role
+from ingot.core.stage import Device, Done, Format, Given, Least, Metric, Progress, Role
 from ingot.stages._distill import Distill, misfits
+from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
 
 if TYPE_CHECKING:
@@ -50,6 +51,18 @@ class Full(Training):
             raise ValueError("train is empty or has an empty name: name what learns, or use all")
         return self
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
+        del device
+        each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
+        model, teacher = (inputs.get(role, Least()).weights for role in ("model", "teacher"))
+        return model * each + teacher * SIZES[self.distill.dtype]
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """As many weights as the model has; see ``Stage``."""
+        found = inputs.get("model", Least())
+        return found if self.weights is None else Least(found.weights * SIZES[self.weights], found.weights)
+
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """See ``Stage``."""
         return misfits(self.distill, roles)
@@ -78,7 +91,12 @@ class Full(Training):
                 "parameters": Metric(sink.parameters, "parameters", "elements of the tensors written, tied ones once"),
                 "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
             }
-            return Done({**sizes, **trained.metrics}, tuple(sink.files), sink.tensors, notes=run.notes(self, device))
+            return Done(
+                {**sizes, **trained.metrics},
+                tuple(sink.files),
+                sink.tensors,
+                notes=run.notes(self, device, trained.outcome),
+            )
 
     def _kept(self, folder: Path) -> Mapping[str, torch.dtype]:
         """The dtype of each weight of the folder."""

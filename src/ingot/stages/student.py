@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role
+from ingot.core.stage import Device, Done, Format, Given, Least, Metric, Progress, Role
 from ingot.stages._distill import Distill, misfits
-from ingot.stages._shape import PRESETS, Shape
+from ingot.stages._shape import PRESETS, SIZES, TRAINED_BYTES, Shape
 from ingot.stages._training import Training
 
 _Preset = Literal["0.3m", "0.6m", "1m", "3m", "15m", "60m", "135m", "360m", "1b", "3b", "8b", "9b"]
@@ -124,6 +124,21 @@ class Student(Training):
             self.feed_forward, self.context, self.rope_theta, tied=self.tied,
         )  # fmt: skip
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The weights with gradients and moments, and a teacher beside them; see ``Stage``."""
+        del device
+        taught = inputs.get("teacher", Least()).weights * SIZES[self.distill.dtype]
+        return self._least_weights() * TRAINED_BYTES[self.optimizer] + taught
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """Its weights; see ``Stage``."""
+        del inputs
+        return Least(self._least_weights() * SIZES[self.weights], self._least_weights())
+
+    def _least_weights(self) -> int:
+        """All but the embedding where only the tokenizer, which may not be there yet, knows how many rows it has."""
+        return self.shape.parameters(self.vocabulary or 0)
+
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """See ``Stage``."""
         return misfits(self.distill, roles)
@@ -155,5 +170,5 @@ class Student(Training):
                 "vocabulary": Metric(rows, "tokens", "rows of the embedding"),
                 "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
             }
-            notes = run.notes(self, device)
+            notes = run.notes(self, device, trained.outcome)
             return Done({**sizes, **trained.metrics}, tuple(sink.files), sink.tensors, notes=notes)

@@ -10,7 +10,7 @@ from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.train.loop import Step
 
 if TYPE_CHECKING:
-    from ingot.kit.train.run import Outcome
+    from ingot.kit.train.outcome import Outcome
 
 _RESAMPLES = 2000
 _TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
@@ -36,6 +36,9 @@ def metrics(outcome: Outcome) -> dict[str, Metric]:
     history = outcome.history
     tail = max(1, min(_TAIL, len(history) // 2))  # the start and the end share no step
     tokens = sum(step.tokens for step in history)
+    method = "wall time of the steps, without loading and scoring"
+    if outcome.resumed_from is not None:
+        method += f"; those before step {outcome.resumed_from} in an earlier attempt, less what was lost with it"
     found = {
         "train_loss_first": _mean_loss(outcome, history[:tail], f"mean over the first {tail} steps"),
         "train_loss_last": _mean_loss(outcome, history[-tail:], f"mean over the last {tail} steps"),
@@ -43,7 +46,7 @@ def metrics(outcome: Outcome) -> dict[str, Metric]:
         "steps": Metric(len(history), "1", "optimizer steps taken"),
         "tokens": Metric(tokens, "tokens", "read in training, prompts included"),
         "tokens_per_second": Metric(tokens / outcome.seconds, "tokens/s", "tokens over the time of the steps"),
-        "train_seconds": Metric(outcome.seconds, "s", "wall time of the steps, without loading and scoring"),
+        "train_seconds": Metric(outcome.seconds, "s", method),
     }
     return {**found, **_held_out(outcome)}
 

@@ -16,7 +16,7 @@ A kind derives from ``stages/_training.Training`` and does in ``run``::
         progress.phase("write")
         ...                                                    # write the model: it holds the weights to keep
         outcome.write(out)                                     # training.json, loss.svg
-        return Done({**outcome.metrics(), ...}, notes=run.notes(self, device))
+        return Done({**outcome.metrics(), ...}, notes=run.notes(self, device, outcome))
 
 What differs between kinds:
 
@@ -40,89 +40,24 @@ ended and went on, nor on how items are split into passes beyond rounding.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ingot.core.stage import Given, Metric, Progress
+from ingot.core.stage import Given, Progress
 from ingot.kit import device as devices
-from ingot.kit import hf
-from ingot.kit.train import measured
-from ingot.kit.train.documents import Corpus, Position, nothing_to_learn
-from ingot.kit.train.guards import Guards
-from ingot.kit.train.layout import Layout
-from ingot.kit.train.loop import Learner, Step
-from ingot.kit.train.objective import Item, Objective
-from ingot.kit.train.schedule import Schedule
+from ingot.kit.train import randomness
+from ingot.kit.train.attempt import Attempt
+from ingot.kit.train.objective import Item
+from ingot.kit.train.outcome import Outcome
 from ingot.kit.train.settings import Settings
+from ingot.kit.train.task import Task
+
+__all__ = ["Outcome", "Task", "notes", "prepared", "train"]
 
 ItemT = TypeVar("ItemT", bound=Item)
-
-
-@dataclass(frozen=True)
-class Task(Generic[ItemT]):
-    """What is trained, on what, and what gives the losses; see the module.
-
-    ``chance`` is the loss of who knows nothing (a guard stops at twice that), ``what`` names in a message what is made.
-    ``scored_by`` gives the held-out losses where they are not those that training makes small.
-    """
-
-    model: Any
-    objective: Objective[ItemT]
-    corpus: Corpus[ItemT]
-    layout: Layout
-    held: Sequence[ItemT] = ()
-    chance: float | None = None
-    after_step: Callable[[], None] | None = None
-    autocast: bool = False
-    what: str = "the model"
-    scored_by: Objective[ItemT] | None = None
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """A scoring of the held-out items after ``step`` steps: the summed losses of each."""
-
-    step: int
-    sums: tuple[float, ...]
-
-
-@dataclass
-class Outcome:
-    """What a training gave; the model of the task holds the weights to keep."""
-
-    unit: str
-    layout: Layout
-    held_scored: tuple[int, ...]
-    trainable: int
-    history: list[Step] = field(default_factory=list)
-    evals: list[Scoring] = field(default_factory=list)
-    #: The step whose weights are the result.
-    kept: int = 0
-    #: Seconds of the steps.
-    seconds: float = 0.0
-
-    def held_loss(self, scoring: Scoring) -> float:
-        """The mean loss of a scoring by scored part."""
-        return sum(scoring.sums) / sum(self.held_scored)
-
-    def after(self) -> Scoring:
-        """The scoring of the weights that are the result. IndexError when nothing was held out."""
-        return [scoring for scoring in self.evals if scoring.step == self.kept][-1]
-
-    def write(self, out: Path) -> None:
-        """Write ``training.json``: the curves, no time in them."""
-        hf.write_json(out / "training.json", measured.curves(self))
-
-    def metrics(self) -> dict[str, Metric]:
-        """What was measured; held-out figures only where items were held out."""
-        return measured.metrics(self)
 
 
 @contextmanager
@@ -132,7 +67,7 @@ def prepared(stage: Any, given: Given) -> Iterator[torch.device]:
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(mode=device.type == "cpu")
-    seed(given.seed or 0)
+    randomness.seed(given.seed or 0)
     try:
         yield device
     finally:
@@ -140,128 +75,17 @@ def prepared(stage: Any, given: Given) -> Iterator[torch.device]:
         torch.set_num_threads(threads)
 
 
-def seed(number: int) -> None:
-    """Seed every random state that a model may draw from."""
-    random.seed(number)
-    torch.manual_seed(number)
-
-
-def notes(stage: Any, device: torch.device) -> dict[str, object]:
-    """What a receipt notes of a training: the device and the dtype it resolved to."""
-    return {**devices.described(device), "dtype": stage.dtype}
-
-
 def train(settings: Settings, task: Task[ItemT], given: Given, progress: Progress) -> Outcome:
     """Train ``task.model`` in place; see the module.
 
     RefusedInput: E-DATASET-EMPTY, E-DATASET-LENGTH. StageFailed: E-TRAIN-DIVERGED.
     """
-    return _Run(settings, task, given, progress).train()
+    return Attempt(settings, task, given, progress).run()
 
 
-class _Run(Generic[ItemT]):
-    """One training as it goes on."""
-
-    def __init__(self, settings: Settings, task: Task[ItemT], given: Given, progress: Progress) -> None:
-        self.settings = settings
-        self.task = task
-        self.progress = progress
-        self.seed = given.seed or 0
-        self.learner = Learner(task.model, task.objective, task.layout, task.autocast)
-        self.scorer = replace(self.learner, objective=task.scored_by or task.objective)
-        self.weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
-        self.steps = _steps(settings, task.corpus, self.seed)
-        self.schedule = Schedule(settings.schedule, settings.learning_rate, self.steps, settings.warmup)
-        self.guards = Guards(task.chance, settings.learning_rate, task.what)
-        self.optimizer = torch.optim.AdamW(
-            list(self.weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.position = Position()
-        self.best: dict[str, torch.Tensor] = {}
-        self.out = Outcome(
-            task.objective.unit,
-            task.layout,
-            tuple(item.scored for item in task.held),
-            sum(weight.numel() for weight in self.weights.values()),
-        )
-
-    def train(self) -> Outcome:
-        seed(self.seed)
-        self._score(0)
-        self.progress.phase("train")
-        self.task.model.train()
-        batches = self.task.corpus.batches(self.seed, self.settings.items_a_step, self.position)
-        while len(self.out.history) < self.steps and not self._stalled():
-            items, self.position = next(batches)
-            self._step(items)
-            number = len(self.out.history)
-            if number == self.steps or (self.settings.eval_every and number % self.settings.eval_every == 0):
-                self._score(number)
-        self._keep()
-        return self.out
-
-    def _step(self, items: Sequence[ItemT]) -> None:
-        started = time.perf_counter()
-        index = len(self.out.history)
-        rate = self.schedule.rate(index)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.learner.backward(items, self.settings.batch_size)
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.settings.gradient_clip))
-        scored, tokens = sum(item.scored for item in items), sum(item.size for item in items)
-        self.out.history.append(Step(index + 1, loss, rate, norm, scored, tokens))
-        self.guards.check(index + 1, [step.loss for step in self.out.history], norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.task.after_step is not None:
-            self.task.after_step()
-        self.out.seconds += time.perf_counter() - started
-        speed = sum(step.tokens for step in self.out.history) / self.out.seconds
-        live = {"loss": loss, "lr": rate, "tokens/s": speed}
-        self.progress(index + 1, self.steps, "steps", **live)
-
-    def _score(self, step: int) -> None:
-        held = self.task.held
-        if not held:
-            return
-        self.progress.phase("evaluate")
-        sums = self.scorer.score(held, lambda done: self.progress(done, len(held), "documents"))
-        scoring = Scoring(step, tuple(sums))
-        self.out.evals.append(scoring)
-        if step and self._lowest() is scoring and self.settings.keep == "best":
-            self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
-        self.progress.phase("train")
-
-    def _lowest(self) -> Scoring | None:
-        """The scoring after a step with the lowest loss; of equal ones the first."""
-        return min(self.out.evals[1:], key=self.out.held_loss, default=None)
-
-    def _stalled(self) -> bool:
-        """Whether as many scorings as ``patience`` says have passed since the lowest."""
-        lowest, patience = self._lowest(), self.settings.patience
-        if lowest is None or patience is None:
-            return False
-        return sum(1 for scoring in self.out.evals if scoring.step > lowest.step) >= patience
-
-    def _keep(self) -> None:
-        """Put the weights to keep into the model, and look whether the held-out loss grew."""
-        lowest, last = self._lowest(), len(self.out.history)
-        self.out.kept = lowest.step if lowest is not None and self.settings.keep == "best" else last
-        if self.out.kept != last:
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    weight.copy_(self.best[name])
-        if self.out.evals:
-            before, after = self.out.evals[0], self.out.after()
-            self.guards.check_held(self.out.held_loss(before), self.out.held_loss(after))
-
-
-def _steps(settings: Settings, corpus: Corpus[Any], seed: int) -> int:
-    """The number of optimizer steps. RefusedInput when no row teaches anything."""
-    usable = next(corpus.epoch(seed, 0), None)
-    if usable is None:
-        raise nothing_to_learn(len(corpus), settings.max_length)
-    if settings.steps is not None:
-        return settings.steps
-    count = sum(1 for _ in corpus.epoch(seed, 0))
-    return -(-count * (settings.epochs or 1) // settings.items_a_step)
+def notes(stage: Any, device: torch.device, outcome: Outcome) -> dict[str, object]:
+    """What a receipt notes of a training: the device and dtype it resolved to, and where it went on if it was ended."""
+    found: dict[str, object] = {**devices.described(device), "dtype": stage.dtype}
+    if outcome.resumed_from is not None:
+        found["resumed_from_step"] = outcome.resumed_from
+    return found
