@@ -163,17 +163,6 @@ class Prune(Stage):
         """The others compute on the CPU."""
         return self.device if self.method == "sparsegpt" or self.schedule is not None else None
 
-    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The model, which all but magnitude run; sparsegpt takes a GPU for a layer at a time."""
-        weights = inputs["model"].weights
-        if self.schedule is not None:
-            return 4 * weights
-        return 0 if self.weightwise() or device != "cpu" else 2 * weights
-
-    def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """Zeros are stored, in two bytes at the least; how large the layers are that go is not known."""
-        return Least() if self.method == "depth" else inputs["model"].stored(16)
-
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """All but magnitude look at what flows through the model."""
         if self.method != "magnitude" and "calibration" not in roles:
