@@ -53,6 +53,10 @@ _TRAINING = (
     ("eval_loss_before", _NATS, _HELD_OUT),
     ("eval_loss_after", _NATS, _HELD_OUT),
     ("eval_loss_change", _NATS, _HELD_OUT),
+    ("perplexity_before", "1", _HELD_OUT),
+    ("perplexity_after", "1", _HELD_OUT),
+    ("padding", "1", "unless pairs are learned"),
+    ("device_peak_bytes", "B", "on a GPU"),
 )
 
 #: What those measure beside that may learn from a teacher.
@@ -199,8 +203,6 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "recover": (
         *_TRAINING,
         *_DISTILLED,
-        ("perplexity_before", "1", _HELD_OUT),
-        ("perplexity_after", "1", _HELD_OUT),
         ("sparsity_before", "1", _ALWAYS),
         ("sparsity", "1", _ALWAYS),
         ("sparsity_lowest", "1", _ALWAYS),

@@ -204,8 +204,8 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
 def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
     """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a transformers
-    quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
+    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a
+    quantization config of transformers, by which linear layers of a plain checkpoint are quantized as they are read.
     """
     return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
 

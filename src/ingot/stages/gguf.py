@@ -96,8 +96,8 @@ class Gguf(Stage):
     which the weights are stored. Rows that are no whole number of a type's blocks take the type that llama.cpp falls
     back to. A quantized checkpoint (compressed-tensors, bitsandbytes) is dequantized. The file's metadata says what it
     was made of (``ingot.*``: nothing that is not in the target's key). Quantized tensors that an earlier result holds,
-    made of the same bytes in the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the token ids of the
-    Hugging Face tokenizer on probe texts, and generates.
+    made of the same bytes in the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the
+    token ids of the Hugging Face tokenizer on probe texts, and generates.
     """
 
     kind: ClassVar[str] = "gguf"

@@ -100,8 +100,6 @@ def train(stage: Any, given: Given, trainee: Trainee, tokenizer: Path, progress:
     texts = text.read(stage, given, model, tokenizer)
     device = next_token.device_of(model)
     layout = next_token.layout_for(model, texts.sample, stage.max_length, packing=stage.packing)
-    if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     task = run.Task(
         model, next_token.NextToken(layout), texts.train, layout,
         held=texts.held, chance=next_token.chance(model), autocast=stage.dtype == "bfloat16",
