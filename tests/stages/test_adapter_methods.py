@@ -131,6 +131,7 @@ def test_patterns_that_say_nothing_or_two_things_are_refused(
     assert "q_proj" in str(caught.value.facts)
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 def test_a_base_that_is_quantized_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     quantized, _ = run_stage("quantize", {"scheme": "W8A16"}, {"model": inputs["model"]}, tmp_path, name="quantized")
     with pytest.raises(RefusedInput) as caught:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Metric, Progress
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Metric, Progress
 from ingot.stages._training import Training
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ class Adapter(Training):
         """With bitsandbytes where it quantizes the base."""
         used = super().tools_used()
         return used if self.method != "qlora" or "bitsandbytes" in used else (*used, "bitsandbytes")
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The frozen weights: a little more than half a byte each in four bits, else as wide as ``dtype``."""
+        del device
+        weights = inputs["model"].weights
+        return weights // 2 if self.method == "qlora" else weights * (2 if self.dtype == "bfloat16" else 4)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Train; see the class."""

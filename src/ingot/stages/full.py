@@ -40,7 +40,7 @@ class Full(Training):
         default="all",
         description="What learns: all, or words of the names of modules, such as self_attn, layers.0 or mlp.*_proj",
     )
-    weights: Literal["float32", "bfloat16", "float16"] | None = Field(
+    weights: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None, description="The dtype of the weights that are written; by default each keeps its own"
     )
     distill: Distill = Field(default=Distill(), description="How it learns from the teacher")

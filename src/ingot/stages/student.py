@@ -99,7 +99,7 @@ class Student(Training):
     deviation: float = Field(
         default=0.02, gt=0, le=1, description="Standard deviation of the initial weights; norms begin at 1"
     )
-    weights: Literal["float32", "bfloat16", "float16"] = Field(
+    weights: Literal["bfloat16", "float16", "float32"] = Field(
         default="float32", description="The dtype of the weights that are written"
     )
     distill: Distill = Field(default=Distill(), description="How it learns from the teacher")
