@@ -55,11 +55,11 @@ def test_the_most_specific_name_decides_in_any_order() -> None:
         "feed_forward": Goal(share=0.2),
         "model.layers.1": Goal(share=0.3),
         "model.layers.1.mlp.up_proj": Goal(keep=2, block=4),
-        "o_proj": Goal(share=0.3),
+        "o_proj": Goal(share=0.25),
         "model.layers.0.self_attn.q*": Goal(share=0.0),
     }
     expected = {
-        "model.layers.0.self_attn.o_proj": Goal(share=0.3),
+        "model.layers.0.self_attn.o_proj": Goal(share=0.25),
         "model.layers.0.mlp.up_proj": Goal(share=0.2),
         "model.layers.0.mlp.down_proj": Goal(share=0.2),
         "model.layers.1.self_attn.q_proj": Goal(share=0.3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
@@ -182,6 +183,14 @@ def test_a_model_without_zeros_is_refused(data: Path, stories: Path, tmp_path: P
     dense = chat_model(stories, tmp_path / "dense")
     error = failure(RefusedInput, SHORT, {"model": dense, "data": data}, tmp_path)
     assert error.code == "E-RECOVER-DENSE"
+
+
+def test_a_quantized_model_is_refused(pruned: Path, data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "quantized"
+    shutil.copytree(pruned, model)
+    config = json.loads((model / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (model / "config.json").write_text(json.dumps(config))
+    assert failure(RefusedInput, SHORT, {"model": model, "data": data}, tmp_path).code == "E-QUANTIZED"
 
 
 def test_wrong_parameters_are_refused() -> None:

@@ -92,5 +92,5 @@ class Recover(Training):
             progress.phase("write")
             done = recoveries.write_recovered(recovery, given, out, progress)
             trained.outcome.write(out)
-            metrics = {**trained.metrics, **recoveries.perplexities(trained.metrics), **done.metrics}
+            metrics = {**trained.metrics, **done.metrics}
             return Done(metrics, done.files, done.tensors, notes=run.notes(self, device, trained.outcome))

@@ -67,8 +67,8 @@ class Prunable:
 def resolve(prunable: Prunable, wanted: Mapping[str, Goal]) -> dict[str, Goal]:
     """The goal of each module that ``wanted`` names, in the model's order; modules that nothing names are left out.
 
-    The most specific entry decides, whatever the order: a full name before parts of one and globs, these before
-    ``attention``, ``feed_forward`` and ``embeddings``, and these before ``all-linear``.
+    The most specific entry decides, whatever the order: a full name before parts of one and globs (of which the one
+    of more words), these before ``attention``, ``feed_forward`` and ``embeddings``, and these before ``all-linear``.
     RefusedInput (E-PRUNE-MODULES): an entry matches nothing, or two as specific ones want something else.
     """
     unknown = [name for name in wanted if not any(_rank(prunable, module, name) for module in prunable.all)]
@@ -110,9 +110,10 @@ def _rank(prunable: Prunable, module: str, name: str) -> int:
     if name in _PARTS:
         return 2 * (prunable.group(module) == name)
     if module == name:
-        return 4
+        return 1 << 16
     parts = f".{name}." in f".{module}."
-    return 3 * (parts or fnmatchcase(module, name) or fnmatchcase(module, f"*.{name}"))
+    words = 3 + name.count(".")
+    return words * (parts or fnmatchcase(module, name) or fnmatchcase(module, f"*.{name}"))
 
 
 def _nothing(prunable: Prunable, unknown: Sequence[str]) -> RefusedInput:

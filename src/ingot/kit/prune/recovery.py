@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +199,3 @@ def _measured(recovery: Recovery, written: Written, folder: Path) -> dict[str, M
         "sparsity_before": Metric(before / total, "1", "of these layers in the input, as it was read"),
         **count_metrics(recovery.prunable, after, written.crowded if recovery.patterns else None),
     }
-
-
-def perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """The exponential of held-out losses, where there are any."""
-    return {
-        f"perplexity_{when}": Metric(
-            exp(loss.value), "1", f"exp of the held-out loss; {loss.method}", n=loss.n,
-            interval=(exp(loss.interval[0]), exp(loss.interval[1])) if loss.interval else None,
-        )
-        for when in ("before", "after")
-        if (loss := metrics.get(f"eval_loss_{when}")) is not None
-    }  # fmt: skip
