@@ -108,7 +108,8 @@ def test_factors_change_weights_and_norms_but_not_what_is_computed(model: Path, 
     fitted = calibrated.fit(model, schemes, calibrated.Fit("awq"), to)
     new, old = fitted.model.state_dict(), before.state_dict()
     changed = {name for name in old if not new[name].equal(old[name])}
-    assert {"model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"} <= changed
+    assert any(name.endswith("layernorm.weight") for name in changed)
+    assert any(name.endswith("_proj.weight") for name in changed)
     assert "model.embed_tokens.weight" not in changed
     wanted, found = (calibrated.logits(one, texts[-1]) for one in (before, fitted.model))
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
