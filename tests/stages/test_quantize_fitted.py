@@ -73,7 +73,7 @@ def test_fitted_weights_are_closer_to_the_model_than_rounded_ones(
 def test_it_tells_what_it_was_fitted_to_and_where(built: dict[str, tuple[Path, Done]]) -> None:
     for method in ("gptq", "awq"):
         _, done = built[method]
-        assert done.notes == {"method": method, "device": "cpu"}
+        assert done.notes == {"method": method, "device": "cpu", "dtype": "float32"}
         assert done.metrics["calibration_documents"].value == 6
         assert done.metrics["reload_difference"].value <= 1e-4 * 100
         assert done.metrics["reloaded_weights"].value == 35
