@@ -95,7 +95,8 @@ def test_the_measured_loss_is_what_peft_and_transformers_compute(
 def test_what_is_written_is_clean(trained: tuple[Path, Any], inputs: dict[str, Path]) -> None:
     out, metrics = trained
     assert sorted(path.name for path in out.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "ingot_adapter.json", "training.json",
+        "adapter_config.json", "adapter_model.safetensors", "ingot_adapter.json", "loss.svg",
+        "training.json",
     ]  # fmt: skip
     text = (out / "adapter_config.json").read_text()
     config = json.loads(text)

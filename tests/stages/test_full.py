@@ -115,6 +115,7 @@ def test_a_name_that_no_weight_has_is_refused_with_those_there_are(inputs: dict[
     assert "self_attn" in error.facts[0]
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 def test_a_quantized_model_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     quantized, _ = run_stage("quantize", {}, {"model": inputs["model"]}, tmp_path, name="quantized")
     assert refusal({}, {**inputs, "model": quantized}, tmp_path).code == "E-QUANTIZED"

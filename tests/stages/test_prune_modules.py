@@ -122,7 +122,7 @@ def test_every_method_takes_from_each_module_what_its_name_asks(
     assert metrics["crowded_blocks"].value == 0
     attention = [module for module in told.values() if module["group"] == "attention"]
     expected = sum(module["zeros"] for module in attention) / sum(module["parameters"] for module in attention)
-    assert metrics["sparsity_attention"].value == expected
+    assert metrics["attention_sparsity"].value == expected
 
 
 def test_sparsegpt_keeps_more_of_what_flows_out_than_any_mask_alone(
@@ -211,7 +211,7 @@ def test_embeddings_are_pruned_when_they_are_named_and_by_magnitude_alone(
 ) -> None:
     out, metrics = run_stage("prune", {"sparsity": {"embeddings": 0.5}}, {"model": base}, tmp_path)
     assert {name for name, share in shares(out).items() if share} == {"model.embed_tokens.weight", "lm_head.weight"}
-    assert metrics["sparsity_embeddings"].value == metrics["sparsity"].value == 0.5
+    assert metrics["embeddings_sparsity"].value == metrics["sparsity"].value == 0.5
     for method in ("wanda", "sparsegpt"):
         params = {"method": method, "sparsity": {"embeddings": 0.5, "attention": 0.5}}
         error = failure(RefusedInput, params, calibrated, tmp_path / method)

@@ -76,7 +76,7 @@ def test_it_learns_and_every_zero_stays(pruned: Path, data: Path, tmp_path: Path
     receipt = {"kind": "recover", "digest": "d", "inputs": {}, "metrics": {}}
     derived = derive(receipt, lambda _: out)
     assert {name: metrics[name].value for name in derived} == derived
-    assert {"sparsity", "zeros", "crowded_blocks", "sparsity_attention"} <= derived.keys()
+    assert {"sparsity", "zeros", "crowded_blocks", "attention_sparsity"} <= derived.keys()
 
 
 def test_the_loss_after_is_that_of_what_was_written(pruned: Path, data: Path, tmp_path: Path) -> None:
@@ -87,6 +87,18 @@ def test_the_loss_after_is_that_of_what_was_written(pruned: Path, data: Path, tm
     _, second = run_stage("recover", again, inputs | {"model": one}, tmp_path, seed=1, name="two")
     assert second["eval_loss_before"].value == pytest.approx(first["eval_loss_after"].value, abs=1e-6)
     assert second["sparsity"].value == first["sparsity"].value
+
+
+def test_the_dense_model_can_teach_it(pruned: Path, data: Path, stories: Path, tmp_path: Path) -> None:
+    teacher = chat_model(stories, tmp_path / "teacher")
+    params = SHORT | {"distill": {"weight": 0.9, "dtype": "float32"}}
+    inputs = {"model": pruned, "data": data, "teacher": teacher}
+    out, metrics = run_stage("recover", params, inputs, tmp_path, seed=1)
+    assert shares(out) == shares(pruned)
+    assert metrics["teacher_kl_after"].value < metrics["teacher_kl_before"].value
+    assert metrics["eval_loss_after"].value < metrics["eval_loss_before"].value
+    alone = stage_of("recover", params).misfits(frozenset({"model", "data"}))
+    assert [name for name, _ in alone] == ["distill"]
 
 
 def test_it_is_the_same_every_time(pruned: Path, data: Path, tmp_path: Path) -> None:
@@ -190,4 +202,4 @@ def test_a_tied_model_stays_tied(data: Path, stories: Path, tmp_path: Path) -> N
     recovered, metrics = run_stage("recover", params, {"model": out, "data": data}, tmp_path, seed=1)
     assert "lm_head.weight" not in state(recovered)
     assert shares(recovered) == shares(out)
-    assert metrics["sparsity_embeddings"].value == metrics["sparsity"].value
+    assert metrics["embeddings_sparsity"].value == metrics["sparsity"].value

@@ -113,7 +113,7 @@ def _of_groups(groups: Sequence[str], counts: Sequence[tuple[int, int]]) -> Deri
     for group, (found, total) in zip(groups, counts, strict=True):
         before = sums.get(group, (0, 0))
         sums[group] = before[0] + found, before[1] + total
-    return {f"sparsity_{group}": found / total for group, (found, total) in sums.items() if group and total}
+    return {f"{group}_sparsity": found / total for group, (found, total) in sums.items() if group and total}
 
 
 def _crowded(chosen: Sequence[Tensor], patterns: Sequence[str]) -> Derived:

@@ -205,7 +205,7 @@ def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None,
     """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
     ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a
-    transformers quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
+    quantization config of transformers, by which linear layers of a plain checkpoint are quantized as they are read.
     """
     return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
 

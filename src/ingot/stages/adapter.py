@@ -8,11 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Given, Least, Progress
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Metric, Progress
 from ingot.stages._training import Training
 
 if TYPE_CHECKING:
     import torch
+
+    from ingot.kit.train.outcome import Outcome
+
+
+class Dpo(Frozen):
+    """Direct preference optimization."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="How strongly a margin over the reference counts; larger stays closer to it"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="Share of preferences that are taken for wrong"
+    )
+    sft_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Weight of the chosen answer's own loss, in nats by token, beside it"
+    )
+
+
+def _dpo(found: dict[str, Any]) -> Dpo | None:
+    return Dpo() if found.get("objective") == "dpo" else None
 
 
 class Adapter(Training):
@@ -32,6 +52,11 @@ class Adapter(Training):
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
 
+    objective: Literal["sft", "dpo"] = Field(
+        default="sft",
+        description="sft: learn the answers (of preferences the chosen ones); dpo: learn which answer was preferred",
+    )
+    dpo: Dpo | None = Field(default_factory=_dpo, description="Settings of the objective dpo")
     method: Literal["lora", "rslora", "dora", "qlora"] = Field(
         default="lora", description="What is trained: low-rank matrices, in one of four ways"
     )
@@ -61,6 +86,10 @@ class Adapter(Training):
     def _check(self) -> Self:
         if isinstance(self.target_modules, tuple) and not self.target_modules:
             raise ValueError("target_modules is empty: name at least one layer, or use all-linear")
+        if (self.dpo is None) != (self.objective == "sft"):
+            raise ValueError("'dpo' holds the settings of 'objective: dpo'")
+        if self.objective == "dpo" and not self.completion_only:
+            raise ValueError("the objective dpo learns answers only: leave out completion_only")
         return self
 
     def tools_used(self) -> tuple[str, ...]:
@@ -76,24 +105,50 @@ class Adapter(Training):
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Train; see the class."""
-        from ingot.kit.train import next_token, run, text
-        from ingot.kit.train.settings import Settings
+        from ingot.kit.train import run
 
         with run.prepared(self, given) as device:
             progress.phase("load")
             model = self._attach(self._base(given.one("model")), device)
-            base = model.get_base_model()
-            texts = text.read(self, given, base)
-            layout = next_token.layout_for(base, texts.sample, self.max_length, packing=self.packing)
-            task = run.Task(
-                base, next_token.NextToken(layout), texts.train, layout,
-                held=texts.held, chance=next_token.chance(base), what="the model with its adapter",
-            )  # fmt: skip
-            outcome = run.train(Settings.of(self), task, given, progress)
+            if self.dpo is not None:
+                outcome, further = self._prefer(model, given, progress, self.dpo)
+            else:
+                outcome, further = self._imitate(model, given, progress), {}
             progress.phase("write")
             self._write(model, given, out)
             outcome.write(out)
-            return Done(outcome.metrics(), notes=run.notes(self, device, outcome))
+            return Done({**outcome.metrics(), **further}, notes=run.notes(self, device, outcome))
+
+    def _imitate(self, model: Any, given: Given, progress: Progress) -> Outcome:
+        """Learn to write the answers."""
+        from ingot.kit.train import next_token, run, text
+        from ingot.kit.train.settings import Settings
+
+        base = model.get_base_model()
+        texts = text.read(self, given, base)
+        layout = next_token.layout_for(base, texts.sample, self.max_length, packing=self.packing)
+        task = run.Task(
+            base, next_token.NextToken(layout), texts.train, layout,
+            held=texts.held, chance=next_token.chance(base), what="the model with its adapter",
+        )  # fmt: skip
+        return run.train(Settings.of(self), task, given, progress)
+
+    def _prefer(
+        self, model: Any, given: Given, progress: Progress, settings: Dpo
+    ) -> tuple[Outcome, Mapping[str, Metric]]:
+        """Learn which of two answers was preferred."""
+        from ingot.kit.train import preference, run
+        from ingot.kit.train.settings import Settings
+
+        base = model.get_base_model()
+        pairs = preference.read(self, given, base)
+        objective = preference.Preference(model, **settings.model_dump())
+        task = run.Task(
+            base, objective, pairs.train, preference.LAYOUT, held=pairs.held, what="the model with its adapter"
+        )
+        outcome = run.train(Settings.of(self), task, given, progress)
+        progress.phase("evaluate")
+        return outcome, objective.metrics(pairs.held)
 
     def _base(self, folder: Path) -> Any:
         from ingot.kit import hf

@@ -40,7 +40,7 @@ class Full(Training):
         default="all",
         description="What learns: all, or words of the names of modules, such as self_attn, layers.0 or mlp.*_proj",
     )
-    weights: Literal["float32", "bfloat16", "float16"] | None = Field(
+    weights: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None, description="The dtype of the weights that are written; by default each keeps its own"
     )
     distill: Distill = Field(default=Distill(), description="How it learns from the teacher")
@@ -79,7 +79,7 @@ class Full(Training):
             progress.phase("load")
             folder = given.one("model")
             model = whole.load(folder, self.train, device)
-            trained = whole.train(self, given, model, folder, progress)
+            trained = whole.train(self, given, whole.Trainee(model), folder, progress)
             progress.phase("write")
             sink = write_weights(
                 model, out, dtype=self.weights or self._kept(folder), threads=given.threads, watch=progress

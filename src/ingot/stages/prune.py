@@ -163,17 +163,6 @@ class Prune(Stage):
         """The others compute on the CPU."""
         return self.device if self.method == "sparsegpt" or self.schedule is not None else None
 
-    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The model, which all but magnitude run; sparsegpt takes a GPU for a layer at a time."""
-        weights = inputs["model"].weights
-        if self.schedule is not None:
-            return 4 * weights
-        return 0 if self.weightwise() or device != "cpu" else 2 * weights
-
-    def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """Zeros are stored, in two bytes at the least; how large the layers are that go is not known."""
-        return Least() if self.method == "depth" else inputs["model"].stored(16)
-
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """All but magnitude look at what flows through the model."""
         if self.method != "magnitude" and "calibration" not in roles:
@@ -183,6 +172,16 @@ class Prune(Stage):
             )
         if (self.schedule is not None) != ("data" in roles):
             yield "data", "the role 'data' is what a 'schedule' trains on: one is given without the other"
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """What looks at activations holds the model, in float32 where it learns; see ``Stage``."""
+        del device  # sparsegpt keeps it in the memory of the machine, a layer at a time on a GPU
+        weights = inputs.get("model", Least()).stored(16).weights
+        return 0 if self.weightwise() else weights * (4 if self.schedule else 2)
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """As many weights as the model has: zeros are stored. Of dropped layers it is not known how large they are."""
+        return Least() if self.method == "depth" else inputs.get("model", Least()).stored(16)
 
     def weightwise(self) -> bool:
         """The others must run the whole model first."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Given, Least, Progress
+from ingot.core.stage import Device, Done, Format, Given, Least, Progress, Role
+from ingot.stages._distill import Distill, misfits
 from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
-
-if TYPE_CHECKING:
-    import torch
-
-    from ingot.kit.prune.recovery import Recovery
-    from ingot.kit.train.outcome import Outcome
 
 
 class Recover(Training):
@@ -27,10 +22,16 @@ class Recover(Training):
     in every forward pass and merged under it, so what was trained is what is written. Weights are rounded to the type
     in which they are stored before they are measured again. While writing, the zeros of each module are compared with
     those of the input; ``recover.json`` lists them. An N:M pattern, listed by ``prune`` or found, is counted again.
+    A ``teacher``, say the model before it was pruned, may teach its distribution (``distill``).
     """
 
     kind: ClassVar[str] = "recover"
     produces: ClassVar[Format] = "hf"
+    inputs: ClassVar[Mapping[str, Role]] = {
+        "model": Role(accepts=("hf",)),
+        "data": Role(accepts=("dataset",)),
+        "teacher": Role(accepts=("hf",), optional=True),
+    }
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
 
     method: Literal["masked", "lora"] = Field(
@@ -49,6 +50,8 @@ class Recover(Training):
         default="bfloat16", description="In which the model computes; its weights are float32 until they are written"
     )
 
+    distill: Distill = Field(default=Distill(), description="How it learns from the teacher")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.method == "lora" and self.train != "pruned":
@@ -56,13 +59,19 @@ class Recover(Training):
         return self
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The weights in float32; with gradients and moments where all of them learn."""
+        """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
-        return inputs["model"].weights * (TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"])
+        each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
+        model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
+        return model * each + teacher * SIZES[self.distill.dtype]
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """As many weights as the model has, which has two bytes for each at the least."""
-        return inputs["model"].stored(16)
+        """As many weights as the model has; see ``Stage``."""
+        return inputs.get("model", Least()).stored(16)
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """See ``Stage``."""
+        return misfits(self.distill, roles)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Recover; see the class.
@@ -71,40 +80,17 @@ class Recover(Training):
         E-TRAIN-DIVERGED.
         """
         from ingot.kit.prune import recovery as recoveries
-        from ingot.kit.train import run
+        from ingot.kit.train import run, whole
 
         with run.prepared(self, given) as device:
             progress.phase("load")
             lora = (self.rank, self.alpha) if self.method == "lora" else None
-            recovery = recoveries.prepare(given.one("model"), device, lora=lora, everything=self.train == "all")
-            outcome, learned = self._trained(recovery, given, progress)
+            folder = given.one("model")
+            recovery = recoveries.prepare(folder, device, lora=lora, everything=self.train == "all")
+            trainee = whole.Trainee(recovery.model, recovery.put_back, recovery.finish)
+            trained = whole.train(self, given, trainee, folder, progress)
             progress.phase("write")
-            done = recoveries.write_recovered(recovery, learned, given, out, progress)
-            outcome.write(out)
-            found = outcome.metrics()
-            metrics = {**found, **recoveries.perplexities(found), **done.metrics}
-            return Done(metrics, done.files, done.tensors, notes=run.notes(self, device, outcome))
-
-    def _trained(self, recovery: Recovery, given: Given, progress: Progress) -> tuple[Outcome, dict[str, torch.Tensor]]:
-        """Train, round, and score once more what will be written."""
-        from ingot.kit.train import next_token, run, text
-        from ingot.kit.train.loop import Learner
-        from ingot.kit.train.outcome import Scoring
-        from ingot.kit.train.settings import Settings
-
-        model = recovery.model
-        texts = text.read(self, given, model)
-        layout = next_token.layout_for(model, texts.sample, self.max_length, packing=self.packing)
-        objective, narrow = next_token.NextToken(layout), self.dtype == "bfloat16"
-        task = run.Task(
-            model, objective, texts.train, layout, held=texts.held, chance=next_token.chance(model),
-            after_step=recovery.put_back, autocast=narrow, what="the pruned model",
-        )  # fmt: skip
-        outcome = run.train(Settings.of(self), task, given, progress)
-        learned = recovery.finish()
-        if held := texts.held:
-            progress.phase("evaluate what is written")
-            learner = Learner(model, objective, layout, narrow)
-            sums = learner.score(held, lambda done: progress(done, len(held), "documents"))
-            outcome.evals.append(Scoring(outcome.kept, tuple(sums)))
-        return outcome, learned
+            done = recoveries.write_recovered(recovery, given, out, progress)
+            trained.outcome.write(out)
+            metrics = {**trained.metrics, **recoveries.perplexities(trained.metrics), **done.metrics}
+            return Done(metrics, done.files, done.tensors, notes=run.notes(self, device, trained.outcome))

@@ -34,28 +34,28 @@ class Recovery:
     #: The dtype of each tensor in the model's folder.
     stored: Mapping[str, torch.dtype]
     lora: bool
+    #: The weights that may have changed, once it is finished.
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def put_back(self) -> None:
         """After an optimizer step: zeros are zeros. A low-rank change is masked where it is used."""
         if not self.lora:
             self.held.put_back(self.model)
 
-    def finish(self) -> dict[str, torch.Tensor]:
-        """Merge what was trained and round it to how it is stored; returns the weights that may have changed."""
+    def finish(self) -> None:
+        """Merge what was trained and round it to how it is stored: the model is then the one that is written."""
         learned = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
         if self.lora:
             holding.merge(self.model)
             learned = {f"{name}.weight" for name in self.held.masks}
-        found = {}
         with torch.no_grad():
             for name, weight in self.model.named_parameters(remove_duplicate=False):
                 if name in self.stored and (name in learned or self._tied_to(weight, learned)):
                     weight.copy_(weight.to(self.stored[name]))
-                    found[name] = weight.detach()
-        return found
+                    self.learned[name] = weight.detach()
 
     def _tied_to(self, weight: torch.Tensor, names: set[str]) -> bool:
-        return any(self.model.get_parameter(name) is weight for name in names)
+        return any(found is weight for name, found in self.model.named_parameters() if name in names)
 
 
 def prepare(folder: Path, device: torch.device, *, lora: tuple[int, float] | None, everything: bool) -> Recovery:
@@ -163,15 +163,13 @@ class Written:
                 self.lost[module] = self.lost.get(module, 0) + lost
 
 
-def write_recovered(
-    recovery: Recovery, learned: Mapping[str, torch.Tensor], given: Given, out: Path, progress: Progress
-) -> Done:
-    """The recovered model as a folder: ``learned`` in the place of what was there, the rest as it was.
+def write_recovered(recovery: Recovery, given: Given, out: Path, progress: Progress) -> Done:
+    """The recovered model as a folder: what was learned in the place of what was there, the rest as it was.
 
     StageFailed (E-RECOVER-MASK): what flowed by has lost a zero.
     """
     weights = open_input(given, "model", progress)
-    written = Written(learned, tuple(recovery.held.masks), recovery.patterns)
+    written = Written(recovery.learned, tuple(recovery.held.masks), recovery.patterns)
     folder = side_folder(given)
     layers.copy_model_files(weights.folder, folder)
     weights.chain.append(written)

@@ -175,7 +175,7 @@ def count_metrics(prunable: Prunable, counts: Mapping[str, tuple[int, int]], cro
     metrics = _whole(counts)
     for group, found in sorted(by_group.items()):
         share = sum(zeros for zeros, _ in found) / sum(total for _, total in found)
-        metrics[f"sparsity_{group}"] = Metric(share, "1", "of these modules together, counted while writing")
+        metrics[f"{group}_sparsity"] = Metric(share, "1", "of these modules together, counted while writing")
     if crowded is not None:
         method = "blocks of M weights that hold more than N, of the modules with a pattern"
         metrics["crowded_blocks"] = Metric(crowded, "1", method)
