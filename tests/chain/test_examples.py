@@ -31,7 +31,7 @@ def test_a_shipped_spec_plans_without_network(path: Path, shipped: Sandbox) -> N
 
 
 def test_doit_alone_does_not_mean_the_examples(shipped: Sandbox) -> None:
-    assert {name.partition(":")[0] for name in shipped.states()} == {"smollm2-pydoc"}
+    assert {name.partition(":")[0] for name in shipped.states()} == {"smollm2-pydoc", "toy-8ball"}
     listed = shipped.ok("list")
     assert "milton-llama-3.1-8b:gguf" in listed
 
