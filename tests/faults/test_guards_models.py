@@ -93,6 +93,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),
     ("coreml", {"sequence_lengths": [16]}, "model", ()),
+    ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
 )
@@ -120,8 +121,9 @@ def test_every_kind_that_reads_a_model_is_here() -> None:
         (kind, role)
         for kind in kinds()
         for role, what in load_kind(kind).inputs.items()
-        # A report reads evaluations only, a command is the user's own, and an importance matrix is no model.
-        if {"hf", "gguf", "any"} & set(what.accepts) and kind not in {"report", "command"} and role != "imatrix"
+        # A report reads evaluations only, a command is the user's own, pack reads bytes, and an importance matrix is
+        # no model.
+        if {"hf", "gguf", "any"} & set(what.accepts) and kind not in {"report", "command", "pack"} and role != "imatrix"
     }
     assert found == {(kind, role) for kind, _params, role, _others in READERS}
 
@@ -179,7 +181,12 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "model.gguf").write_bytes(BAD_GGUFS[what])
-    for kind, inputs in (("convert", {"model": bad}), ("evaluate", {"candidate": bad, "data": good["data"]})):
+    readers = (
+        ("convert", {"model": bad}),
+        ("evaluate", {"candidate": bad, "data": good["data"]}),
+        ("calibrate", {"model": bad, "data": good["data"]}),
+    )
+    for kind, inputs in readers:
         with pytest.raises(RefusedInput) as caught:
             run_stage(kind, {}, inputs, tmp_path, name=kind)
         assert caught.value.code.startswith("E-GGUF-")
@@ -187,7 +194,7 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
     done = subprocess.run(chat, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(caught.value.code)
-    cases(3)
+    cases(4)
 
 
 @pytest.mark.fault("M1", "a pickle under any name is fetched")

@@ -259,6 +259,7 @@ def test_an_input_that_is_damaged_is_not_packed(name: str, known: bool, tmp_path
     with pytest.raises(StoreDamaged) as caught:
         stage_of("pack", {}).run(given, tmp_path / "out", Recorder())
     assert caught.value.code == "E-OBJECT-DAMAGED"
+    assert (caught.value.facts == (f"{name} has other content",)) == known, "the file is named where it is known"
 
 
 def test_a_file_that_nobody_knows_is_not_packed(tmp_path: Path) -> None:
@@ -422,6 +423,12 @@ def test_a_manifest_of_another_form(what: str, copy: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1, "format": 1}', "[" * 100_000, "null", "\ud800"])
 def test_a_manifest_that_is_no_json(text: str, copy: Path, tmp_path: Path) -> None:
     (copy / "pack.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert refused(copy, tmp_path).code == "E-PACK-FORM"
+
+
+def test_a_manifest_that_says_something_twice(copy: Path, tmp_path: Path) -> None:
+    text = (copy / "pack.json").read_text()
+    (copy / "pack.json").write_text(text.replace('"format": 1', '"format": 1, "format": 1'))
     assert refused(copy, tmp_path).code == "E-PACK-FORM"
 
 

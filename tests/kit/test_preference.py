@@ -45,7 +45,7 @@ def adapted(*, trained: bool = True, dropout: float = 0.0) -> Any:
 
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(llama(), config)
+    model = get_peft_model(llama(attention_dropout=dropout), config)
     with torch.no_grad():
         for name, weight in model.named_parameters() if trained else ():
             # the first weights are so small that every answer would be as likely as any other
