@@ -112,6 +112,21 @@ class Leaking:
         return found
 
 
+def test_a_model_that_counts_places_on_is_noticed() -> None:
+    """It does not see the tokens before, only how many there are."""
+    model, sample = llama(), docs_of(4)[2:4]
+
+    class Counting(Leaking):
+        def __call__(self, **inputs: Any) -> Any:
+            found = self.model(**inputs)
+            places = inputs["logits_to_keep"][:, None]
+            found.logits = found.logits + 0.05 * places * torch.sin(torch.arange(96.0))
+            return found
+
+    assert next_token.layout_for(model, sample, 64, packing=True) == Layout("packed", 64)
+    assert next_token.layout_for(Counting(model), sample, 64, packing=True) == Layout("padded", 64)
+
+
 def test_packed_documents_do_not_touch_each_others_gradients() -> None:
     model, (first, second) = llama(), docs_of(4)[2:4]
 

@@ -22,7 +22,7 @@ Default "depends" means that other parameters decide; the meaning says how.
 FORMATS: Mapping[str, str] = {
     "any": "files of any form; they fit every role and are checked when they are read.",
     "hf": "a Hugging Face folder (`hf`): `config.json`, the tokenizer, the weights as safetensors.",
-    "adapter": "PEFT's files (`adapter`): `adapter_config.json`, `adapter_model.safetensors`, and `training.json`.",
+    "adapter": "PEFT's files (`adapter`): `adapter_config.json`, `adapter_model.safetensors`, and the curves.",
     "gguf_adapter": "an adapter for llama.cpp (`gguf_adapter`): `adapter.gguf`.",
     "gguf": "one file (`gguf`): `model.gguf`; with `split_bytes` its parts, `model-00001-of-0000N.gguf`.",
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
