@@ -135,6 +135,14 @@ def test_a_build_that_is_wanted_again_begins_anew(sandbox: Sandbox) -> None:
     assert not folder.exists()
 
 
+def test_a_build_that_is_recorded_keeps_nothing_while_others_run(sandbox: Sandbox) -> None:
+    look = f"ls {sandbox.root}/cache/checkpoints > {{out}}/out.txt"
+    with (sandbox.root / "specs" / "s.yaml").open("a") as spec:
+        spec.write(f"  after: {{kind: command, from: {{data: long}}, command: [sh, -c, '{look}']}}\n")
+    sandbox.ok()
+    assert result(sandbox, "after") == ""
+
+
 def test_what_a_recorded_build_left_is_dropped_by_a_run_that_builds_nothing(sandbox: Sandbox) -> None:
     failed(sandbox, "fail")
     (folder,) = folders(sandbox)
