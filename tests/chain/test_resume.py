@@ -9,12 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from ingot.core import checkpoints
+from ingot.core import checkpoints, locks
 from ingot.core.staging import Staging
-from ingot.errors import Busy
+from ingot.errors import Busy, DiskFailed
 from projectkit import DOIT, Sandbox
 
 #: Six steps, each noted when it is done; it stops after the third where the project holds a file ``stop``.
@@ -134,6 +135,14 @@ def test_a_build_that_is_wanted_again_begins_anew(sandbox: Sandbox) -> None:
     assert not folder.exists()
 
 
+def test_a_build_that_is_recorded_keeps_nothing_while_others_run(sandbox: Sandbox) -> None:
+    look = f"ls {sandbox.root}/cache/checkpoints > {{out}}/out.txt"
+    with (sandbox.root / "specs" / "s.yaml").open("a") as spec:
+        spec.write(f"  after: {{kind: command, from: {{data: long}}, command: [sh, -c, '{look}']}}\n")
+    sandbox.ok()
+    assert result(sandbox, "after") == ""
+
+
 def test_what_a_recorded_build_left_is_dropped_by_a_run_that_builds_nothing(sandbox: Sandbox) -> None:
     failed(sandbox, "fail")
     (folder,) = folders(sandbox)
@@ -231,3 +240,30 @@ def test_what_is_unreadable_names_nobody(tmp_path: Path, staging: Staging) -> No
     assert found is not None
     assert (found.target, found.count) == ("s:t", 1)
     assert checkpoints.kept(tmp_path, KEY, 1) is None
+
+
+def test_what_recorded_builds_left_is_swept_and_what_others_use_is_not(tmp_path: Path) -> None:
+    for key, number in (("a" * 64, 0), ("b" * 64, 1), ("c" * 64, 0)):
+        folder = tmp_path / "checkpoints" / key / str(number)
+        folder.mkdir(parents=True)
+        (folder / "step-5").write_bytes(b"12345")
+    (tmp_path / "checkpoints" / "notes.txt").touch()
+    (tmp_path / "locks").mkdir()
+    with locks.held(tmp_path / "locks" / f"{'c' * 64}.lock", "builds", 0):
+        assert checkpoints.sweep(tmp_path, lambda _key: 1) == 1
+    assert [item.key[0] for item in checkpoints.all_kept(tmp_path, lambda key: int(key[0] == "b"))] == ["b", "c"]
+    found = checkpoints.kept(tmp_path, "b" * 64, 1)
+    assert found is not None
+    assert found.to_dict() == {"checkpoints": 1, "bytes": 5, "written": round(found.written, 3)}
+    assert found.words(found.written + 125) == "1 checkpoint, the newest of 2 min ago"
+    assert checkpoints.sweep(tmp_path, lambda _key: 1) == 1, "nobody uses it any more"
+    assert checkpoints.all_kept(tmp_path, lambda _key: 0) == []
+    assert checkpoints.kept(tmp_path / "none", KEY, 0) is None
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints" / KEY
+    place.mkdir(parents=True)
+    (place / ("x" * 5)).touch()
+    with mock.patch("os.scandir", side_effect=PermissionError(13, "denied")), pytest.raises(DiskFailed, match="denied"):
+        checkpoints.kept(tmp_path, KEY, 0)

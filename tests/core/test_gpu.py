@@ -89,6 +89,20 @@ def test_gpus_that_the_user_hides_are_not_there(tmp_path: Path, listed: str, hid
 def test_a_device_is_described_as_nvml_does() -> None:
     assert opened(Library()).gpus() == [Gpu("Counter 100", 80, 50)]
     assert Nvml.open(object()) is None, "a library that lacks the functions"
+    refused, empty, bare = Library(), Library(), Library()
+    for library, name in (
+        (refused, "nvmlInit_v2"), (empty, "nvmlDeviceGetCount_v2"), (bare, "nvmlDeviceGetMemoryInfo"),
+    ):  # fmt: skip
+        setattr(library, name, lambda *_arguments: 999)
+    assert Nvml.open(refused) is None
+    nothing = opened(empty)
+    assert (nothing.gpus(), nothing.energy_j(), nothing.memory_of({1})) == ([], None, None)
+    assert opened(bare).gpus() == [Gpu("Counter 100")]
+
+
+def test_a_machine_without_the_library_has_no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_LIBRARIES", ("libno-such-thing.so",))
+    assert Nvml.open() is None
 
 
 def test_the_memory_of_a_stage_is_that_of_its_processes() -> None:
