@@ -67,6 +67,15 @@ def test_rows_in_spec_order_with_names_values_and_intervals(report: dict[str, An
     assert by_key["generation_tokens_per_second"] == "61.3"
 
 
+def test_right_answers_have_a_column_where_questions_were_asked(report: dict[str, Any]) -> None:
+    assert "pattern_accuracy" not in {column.key for column in table(report, NAMES, None).columns}
+    report["rows"][1]["metrics"]["pattern_accuracy"] = metric(0.975, 0.9, 0.99)
+    shown = table(report, NAMES, None)
+    at = [column.title for column in shown.columns].index("right %")
+    assert [cells[at] for cells in shown.rows] == ["–", "97.5 [90.0, 99.0]", "–", "–"]
+    assert table(report, NAMES, 60).width() <= 60
+
+
 def test_not_measured_is_a_dash_with_its_reason(report: dict[str, Any]) -> None:
     shown = table(report, NAMES, None)
     by_key = {column.key: cell for column, cell in zip(shown.columns, shown.rows[3], strict=True)}

@@ -92,9 +92,9 @@ def _rows(prefix: str, model: dict[str, Any], models: dict[str, Any]) -> Iterato
         below = f"{prefix}{name}"
         default = "required" if name in required else _default(field)
         yield f"`{below}`", _value(field), default, field.get("description", "")
-        for one, listed in _below(field):
+        for one, step in _below(field):
             if one not in _SHORT:
-                yield from _rows(f"{below}[]." if listed else f"{below}.", models[one], models)
+                yield from _rows(f"{below}{step}.", models[one], models)
 
 
 def _default(field: dict[str, Any]) -> str:
@@ -105,13 +105,23 @@ def _default(field: dict[str, Any]) -> str:
     return f"`{json.dumps(field['default'], ensure_ascii=False)}`"
 
 
-def _below(field: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """(the model that a field holds, whether in a list)."""
+def _below(field: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(the model that a field holds, how one gets to it: in a list, or in a mapping of names)."""
     for one in (field, *field.get("anyOf", ())):
+        named = _values(one)
         if "$ref" in one:
-            yield _name(one), False
+            yield _name(one), ""
         elif "$ref" in one.get("items", {}):
-            yield _name(one["items"]), True
+            yield _name(one["items"]), "[]"
+        elif "$ref" in named:
+            yield _name(named), ".NAME"
+
+
+def _values(field: dict[str, Any]) -> dict[str, Any]:
+    """What a mapping of names holds; where the names have a form, the schema writes it under that form."""
+    any_name = field.get("additionalProperties")
+    formed: dict[str, dict[str, Any]] = field.get("patternProperties", {})
+    return any_name if isinstance(any_name, dict) else next(iter(formed.values()), {})
 
 
 def _name(field: dict[str, Any]) -> str:
@@ -132,7 +142,7 @@ def _value(field: dict[str, Any]) -> str:
     if field["type"] == "array":
         return f"list of {_value(field['items'])}"
     if field["type"] == "object":
-        return f"mapping of names to {_value(field['additionalProperties'])}"
+        return f"mapping of names to {_value(_values(field))}"
     ranges = [f"{words} {field[key]}" for key, words in _RANGES if key in field]
     return ", ".join([_TYPES[field["type"]], *ranges])
 

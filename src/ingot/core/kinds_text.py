@@ -13,7 +13,7 @@ A target of a spec has a `kind`. This page is made from the kinds themselves by
 Beside its parameters, every target takes `from` (role → target), `matrix` (parameter → list of values, one instance
 for each combination) and `virtual`. With `virtual: true` a target is not written: it streams into what is built from
 it, and is measured on the way; what cannot read it so gets a copy for the time of the run. That is for kinds that map
-weights tensor by tensor: `convert`, `merge`, `quantize`, and `prune` by magnitude.
+weights tensor by tensor: `convert`, `merge`, `quantize` by rounding to nearest, and `prune` by magnitude.
 
 Default "depends" means that other parameters decide; the meaning says how.
 """
@@ -30,8 +30,9 @@ FORMATS: Mapping[str, str] = {
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
-    "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
-    "evaluation": "an `evaluation`: `evaluation.json`, and `documents.jsonl` with the sums of each document.",
+    "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
+    "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
+    "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
@@ -39,6 +40,7 @@ _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a re
 _TEACHER = "with a teacher and held-out documents"
 _ZEROED = "all but depth"
 _DROPPED = "depth"
+_ASKED = "with `answers`, unless nothing can run the candidate here"
 _NATS = "nats/token"
 
 #: What every training measures.
@@ -74,6 +76,23 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("preferred_after", "1", "as preferred_before"),
         ("preference_accuracy", "1", "as preferred_before"),
         ("preference_margin", "nats", "as preferred_before"),
+    ),
+    "calibrate": (
+        ("temperature", "1", _ALWAYS),
+        ("platt_slope", "1", _ALWAYS),
+        ("platt_offset", "1", _ALWAYS),
+        ("documents_fitted", "documents", _ALWAYS),
+        ("tokens_fitted", "tokens", _ALWAYS),
+        ("documents_measured", "documents", _ALWAYS),
+        ("tokens_measured", "tokens", _ALWAYS),
+        ("accuracy", "1", _ALWAYS),
+        ("nll_before", _NATS, _ALWAYS),
+        ("nll_temperature", _NATS, _ALWAYS),
+        ("ece_before", "1", _ALWAYS),
+        ("ece_temperature", "1", _ALWAYS),
+        ("ece_temperature_change", "1", _ALWAYS),
+        ("ece_platt", "1", _ALWAYS),
+        ("ece_platt_change", "1", _ALWAYS),
     ),
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
@@ -114,6 +133,9 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("kl_divergence", _NATS, _REFERENCE),
         ("kl_p99", "nats", _REFERENCE),
         ("top1_agreement", "1", _REFERENCE),
+        ("exact_match", "1", _ASKED),
+        ("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
+        ("answers_ended", "1", _ASKED),
         ("bytes", "B", _ALWAYS),
         ("parameters", "parameters", _ALWAYS),
         ("bits_per_weight", "bits/parameter", _ALWAYS),
@@ -195,10 +217,17 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("weight_bytes", "B", _ALWAYS),
         ("bits_per_weight", "bits", _ALWAYS),
         ("compression", "1", _ALWAYS),
-        ("quantized_layers", "1", _ALWAYS),
-        ("quantized_parameters", "parameters", _ALWAYS),
-        ("max_error_steps", "1", _ALWAYS),
-        ("relative_error", "1", _ALWAYS),
+        ("layers_SCHEME", "1", "one a scheme that some modules have"),
+        ("quantized_layers", "1", "unless all is a cast"),
+        ("quantized_parameters", "parameters", "as quantized_layers"),
+        ("max_error_steps", "1", "where integers of compressed-tensors were rounded to nearest"),
+        ("relative_error", "1", "where anything was rounded"),
+        ("relative_error_SCHEME", "1", "with several schemes"),
+        ("reload_difference", "1", "of a model of at most 1 GiB as float32, unless it stays virtual"),
+        ("reloaded_weights", "1", "unless it stays virtual"),
+        ("calibration_documents", "documents", "gptq, awq"),
+        ("calibration_tokens", "tokens", "gptq, awq"),
+        ("smoothing_difference", "1", "awq"),
     ),
     "recover": (
         *_TRAINING,

@@ -160,14 +160,34 @@ def _lora_gguf(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
     return {"bytes": facts.weight_bytes, "parameters": facts.elements, **counts}
 
 
-def _evaluate(receipt: Receipt, _folder: Path, folders: Folders) -> Derived:
-    """The size of what was evaluated. Parameters are those of the loaded model: derivable for a GGUF only."""
+def _evaluate(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
+    """The answers, and the size of what was evaluated. Parameters are those of the loaded model: of a GGUF only."""
+    result = _answers(folder / "answers.jsonl")
     facts = _input_facts(receipt, "candidate", folders)
     if facts is None or not facts.tensors:
-        return {}
-    result: Derived = {"bytes": facts.weight_bytes}
+        return result
+    result["bytes"] = facts.weight_bytes
     if facts.tensor_bytes is None:
         result |= {"parameters": facts.elements, "bits_per_weight": 8 * facts.weight_bytes / facts.elements}
+    return result
+
+
+def _answers(path: Path) -> Derived:
+    """The shares of right answers, from what was found of each."""
+    if not path.is_file():
+        return {}
+    answers = [read_json(line) for line in path.read_bytes().splitlines()]
+    if not answers or not all(isinstance(answer, dict) for answer in answers):
+        raise ValueError("answers.jsonl lists no answers")
+    exact = [answer.get("exact") is True for answer in answers]
+    patterns = [answer.get("pattern") for answer in answers]
+    result: Derived = {
+        "exact_match": sum(exact) / len(answers),
+        "answers_ended": sum(answer.get("ended") is True for answer in answers) / len(answers),
+    }
+    if any(pattern is not None for pattern in patterns):
+        right = sum(same if pattern is None else pattern is True for same, pattern in zip(exact, patterns, strict=True))
+        result["pattern_accuracy"] = right / len(answers)
     return result
 
 

@@ -92,12 +92,15 @@ _METRICS = (
     _shown("bytes", "MB", 1, _plain(1, 1e-6)),
     _shown("bits_per_weight", "bits/weight", 6, _plain(2)),
     _shown("perplexity", "perplexity", 2, _plain(3), interval=True),
+    _shown("pattern_accuracy", "right %", 2, _plain(1, 100), interval=True),
     _shown("nll_difference", "Δ nats/token", 1, _plain(4, sign="+"), interval=True),
     _shown("kl_divergence", "KL", 3, _plain(4), interval=True),
     _shown("top1_agreement", "same top-1 %", 7, _plain(1, 100), interval=True),
     _shown("prompt_tokens_per_second", "prompt tok/s", 8, _plain(0)),
     _shown("generation_tokens_per_second", "gen tok/s", 4, _plain(1)),
 )
+#: Only where questions were asked: a column of dashes would say nothing to all others.
+_ASKED = "pattern_accuracy"
 
 
 def table(report: Json, names: Names, width: int | None = 140) -> Table:
@@ -105,11 +108,12 @@ def table(report: Json, names: Names, width: int | None = 140) -> Table:
 
     When it does not fit, first the intervals go, from the least important column on, then whole columns.
     """
-    metrics = list(_METRICS)
+    asked = any(_ASKED in {**row["metrics"], **row.get("not_measured", {})} for row in report["rows"])
+    metrics = [shown for shown in _METRICS if asked or shown.column.key != _ASKED]
     result = _build(report, names, metrics)
     if width is None:
         return result
-    for shown in sorted((m for m in _METRICS if m.interval), key=lambda m: -m.column.priority):
+    for shown in sorted((m for m in metrics if m.interval), key=lambda m: -m.column.priority):
         if result.width() <= width:
             return result
         metrics[metrics.index(shown)] = replace(shown, interval=False)

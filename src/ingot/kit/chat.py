@@ -118,18 +118,27 @@ def encode_with(tokenize: Callable[[str], list[int]], prompt: str, full: str, *,
 def encode(tokenizer: Any, row: Row, *, max_length: int) -> Example:
     """Token ids of a row with a transformers tokenizer; see ``encode_with``."""
     prompt, full = render(row, Template.of(tokenizer))
-    special = special_tokens(row)
-
-    def tokenize(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
-        return ids
-
+    tokenize = _tokenize(tokenizer, row)
     if "prompt" in row and tokenizer.eos_token_id is not None:
         # a tokenizer that adds its own end token would put one after the prompt, too
         full = full.removesuffix(tokenizer.eos_token or "")
         example = encode_with(lambda text: _without_end(tokenize(text), tokenizer), prompt, full, max_length=1 << 40)
         return Example([*example.ids, tokenizer.eos_token_id][:max_length], example.labels_from)
     return encode_with(tokenize, prompt, full, max_length=max_length)
+
+
+def encode_prompt(tokenizer: Any, row: Row) -> list[int]:
+    """Token ids of what a row asks, ready to be answered."""
+    prompt, _ = render(row, Template.of(tokenizer))
+    return _without_end(_tokenize(tokenizer, row)(prompt), tokenizer)
+
+
+def _tokenize(tokenizer: Any, row: Row) -> Callable[[str], list[int]]:
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=special_tokens(row))["input_ids"]
+        return ids
+
+    return tokenize
 
 
 def _without_end(ids: list[int], tokenizer: Any) -> list[int]:

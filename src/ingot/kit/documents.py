@@ -24,7 +24,8 @@ class Document:
     """One row in the form ``form``: messages (role, content), or (prompt, completion), or (text,).
 
     Of a preference ``parts`` ends in the chosen and the rejected answer; before them stands the prompt, unless
-    ``messages`` are what is answered.
+    ``messages`` are what is answered. ``pattern`` is a regular expression that every right answer matches. It says
+    nothing of what is learned, so it is no part of the row's id.
     """
 
     form: Form
@@ -32,6 +33,7 @@ class Document:
     parts: tuple[str, ...] = ()
     group: str = ""
     alike: str = ""
+    pattern: str | None = None
 
     @property
     def learned(self) -> str:
@@ -79,7 +81,7 @@ def to_form(document: Document, form: Form, system: str | None) -> Document:
             raise _form("a conversation of several turns cannot become one prompt and one completion")
         document = replace(document, form=form, messages=(), parts=tuple(text for _, text in document.messages))
     elif form == "text" and document.form == "completion":
-        document = replace(document, form=form, parts=("".join(document.parts),))
+        document = replace(document, form=form, parts=("".join(document.parts),), pattern=None)  # text asks nothing
     elif form != document.form:
         raise _form(f"rows of the form {document.form!r} cannot become {form!r}")
     if document.messages and system and document.messages[0][0] != "system":
@@ -129,6 +131,11 @@ def _pair(ask: str, answer: str, form: Form, group: str) -> Document:
     if form == "completion":
         return Document("completion", parts=(f"{ask}\n\n", answer), group=group, alike=answer)
     return Document("chat", messages=(("user", ask), ("assistant", answer)), group=group, alike=answer)
+
+
+def paired(prompt: str, completion: str, group: str, pattern: str | None) -> Document:
+    """A prompt and its completion."""
+    return Document("completion", parts=(prompt, completion), group=group, pattern=pattern)
 
 
 def chunks(text: str, size: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.scalars import shorten
 from ingot.core.stage import Progress
 from ingot.errors import RefusedInput
 from ingot.kit.documents import Document, Form, to_form
@@ -25,6 +26,8 @@ class Row:
     def line(self) -> bytes:
         """The row as a line of JSON."""
         row = {"id": self.id, **self.document.content()}
+        if self.document.pattern is not None:
+            row["pattern"] = self.document.pattern
         return json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n"
 
 
@@ -79,6 +82,28 @@ def identified(documents: Sequence[Document], form: Form, system: str | None) ->
             hint="look at min_chars and max_chars, and at what the sources hold",
         )
     return [rows[row_id] for row_id in sorted(rows)]
+
+
+def check_patterns(rows: Sequence[Row]) -> None:
+    """RefusedInput (E-DATASET-PATTERN) where a row's own answer does not match its pattern: no answer could be right.
+
+    Also E-PATTERN and E-PATTERN-LIMIT (``kit.patterns``).
+    """
+    asked = [row.document for row in rows if row.document.pattern is not None]
+    if not asked:
+        return
+    from ingot.kit.patterns import Matcher
+
+    matcher = Matcher()
+    for document in asked:
+        if not matcher.matches(document.pattern or "", document.learned):
+            raise RefusedInput(
+                "E-DATASET-PATTERN",
+                f"the answer {shorten(document.learned)!r} does not match the pattern of its row",
+                facts=[f"pattern: {shorten(document.pattern or '')!r}"],
+                hint="a pattern holds for the whole of every right answer (Python's re.fullmatch)",
+            )
+    matcher.close()
 
 
 def divide(rows: Sequence[Row], share: float) -> dict[str, list[Row]]:

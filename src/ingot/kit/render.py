@@ -1,28 +1,20 @@
 """Chat templates, which are programs of strangers, rendered in a process of their own that can do nothing else.
 
 The sandbox of Jinja keeps a template from Python's internals, not from a loop without end or a text of gigabytes, so
-each conversation gets two seconds of CPU time and the process 512 MiB. ``python -m ingot.kit.render 2`` reads one JSON
-object a line and answers with one.
+each conversation gets two seconds of CPU time and the process 512 MiB (``kit.bounded``).
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import re
-import resource
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from ingot.errors import RefusedInput
+from ingot.kit.bounded import CPU_SECONDS, Bounded, serve
 
-CPU_SECONDS = 2
-MEMORY_BYTES = 512 << 20
 _MAX_TEXT = 32 << 20
 
 #: What a template sees as today where it insists on a date: the clock must not get into bytes or scores.
@@ -33,10 +25,7 @@ class Renderer:
     """The process that renders, started when it is first needed, and again after one that a template brought down."""
 
     def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
-        self._seconds = cpu_seconds
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        atexit.register(self.close)
+        self._process = Bounded(__name__, cpu_seconds)
 
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
         """The text of a template.
@@ -44,7 +33,9 @@ class Renderer:
         RefusedInput: E-CHAT-RENDER (the template fails), E-TEMPLATE-UNSAFE (it reaches for Python's internals),
         E-TEMPLATE-LIMIT (it takes too long, or too much memory).
         """
-        answer = self._ask(json.dumps({"source": source, "variables": dict(variables)}).encode() + b"\n")
+        answer = self._process.ask({"source": source, "variables": dict(variables)})
+        if answer is None:
+            answer = {"code": "E-TEMPLATE-LIMIT", "why": f"one conversation gets {self._process.limits}"}
         if "text" in answer:
             return str(answer["text"])
         what = {
@@ -54,63 +45,9 @@ class Renderer:
         }[answer["code"]]
         raise RefusedInput(answer["code"], f"{what}: {answer['why']}")
 
-    def _ask(self, line: bytes) -> dict[str, Any]:
-        with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(line)
-                process.stdin.flush()
-                said = process.stdout.readline()
-            except BrokenPipeError:
-                said = b""
-            if said.endswith(b"\n"):
-                answer: dict[str, Any] = json.loads(said)
-                return answer
-            self._end()
-        limits = f"one conversation gets {self._seconds} s of CPU time and {MEMORY_BYTES >> 20} MiB"
-        return {"code": "E-TEMPLATE-LIMIT", "why": limits}
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            command = [sys.executable, "-P", "-m", "ingot.kit.render", str(self._seconds)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-
     def close(self) -> None:
         """End the process."""
-        with self._lock:
-            self._end()
-
-
-def main() -> None:
-    """Answer each line of standard input with one on standard output; the argument is the CPU time of each."""
-    seconds = int(sys.argv[1])
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    for line in sys.stdin.buffer:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        # The kernel counts whole seconds since the start of the process and ends it.
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
-        sys.stdout.buffer.write(json.dumps(_answer(**json.loads(line))).encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-def _limit(which: int, value: int) -> None:
-    # A system that does not know this limit has the others.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
+        self._process.close()
 
 
 def _answer(source: str, variables: dict[str, Any]) -> dict[str, str]:
@@ -155,4 +92,4 @@ def _strftime(form: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def read_file(path: Path, format_: str, fields: Mapping[str, str] | None, where:
         if mapping is None:
             raise _row(at, f"no known fields among {', '.join(sorted(row))}; name them by 'fields'")
         try:
-            document = _document(row, mapping)
-            json.dumps(document.content(), ensure_ascii=False).encode()
+            document = replace(_document(row, mapping), pattern=_pattern(row, mapping))
+            json.dumps([document.content(), document.pattern], ensure_ascii=False).encode()
         except ValueError as error:  # also half of a surrogate pair
             raise _row(at, str(error)) from error
         yield document
@@ -112,6 +113,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {name!r} is {'missing' if value is None else 'not a text that says something'}")
     return value
+
+
+def _pattern(row: Mapping[str, Any], mapping: Mapping[str, str]) -> str | None:
+    return _text(row, mapping["pattern"]) if row.get(mapping.get("pattern", "")) is not None else None
 
 
 def conversation(value: object) -> Document:

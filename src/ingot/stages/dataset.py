@@ -1,4 +1,4 @@
-"""``dataset``: rows from local files and from Python's own documentation → train.jsonl and eval.jsonl."""
+"""``dataset``: rows from local files, Python's own documentation and templates → train.jsonl and eval.jsonl."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ingot.core.stage import Frozen, Given, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
+from ingot.stages._fields import Fields, absent
+from ingot.stages._templates import Templates
 
 if TYPE_CHECKING:
     from ingot.kit.documents import Document, Form
@@ -60,35 +62,8 @@ def _format_of(before: dict[str, Any]) -> _Format | None:
     return _SUFFIXES.get(Path(source.path).suffix) if isinstance(source, Source) and source.path else None
 
 
-class Fields(Frozen):
-    """Which field of a row means what: ``messages``, or ``text``, or a pair of two."""
-
-    messages: str | None = Field(default=None, description="a list of {role, content}")
-    prompt: str | None = None
-    completion: str | None = None
-    instruction: str | None = None
-    input: str | None = Field(default=None, description="more to the instruction, where a row has it")
-    output: str | None = None
-    text: str | None = None
-    chosen: str | None = Field(default=None, description="the better of two answers to prompt, or to messages")
-    rejected: str | None = Field(default=None, description="the worse one")
-
-    @model_validator(mode="after")
-    def _one_shape(self) -> Fields:
-        given = {name for name, value in self.model_dump().items() if value is not None}
-        pair = {"chosen", "rejected"}
-        shapes = [{"messages"}, {"text"}, {"prompt", "completion"}, {"instruction", "output"}]
-        shapes += [pair, {"prompt", *pair}, {"messages", *pair}]
-        if given - {"input"} not in shapes or ("input" in given and "instruction" not in given):
-            raise ValueError(
-                "name either messages, or text, or prompt and completion, or instruction and output, or chosen and "
-                "rejected (with the prompt or the messages that they answer)"
-            )
-        return self
-
-
 class Entry(Frozen):
-    """One source: a file, folder or glob of the project, or Python's documentation."""
+    """One source: a file, folder or glob of the project, Python's documentation, or templates."""
 
     path: Annotated[Source | None, BeforeValidator(_file, json_schema_input_type=str | Source | None)] = Field(
         default=None, description="a file, folder or glob of the project"
@@ -97,14 +72,19 @@ class Entry(Frozen):
         Source | None,
         BeforeValidator(_stdlib, json_schema_input_type=Literal["docstrings", "topics"] | Source | None),
     ] = Field(default=None, description="Python's own documentation: docstrings or topics")
+    templates: Templates | None = Field(
+        default=None, exclude_if=absent, description="rows drawn from templates and their slots"
+    )
     format: _Format | None = Field(default_factory=_format_of, description="by default that of the path's suffix")
     fields: Fields | None = Field(default=None, description="by default the usual names are tried")
     chunk_chars: int = Field(default=2000, ge=100, description="the longest piece that text is cut into")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Entry:
-        if (self.path is None) == (self.python_stdlib is None):
-            raise ValueError("needs exactly one of 'path' and 'python_stdlib'")
+        if (self.path, self.python_stdlib, self.templates).count(None) != 2:
+            raise ValueError("needs exactly one of 'path', 'python_stdlib' and 'templates'")
+        if self.templates is not None and (self.format or self.fields):
+            raise ValueError("'templates' takes no 'format' and no 'fields'")
         if self.path is not None and self.path.path is None:
             raise ValueError("'path' is a file, folder or glob of the project")
         if self.python_stdlib is not None and (self.format or self.fields or self.python_stdlib.path):
@@ -149,6 +129,9 @@ class Dataset(Stage):
     on its side when others come or go. Rows are written in the order of their ids, which are hashes of their content:
     a fixed shuffle. Duplicates are found across all sources, by the answer alone for Python's documentation
     and by the whole row otherwise; the first in the order of the sources stays.
+
+    ``templates`` make rows: each case fills the slots of its questions and draws one of its answers. SHA-256 of the
+    seed decides, so that everybody draws the same rows. A row may tell by a ``pattern`` which answers are right.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -191,9 +174,10 @@ class Dataset(Stage):
         """Build the data set.
 
         RefusedInput: E-DATASET-ROW (a malformed row, with its number), E-DATASET-FORM (rows that do not fit the form),
-        E-DATASET-EMPTY (nothing left, or too little to split).
+        E-DATASET-EMPTY (nothing left, or too little to split), E-DATASET-TEMPLATES (a question of two cases),
+        E-DATASET-PATTERN (a row whose own answer does not match its pattern).
         """
-        from ingot.kit.funnel import divide, identified, sift, write_rows
+        from ingot.kit.funnel import check_patterns, divide, identified, sift, write_rows
 
         read = []
         for document in self._read(given, progress):
@@ -211,6 +195,7 @@ class Dataset(Stage):
         rows = identified(kept, form, self.system)
         counts["exact_duplicates"] += len(kept) - len(rows)  # equal only once they have the same form
         counts["over_limit"] = max(0, len(rows) - (self.limit or len(rows)))
+        check_patterns(rows[: self.limit])
         sides = divide(rows[: self.limit], self.split.eval)
         characters = {}
         for name, side in sides.items():
@@ -222,19 +207,26 @@ class Dataset(Stage):
 
     def _nothing(self, given: Given) -> RefusedInput:
         """The refusal of sources without a row, by the names of their files."""
-        pairs = zip(self.sources, given.sources, strict=True)
+        read = [entry for entry in self.sources if entry.templates is None]
+        pairs = zip(read, given.sources, strict=True)
         files = [found for entry, snapshot in pairs if entry.path for found in _named(entry, snapshot)]
         facts = [f"{name}: {path.stat().st_size} bytes" for path, name in files[:8]]
         what = f"{files[0][1]} is empty" if len(files) == 1 else "the sources are empty"
         return RefusedInput("E-DATASET-EMPTY", what, facts=facts, hint="a data set needs rows, or text")
 
     def _read(self, given: Given, progress: Progress) -> Iterator[Document]:
-        from ingot.kit.documents import read_stdlib
+        from ingot.kit.documents import paired, read_stdlib
         from ingot.kit.rows import read_file
 
         natural: Form = "chat" if self.form == "auto" else self.form
-        for number, (entry, snapshot) in enumerate(zip(self.sources, given.sources, strict=True), 1):
+        snapshots = iter(given.sources)
+        for number, entry in enumerate(self.sources, 1):
             progress.phase(f"reading source {number} of {len(self.sources)}")
+            if entry.templates is not None:
+                for pair in entry.templates.pairs():
+                    yield paired(pair.prompt, pair.completion, pair.group, pair.pattern)
+                continue
+            snapshot = next(snapshots)
             if entry.python_stdlib is not None:
                 assert entry.python_stdlib.python_stdlib is not None
                 yield from read_stdlib(snapshot, entry.python_stdlib.python_stdlib, natural, entry.chunk_chars)

@@ -13,11 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Format, Frozen, Given, Metric, Metrics, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import (
+    Device,
+    Format,
+    Frozen,
+    Given,
+    Least,
+    Metric,
+    Metrics,
+    Progress,
+    Reproducibility,
+    Role,
+    Stage,
+)
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
     from ingot.kit.backends import Backend
+    from ingot.kit.chat import Example, Row
 
 #: What only running a candidate can tell.
 _RUN = (
@@ -34,6 +47,23 @@ class _Found:
     precision: str
     metrics: Mapping[str, Metric]
     not_measured: Mapping[str, str] = field(default_factory=dict)
+
+
+_ANSWERS = ("exact_match", "pattern_accuracy", "answers_ended")
+
+
+class Answers(Frozen):
+    """Questions that are asked: held-out prompts, answered by greedy decoding."""
+
+    documents: int = Field(
+        default=100, ge=1, le=100_000, description="held-out documents to ask, the first in content order"
+    )
+    max_tokens: int = Field(default=32, ge=1, le=131072, description="tokens after which an answer is cut")
+    pattern: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="regular expression that a right answer matches in full, for rows that have none of their own",
+    )
 
 
 class Settings(Frozen):
@@ -60,10 +90,16 @@ class Settings(Frozen):
     repeats: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3, description="timed runs after one warm-up; the median is reported"
     )
+    # Left out where it is not given, it is in no key that was there before it.
+    answers: Answers | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="questions to ask besides; null asks none",
+    )
 
     def settings(self) -> dict[str, Any]:
         """The settings alone, as plain data."""
-        return {name: getattr(self, name) for name in Settings.model_fields}
+        return self.model_dump(mode="json", include=set(Settings.model_fields))
 
 
 class Evaluate(Settings, Stage):
@@ -83,6 +119,11 @@ class Evaluate(Settings, Stage):
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The reference, which is held beside a candidate of any form."""
+        del device
+        return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Score, measure size and speed; writes evaluation.json and documents.jsonl."""
         from ingot.kit.backends import container_of
@@ -93,50 +134,81 @@ class Evaluate(Settings, Stage):
             from ingot.kit.backends import coreml
 
             facts = coreml.facts(folder)
-            not_measured = dict.fromkeys(_RUN, coreml.NOT_RUN) | facts.not_measured
+            run = _RUN if self.answers is None else _RUN + _ANSWERS
+            not_measured = dict.fromkeys(run, coreml.NOT_RUN) | facts.not_measured
             return self._write(given, out, _Found(container, facts.precision, facts.metrics, not_measured))
         backend = self._open(folder, given, progress)
-        metrics, documents = self._measure(backend, given, progress)
-        _write_documents(out / "documents.jsonl", documents)
+        metrics, documents, answers = self._measure(backend, given, progress)
+        _write_lines(out / "documents.jsonl", documents)
+        if self.answers is not None:
+            _write_lines(out / "answers.jsonl", answers)
         return self._write(given, out, _Found(container, backend.precision, metrics))
 
     def _open(self, folder: Path, given: Given, progress: Progress) -> Backend:
         from ingot.kit.backends import open_backend
 
         progress.phase("load")
-        context = max(self.max_length, self.prompt_tokens + self.generation_tokens)
+        answer = 0 if self.answers is None else self.answers.max_tokens
+        context = max(self.max_length + answer, self.prompt_tokens + self.generation_tokens)
         return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads)
 
-    def _measure(self, backend: Backend, given: Given, progress: Progress) -> tuple[dict[str, Metric], Iterable[Any]]:
+    def _measure(
+        self, backend: Backend, given: Given, progress: Progress
+    ) -> tuple[dict[str, Metric], Iterable[Any], Iterable[Any]]:
+        """The metrics, what was found of each document scored, and of each question asked."""
         from ingot.kit import measure
-        from ingot.kit.chat import read_rows
 
         folder = given.maybe("reference")
         reference = None if folder is None else self._open(folder, given, progress)
+        chosen = self._held_out(reference or backend, given, self.documents)
+        examples = [example for _, example in chosen]
+        for model in [backend] if reference is None else [backend, reference]:
+            measure.check_context(model, examples)
+        if reference is not None:
+            measure.check_same_text(backend, reference, chosen, self.max_length)
+        asked = [] if self.answers is None else self._held_out(reference or backend, given, self.answers.documents)
+        progress.phase("score")
+        scores = measure.score(backend, reference, chosen, progress)
+        del reference
+        answered, answers = self._ask(backend, asked, progress)
+        progress.phase("speed")
+        prompt = [token for example in examples for token in example.ids][: self.prompt_tokens]
+        metrics = {
+            **measure.quality(scores, self.resamples),
+            **answered,
+            **measure.size(backend),
+            **measure.speed(backend, prompt, self.generation_tokens, self.repeats),
+        }
+        return metrics, scores.documents, answers
+
+    def _held_out(self, backend: Backend, given: Given, limit: int) -> list[tuple[Row, Example]]:
+        from ingot.kit import measure
+        from ingot.kit.chat import read_rows
+
         rows = list(read_rows(given.one("data"), "eval"))
-        chosen = list(measure.held_out(reference or backend, rows, limit=self.documents, max_length=self.max_length))
+        chosen = list(measure.held_out(backend, rows, limit=limit, max_length=self.max_length))
         if not chosen:
             raise RefusedInput(
                 "E-EVAL-EMPTY",
                 f"none of the {len(rows)} held-out rows has a token to score within {self.max_length}",
                 hint="raise max_length, or the data set's split.eval",
             )
-        examples = [example for _, example in chosen]
-        for model in [backend] if reference is None else [backend, reference]:
-            measure.check_context(model, examples)
-        if reference is not None:
-            measure.check_same_text(backend, reference, chosen, self.max_length)
-        progress.phase("score")
-        scores = measure.score(backend, reference, chosen, progress)
-        del reference
-        progress.phase("speed")
-        prompt = [token for example in examples for token in example.ids][: self.prompt_tokens]
-        metrics = {
-            **measure.quality(scores, self.resamples),
-            **measure.size(backend),
-            **measure.speed(backend, prompt, self.generation_tokens, self.repeats),
-        }
-        return metrics, scores.documents
+        return chosen
+
+    def _ask(
+        self, backend: Backend, chosen: list[tuple[Row, Example]], progress: Progress
+    ) -> tuple[Mapping[str, Metric], list[Any]]:
+        if self.answers is None:
+            return {}, []
+        from ingot.kit import answers
+        from ingot.kit.patterns import Matcher
+
+        progress.phase("ask")
+        matcher = Matcher()
+        asked = answers.questions(chosen, self.answers.pattern, matcher)
+        found = answers.ask(backend, asked, self.answers.max_tokens, matcher, progress)
+        matcher.close()
+        return answers.metrics(found, self.answers.max_tokens), found
 
     def _write(self, given: Given, out: Path, found: _Found) -> Metrics:
         evaluation = {
@@ -155,7 +227,10 @@ class Evaluate(Settings, Stage):
         return found.metrics
 
 
-def _write_documents(path: Path, documents: Iterable[Any]) -> None:
-    """One line a document: its id and its sums, none of its text."""
-    lines = [json.dumps(asdict(document), sort_keys=True, allow_nan=False) + "\n" for document in documents]
+def _write_lines(path: Path, documents: Iterable[Any]) -> None:
+    """One line a document: its id and its sums, none of its text; of a question the answer too."""
+    lines = [
+        json.dumps(asdict(document), sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        for document in documents
+    ]
     path.write_text("".join(lines), encoding="utf-8")

@@ -159,6 +159,10 @@ class Prune(Stage):
         """Only a training is worth keeping."""
         return self.schedule is not None
 
+    def device_wanted(self) -> Device | None:
+        """The others compute on the CPU."""
+        return self.device if self.method == "sparsegpt" or self.schedule is not None else None
+
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """All but magnitude look at what flows through the model."""
         if self.method != "magnitude" and "calibration" not in roles:

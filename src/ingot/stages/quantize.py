@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Progress, Reproducibility, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.quant.choose import Wish
@@ -21,6 +21,10 @@ Size = Annotated[int, Field(ge=4)]
 _PACKED, _BITSANDBYTES, _CASTS = ("W8A16", "W4A16"), ("NF4", "INT8"), ("FP16", "BF16")
 #: The schemes that a method fits weights to.
 _FITTED = {"gptq": ("W8A16", "W4A16", "W8A8"), "awq": ("W8A16", "W4A16")}
+
+
+#: Bits of a weight, without scales.
+_BITS = {"W4A16": 4, "NF4": 4, "W8A16": 8, "W8A8": 8, "FP8": 8, "INT8": 8, "FP16": 16, "BF16": 16}
 
 
 class Override(Frozen):
@@ -105,6 +109,20 @@ class Quantize(Stage):
         """accelerate loads bitsandbytes' checkpoints, and runs models for llm-compressor."""
         plain = self.method == "rtn" and self.scheme not in _BITSANDBYTES
         return ("numpy", "safetensors") if plain else self.needs
+
+    def device_wanted(self) -> Device | None:
+        """Rounding to nearest uses the CPU."""
+        return None if self.method == "rtn" else self.device
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The model, for methods that run it: awq in float32; a GPU is used for a layer at a time."""
+        if self.method == "rtn" or device != "cpu":
+            return 0
+        return inputs["model"].weights * (4 if self.method == "awq" else 2)
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights in the fewest bits that are asked for."""
+        return inputs["model"].stored(min(_BITS[name] for name in (self.scheme, *(it.scheme for it in self.overrides))))
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """Which methods, schemes and roles go together."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ingot.core.stage import Device, Done, Format, Given, Least, Progress, Role
 from ingot.stages._distill import Distill, misfits
-from ingot.stages._shape import SIZES
+from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
 
 
@@ -59,10 +59,11 @@ class Recover(Training):
         return self
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The weights in float32, and a teacher beside them; see ``Stage``."""
+        """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
+        each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
         model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
-        return model * SIZES["float32"] + teacher * SIZES[self.distill.dtype]
+        return model * each + teacher * SIZES[self.distill.dtype]
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """As many weights as the model has; see ``Stage``."""

@@ -34,6 +34,18 @@ class Backend(Protocol):
         """Float32 logits that predict ``ids[first:]`` (first ≥ 1), in order, cut where ``segments`` cuts them."""
         ...
 
+    def question(self, row: Row) -> list[int]:
+        """Token ids of what a row asks, ready to be answered."""
+        ...
+
+    def ends(self, token: int) -> bool:
+        """Whether a model that says this token has ended its answer."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        ...
+
     def prefill(self, ids: Sequence[int]) -> int:
         """Forget everything, read a prompt in one go, return the likeliest next token."""
         ...

@@ -50,6 +50,18 @@ class GgufBackend:
         begin = chat.special_tokens(row)
         return chat.encode_with(lambda text: self._model.tokenize(text, bos=begin), prompt, full, max_length=max_length)
 
+    def question(self, row: chat.Row) -> list[int]:
+        """Token ids of a row's prompt by llama.cpp's tokenizer."""
+        return self._model.tokenize(chat.render(row, self.template)[0], bos=chat.special_tokens(row))
+
+    def ends(self, token: int) -> bool:
+        """Whether llama.cpp stops at this token."""
+        return self._model.ends_turn(token)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self._model.text(ids)
+
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
         self._model.forget()

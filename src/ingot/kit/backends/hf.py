@@ -31,10 +31,23 @@ class HfBackend:
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
         self.runtime = f"transformers computing in {dtype}"
         self._cache: Any = None
+        self._ends = _ends(self.model, self.tokenizer)
 
     def encode(self, row: chat.Row, max_length: int) -> chat.Example:
         """The row's token ids by the folder's tokenizer and template."""
         return chat.encode(self.tokenizer, row, max_length=max_length)
+
+    def question(self, row: chat.Row) -> list[int]:
+        """Token ids of a row's prompt by the folder's tokenizer and template."""
+        return chat.encode_prompt(self.tokenizer, row)
+
+    def ends(self, token: int) -> bool:
+        """Whether transformers' ``generate`` stops at this token, or the tokenizer calls it the end."""
+        return token in self._ends
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
@@ -68,6 +81,13 @@ class HfBackend:
                 use_cache=more or cache is not None,
                 logits_to_keep=keep,
             )
+
+
+def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: those of the model's generation settings, and the tokenizer's."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ends = found if isinstance(found, list) else [found]
+    return frozenset(int(token) for token in (*ends, tokenizer.eos_token_id) if token is not None)
 
 
 def precision(folder: Path, config: dict[str, Any]) -> str:

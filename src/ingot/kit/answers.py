@@ -1,0 +1,134 @@
+"""Ask a model questions and compare its answers: exactly, and with a pattern of what is right.
+
+A question is a row's prompt, as the candidate's own template and tokenizer give it. The answer is what greedy decoding
+adds to it, one token after the other, until a token that ends a turn or ``max_tokens``. White space around an answer
+does not count, and an answer of nothing else is never right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ingot.core.stage import Metric, Progress
+from ingot.errors import RefusedInput
+from ingot.kit.backends import Backend
+from ingot.kit.bootstrap import share_interval
+from ingot.kit.chat import Example, Row
+from ingot.kit.patterns import Matcher
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered; ``ended`` by itself, ``pattern`` None where nothing in the data set tells a pattern."""
+
+    id: str
+    answer: str
+    tokens: int
+    ended: bool
+    exact: bool
+    pattern: bool | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row that asks something; ``pattern`` is what every right answer matches, None: only ``wanted`` is right."""
+
+    row: Row
+    wanted: str
+    pattern: str | None
+
+
+def questions(chosen: Sequence[tuple[Row, Example]], pattern: str | None, matcher: Matcher) -> list[Question]:
+    """The questions of rows; the row's own pattern goes before ``pattern``.
+
+    RefusedInput: E-EVAL-ANSWERS for rows of plain text, E-EVAL-PATTERN where the row's own answer does not match,
+    E-PATTERN and E-PATTERN-LIMIT for a pattern that cannot be used.
+    """
+    found = []
+    for row, _ in chosen:
+        if "messages" not in row and "prompt" not in row:
+            raise RefusedInput(
+                "E-EVAL-ANSWERS",
+                "the rows of the data set are plain text, so there is nothing to ask",
+                hint="leave 'answers' out, or use a data set of prompts and completions or of chats",
+            )
+        wanted = str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
+        its = str(row["pattern"]) if row.get("pattern") is not None else pattern
+        if its is not None and not matcher.matches(its, wanted):
+            raise RefusedInput(
+                "E-EVAL-PATTERN",
+                f"the answer in row {row.get('id')} does not match its own pattern, so none could be right",
+                hint="a pattern holds for the whole of every right answer (Python's re.fullmatch)",
+            )
+        found.append(Question(row, wanted, its))
+    return found
+
+
+def ask(
+    backend: Backend, asked: Sequence[Question], max_tokens: int, matcher: Matcher, progress: Progress
+) -> list[Answer]:
+    """The answers of a model, in the order of the questions.
+
+    RefusedInput (E-EVAL-CONTEXT) where a question and an answer of ``max_tokens`` do not fit its context.
+    """
+    answers: list[Answer] = []
+    for number, question in enumerate(asked, 1):
+        ids = backend.question(question.row)
+        if len(ids) + max_tokens > backend.context:
+            raise RefusedInput(
+                "E-EVAL-CONTEXT",
+                f"a question of {len(ids)} tokens and an answer of {max_tokens} do not fit the context of "
+                f"{backend.context}",
+                hint="set answers.max_tokens, or max_length, to less",
+            )
+        tokens, ended = generate(backend, ids, max_tokens)
+        answers.append(_judged(question, backend.text(tokens), (len(tokens), ended), matcher))
+        right = sum(answer.exact if answer.pattern is None else answer.pattern for answer in answers)
+        progress(number, len(asked), "questions", right=right / number)
+    return answers
+
+
+def generate(backend: Backend, ids: Sequence[int], most: int) -> tuple[list[int], bool]:
+    """At most ``most`` tokens of greedy decoding, and whether the model ended by itself; its end token is left out."""
+    found: list[int] = []
+    token = backend.prefill(ids)
+    while not backend.ends(token):
+        found.append(token)
+        if len(found) == most:
+            return found, False
+        token = backend.step(token)
+    return found, True
+
+
+def _judged(question: Question, text: str, length: tuple[int, bool], matcher: Matcher) -> Answer:
+    said = text.strip()
+    exact = bool(said) and said == question.wanted.strip()
+    matched = None
+    if question.pattern is not None:
+        matched = bool(said) and matcher.matches(question.pattern, said)
+    return Answer(str(question.row.get("id", "")), text, *length, exact, matched)
+
+
+def metrics(answers: Sequence[Answer], max_tokens: int) -> dict[str, Metric]:
+    """The shares of right answers, each with its 95 % interval; that of patterns where a row has one.
+
+    A row without a pattern counts there as right when it is exactly the answer of the data set.
+    """
+    how = f"greedy answers to held-out prompts, at most {max_tokens} tokens"
+
+    def share(right: Callable[[Answer], bool], what: str) -> Metric:
+        count = sum(map(right, answers))
+        method = f"share of {how}, {what}; 95 % interval: Wilson's"
+        return Metric(count / len(answers), "1", method, len(answers), share_interval(count, len(answers)))
+
+    found = {
+        "exact_match": share(lambda answer: answer.exact, "that are the answer of the data set"),
+        "answers_ended": share(lambda answer: answer.ended, "that the model ended by itself"),
+    }
+    if any(answer.pattern is not None for answer in answers):
+        found["pattern_accuracy"] = share(
+            lambda answer: answer.exact if answer.pattern is None else answer.pattern,
+            "that match the pattern of their row in full",
+        )
+    return found
