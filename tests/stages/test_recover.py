@@ -212,3 +212,6 @@ def test_a_tied_model_stays_tied(data: Path, stories: Path, tmp_path: Path) -> N
     assert "lm_head.weight" not in state(recovered)
     assert shares(recovered) == shares(out)
     assert metrics["embeddings_sparsity"].value == metrics["sparsity"].value
+    error = failure(RefusedInput, SHORT | {"method": "lora"}, {"model": out, "data": data}, tmp_path / "lora")
+    assert error.code == "E-RECOVER-DENSE"
+    assert "model.embed_tokens" in error.facts[0]

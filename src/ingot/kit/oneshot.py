@@ -77,7 +77,7 @@ def apply(
                 "E-ONESHOT",
                 "llm-compressor could not process the model",
                 facts=[f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", *warnings[-2:]],
-                hint="models of the Llama kind are known to work; 'method: wanda' or 'magnitude' needs no tracing",
+                hint="models of the Llama kind are known to work; other methods need no tracing of the model",
             ) from error
         finally:
             _release(model)

@@ -61,18 +61,18 @@ def prepare(folder: Path, device: torch.device, *, lora: tuple[int, float] | Non
     """The model of a folder, ready to be trained: ``lora`` (rank, alpha) or the weights themselves.
 
     ``everything``: all weights learn, not only those of modules that have zeros.
-    RefusedInput: E-QUANTIZED; E-RECOVER-DENSE when no module has a zero to hold.
+    RefusedInput: E-QUANTIZED; E-RECOVER-DENSE when no module has a zero to hold (for lora, no linear layer).
     """
     layers.refuse_quantized(folder, "recover")
     names = hf.tensor_names(folder)
     prunable = Prunable(tuple(layers.linear_weights(folder, names)), tuple(layers.embedding_weights(folder, names)))
     model = hf.load_model(folder, "float32").to(device)
     held = Held.of(model, prunable.all)
-    if not held.masks:
+    if not set(held.masks) & set(prunable.all if lora is None else prunable.linear):
         raise RefusedInput(
             "E-RECOVER-DENSE",
             "the model has no zeros to hold",
-            facts=[f"{len(prunable.all)} linear layers and embeddings, none with a weight that is zero"],
+            facts=[f"{len(prunable.all)} linear layers and embeddings, with zeros: {', '.join(held.masks) or 'none'}"],
             hint="prune it first ('kind: prune'), or train it with 'kind: full' or 'kind: adapter'",
         )
     found = holding.patterns(held, _listed(folder))
