@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Reproducibility, Role, Stage
+from ingot.core.stage import Device, Keyless, Reproducibility, Role, Stage
 
 
 class Training(Stage):
@@ -78,8 +78,9 @@ class Training(Stage):
     keep: Literal["best", "last"] = Field(
         default="best", description="Which weights are the result: of the scoring with the lowest loss, or the last"
     )
-    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="Seconds between checkpoints from which an ended run goes on; 0: after every step"
+    checkpoint_every: Annotated[float, Field(ge=0), Keyless()] = Field(
+        default=60.0,
+        description="Seconds between checkpoints from which an ended run goes on; 0: after every step. In no key",
     )
 
     @model_validator(mode="after")

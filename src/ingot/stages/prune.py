@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Keyless, Least, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Learning(Frozen):
         default=32, description="Held-out documents scored before and after"
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Orders the documents")
-    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="Seconds between checkpoints from which an ended run goes on"
+    checkpoint_every: Annotated[float, Field(ge=0), Keyless()] = Field(
+        default=60.0, description="Seconds between checkpoints from which an ended run goes on. In no key"
     )
 
 
