@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -111,8 +111,12 @@ class Role:
     either: bool = False
 
 
-#: What a kind measures: (metric, unit, when it is measured). Capitals in a name stand for several names.
-Measure = tuple[str, str, str]
+class Measure(NamedTuple):
+    """A metric of a kind, in the words of ``docs/kinds.md``; capitals in its name stand for several names."""
+
+    metric: str
+    unit: str
+    when: str = "always"
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ class Stage(Frozen):
     reuses: ClassVar[bool] = False
     #: Whether it goes on where an attempt at the same key was ended (``Given.checkpoints``).
     resumes: ClassVar[bool] = False
-    #: What it measures, for people: ``docs/kinds.md`` is made of it.
+    #: What it measures, in the order in which people read it.
     measures: ClassVar[tuple[Measure, ...]] = ()
 
     def reproduces(self) -> Reproducibility:
