@@ -125,7 +125,7 @@ def test_wanda_without_calibration_is_found_when_the_spec_is_read(folder: Folder
 def test_a_placeholder_of_nothing_is_found_when_the_spec_is_read(folder: Folder) -> None:
     good = "c: {kind: command, command: [cp, '{d}/train.jsonl', '{out}'], env: {T: '{scratch}'}, from: {d: d}}"
     folder.load(head(DATA, good))
-    known = "names no input of this target; known: {d}, {out}, {scratch}, {threads}"
+    known = "names no input of this target; known: {checkpoints}, {d}, {out}, {scratch}, {threads}"
     assert lines(folder, DATA, good.replace("{out}", "{outt}")) == [
         f"E-SPEC-VALUE targets.c.command: the placeholder {{outt}} {known}"
     ]
