@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ingot.core import stage
 from ingot.core.spec import ResolvedSpec, load_spec
-from ingot.core.stage import Files, Format, Frozen, Hidden, Reproducibility, Role, Source, Stage
+from ingot.core.stage import Device, Files, Format, Frozen, Hidden, Reproducibility, Role, Source, Stage
 from ingot.errors import SpecError
 
 
@@ -159,9 +159,24 @@ class Node(Stage):
     z: float = 0.5
 
 
+class Trained(Stage):
+    """As reproducible as the device that it names; goes on where it was ended."""
+
+    kind: ClassVar[str] = "trained"
+    reproducibility: ClassVar[Reproducibility] = "seeded"
+    resumes: ClassVar[bool] = True
+    device: Device = "auto"
+
+    def reproduces(self) -> Reproducibility:
+        return "seeded" if self.device == "cpu" else "device_dependent"
+
+    def device_wanted(self) -> Device:
+        return self.device
+
+
 KINDS: dict[str, type[Stage]] = {
     kind.kind: kind
-    for kind in (Fetch, Dataset, Convert, Adapter, Merge, Prune, Gguf, Evaluate, Report, Command, Orphan, Node)
+    for kind in (Fetch, Dataset, Convert, Adapter, Merge, Prune, Gguf, Evaluate, Report, Command, Orphan, Node, Trained)
 }
 
 CHAIN = """\

@@ -169,7 +169,7 @@ def test_the_same_key_with_other_bytes_is_told(chain: Sandbox) -> None:
     append(chain, "s:b", target="s:one")
     append(chain, "s:b", target="s:two", digest="d" * 64, files=receipts(chain)["s:a"]["files"])
     text = shown(chain, "s:one", "s:two")
-    assert text.endswith("the same key gave other bytes: the kind is device_dependent\n")
+    assert text.endswith("the same key gave other bytes: it is device dependent with these parameters\n")
 
 
 def test_targets_of_two_specs_compare_what_the_specs_say(variants: Sandbox) -> None:

@@ -54,6 +54,15 @@ def test_a_package_that_is_there_is_named_once() -> None:
     assert details == ["numpy 1, torch 1 for gguf", "gguf 1 for gguf", "as above for gguf"]
 
 
+def test_a_gpu_is_looked_for_where_it_is_asked_for() -> None:
+    nodes = [node(device="cuda"), node("b", device="auto"), node("c")]
+    (absent,) = doctor.device(nodes, lambda: False)
+    assert (absent.word, absent.detail) == ("missing", "none to be seen, for s:a")
+    (there,) = doctor.device(nodes, lambda: True)
+    assert (there.word, there.detail) == ("ok", "for s:a")
+    assert list(doctor.device(nodes[1:], lambda: False)) == []
+
+
 def test_a_program_is_looked_for_on_path() -> None:
     nodes = [node(programs={"sox": ("sox", "--version")})]
     (absent,) = doctor.programs(nodes, lambda _name: None)

@@ -20,6 +20,7 @@ from ingot.core import spec as spec_module
 from ingot.core import spec_cache
 from ingot.core.graph import Node, SpecGraph, from_json, to_json
 from ingot.core.instances import topological
+from ingot.core.plan import Planned
 from ingot.core.spec_cache import load_graphs
 from ingot.errors import SpecError
 from speckit import CHAIN, Folder, kinds_in_use
@@ -68,6 +69,19 @@ def test_nodes_of_a_chain(folder: Folder) -> None:
     assert by_name["weights"].network
     assert by_name["gguf@Q4_0"].params == {"type": "Q4_0"}
     assert by_name["gguf@Q4_0"].group == "gguf"
+
+
+def test_reproducibility_follows_from_parameters_and_the_seed_from_the_kind(folder: Folder) -> None:
+    nodes = graph(folder, "one: {kind: trained}", "two: {kind: trained, device: cpu}", "data: {kind: fetch}")
+    one, two, data = nodes.values()
+    assert [(it.reproducibility, it.seed, it.device, it.resumes) for it in (one, two, data)] == [
+        ("device_dependent", 9, "auto", True),
+        ("seeded", 9, "cpu", True),
+        ("deterministic", None, None, False),
+    ]
+    # What can come out differently elsewhere is built again where its bytes are lost; else its digest holds.
+    lost = [Planned(it, "stale", key="k", receipt={"digest": "d"}) for it in (one, two, data)]
+    assert [item.identity for item in lost] == [None, None, "d"]
 
 
 def test_implied_targets(folder: Folder) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from ingot.core import weights_facts
 from ingot.core.rederive import derive, disagreements
 from ingot.core.stage import Metric
-from ingot.core.weights_facts import Tensor, facts_of, read_gguf, zeros
+from ingot.core.weights_facts import Tensor, crowded, facts_of, read_gguf, zeros
 from stagekit import digest_of, run_stage
 
 
@@ -41,6 +42,22 @@ def test_zeros_are_counted_as_a_loop_counts_them(tmp_path: Path, dtype: str, pac
     safetensors(tmp_path / "model.safetensors", {"w": (dtype, [len(values)], raw)})
     (tensor,) = facts_of(tmp_path).tensors
     assert zeros(tensor) == sum(value == 0 for value in values)
+
+
+def test_crowded_blocks_are_counted_as_a_loop_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over more than one piece, with -0.0, and with a block size that no piece of a round size divides."""
+    values = [0.0 if (place * 7919) % 5 < 2 else -0.0 if place % 11 == 0 else 1.5 for place in range(3 * 7 * 1000)]
+    monkeypatch.setattr(weights_facts, "_CHUNK", 10_000)
+    raw = b"".join(struct.pack("<e", value) for value in values)
+    safetensors(tmp_path / "model.safetensors", {"w": ("F16", [len(values)], raw)})
+    (tensor,) = facts_of(tmp_path).tensors
+    for keep, block in ((1, 3), (2, 3), (4, 7), (6, 21)):
+        blocks = [values[at : at + block] for at in range(0, len(values), block)]
+        expected = sum(sum(value != 0 for value in one) > keep for one in blocks)
+        assert crowded(tensor, keep, block) == expected > 0
+    for keep, block in ((2, 11), (3, 3), (0, 4)):
+        with pytest.raises(ValueError, match="cannot hold"):
+            crowded(tensor, keep, block)
 
 
 def test_zeros_of_packed_weights_are_refused() -> None:
@@ -118,7 +135,7 @@ class Chain:
         weights.mkdir()
         (weights / "model.gguf").write_bytes(gguf_file.read_bytes())
         self.base, self.converted = self.run("convert", {"to": "hf", "dtype": "bfloat16"}, tmp_path, model=weights)
-        prune = {"method": "magnitude", "sparsity": 0.3}
+        prune = {"method": "magnitude", "sparsity": {"attention": 0.3}, "pattern": {"gate_proj": "2:4"}}
         self.pruned, self.prune = self.run("prune", prune, tmp_path, model=self.base)
         _, self.quantize = self.run("quantize", {"scheme": "W8A16"}, tmp_path, model=self.pruned)
         _, self.gguf = self.run("gguf", {"type": "Q8_0"}, tmp_path, model=self.pruned)
@@ -136,7 +153,17 @@ def chain(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain
 
 EXPECTED = {
     "converted": {"parameters", "tensors", "weight_bytes", "bits_per_weight"},
-    "prune": {"zeros", "sparsity", "sparsity_lowest", "sparsity_highest", "pruned_parameters", "pruned_layers"},
+    "prune": {
+        "zeros",
+        "sparsity",
+        "sparsity_lowest",
+        "sparsity_highest",
+        "pruned_parameters",
+        "pruned_layers",
+        "attention_sparsity",
+        "feed_forward_sparsity",
+        "crowded_blocks",
+    },
     "quantize": {"weight_bytes", "bits_per_weight", "compression"},
     "gguf": {"bytes", "parameters", "bits_per_weight", "compression", "tensors_q8_0", "tensors_f32"},
 }
@@ -156,7 +183,7 @@ def test_any_other_number_disagrees(chain: Chain, name: str) -> None:
     derived = derive(receipt, chain.folders.get)
     for metric in EXPECTED[name]:
         value = receipt["metrics"][metric]["value"]
-        lie = receipt | {"metrics": {metric: {"value": value * 1.0001}}}
+        lie = receipt | {"metrics": {metric: {"value": value * 1.0001 or 1}}}
         assert len(disagreements(lie, derived)) == 1, metric
 
 

@@ -85,11 +85,17 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("merge", {}, "model", ("adapter",)),
     ("prune", {"method": "magnitude", "sparsity": 0.5}, "model", ()),
     ("prune", {"method": "wanda", "sparsity": 0.5}, "model", ("calibration",)),
+    ("prune", {"method": "sparsegpt", "sparsity": 0.5}, "model", ("calibration",)),
+    ("prune", {"method": "depth", "drop_layers": 1}, "model", ("calibration",)),
+    ("recover", {"steps": 1}, "model", ("data",)),
+    ("recover", {"steps": 1}, "teacher", ("model", "data")),
     ("quantize", {}, "model", ()),
+    ("quantize", {"method": "gptq"}, "model", ("calibration",)),
     ("gguf", {"type": "F16"}, "model", ()),
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),
     ("coreml", {"sequence_lengths": [16]}, "model", ()),
+    ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
 )
@@ -99,7 +105,8 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
 def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A sound input for each role."""
     folder = tmp_path_factory.mktemp("good")
-    model = chat_model(stories, folder / "model")
+    dense = chat_model(stories, folder / "dense")
+    model, _ = run_stage("prune", {"sparsity": 0.05}, {"model": dense}, folder, name="model")  # recover wants zeros
     rows = dataset(folder / "rows")
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
     return {
@@ -117,8 +124,9 @@ def test_every_kind_that_reads_a_model_is_here() -> None:
         (kind, role)
         for kind in kinds()
         for role, what in load_kind(kind).inputs.items()
-        # A report reads evaluations only, a command is the user's own, and an importance matrix is no model.
-        if {"hf", "gguf", "any"} & set(what.accepts) and kind not in {"report", "command"} and role != "imatrix"
+        # A report reads evaluations only, a command is the user's own, pack reads bytes, and an importance matrix is
+        # no model.
+        if {"hf", "gguf", "any"} & set(what.accepts) and kind not in {"report", "command", "pack"} and role != "imatrix"
     }
     assert found == {(kind, role) for kind, _params, role, _others in READERS}
 
@@ -176,7 +184,12 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "model.gguf").write_bytes(BAD_GGUFS[what])
-    for kind, inputs in (("convert", {"model": bad}), ("evaluate", {"candidate": bad, "data": good["data"]})):
+    readers = (
+        ("convert", {"model": bad}),
+        ("evaluate", {"candidate": bad, "data": good["data"]}),
+        ("calibrate", {"model": bad, "data": good["data"]}),
+    )
+    for kind, inputs in readers:
         with pytest.raises(RefusedInput) as caught:
             run_stage(kind, {}, inputs, tmp_path, name=kind)
         assert caught.value.code.startswith("E-GGUF-")
@@ -184,7 +197,7 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
     done = subprocess.run(chat, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(caught.value.code)
-    cases(3)
+    cases(4)
 
 
 @pytest.mark.fault("M1", "a pickle under any name is fetched")

@@ -92,7 +92,7 @@ def test_it_writes_only_below_out_and_leaves_its_inputs_alone(kind: str, two_run
 def test_two_runs_give_one_digest_or_the_kind_says_why_not(kind: str, two_runs: tuple[Results, Results]) -> None:
     if load_kind(kind).reproducibility == "device_dependent":
         # Kinds that measure speed, run a program of which nothing is known, or add in the order of the processor.
-        assert kind in {"command", "evaluate", "imatrix"}
+        assert kind in {"calibrate", "command", "evaluate", "imatrix"}
     if kind not in {"command", "evaluate"}:  # on one machine the order is one
         assert two_runs[0][kind]["digest"] == two_runs[1][kind]["digest"]
 
@@ -107,6 +107,17 @@ def test_metrics_say_their_unit_and_how_they_were_measured(kind: str, two_runs: 
         assert metric["unit"], name
         assert metric["method"], name
         assert isinstance(metric["value"], int | float), name
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_it_says_at_the_least_is_never_more_than_it_takes(kind: str, two_runs: tuple[Results, Results]) -> None:
+    """Else a chain that could run would be refused."""
+    found = two_runs[0][kind]
+    (size, weights), (written, elements) = found["floor"], found["written"]
+    assert size <= written
+    assert weights <= elements or kind == "quantize", "which packs several weights into one number"
+    least, peak = found["memory"]
+    assert least <= peak
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -255,3 +255,115 @@ def test_resolved_parameters_say_everything_and_survive_json() -> None:
     assert (dumped["min_chars"], dumped["max_chars"]) == (80, 2000)
     assert kind.model_validate_json(json.dumps(dumped), strict=True) == first
     assert [pointer for pointer, _ in first.found_sources()] == ["/sources/0/path", "/sources/1/python_stdlib"]
+
+
+USER, GOOD, BAD = turn("role", "user", "q"), turn("role", "assistant", "good"), turn("role", "assistant", "bad")
+SYSTEM = turn("role", "system", "Be brief.")
+OF_TEXTS, OF_MESSAGES = (
+    {**asked, "chosen": "good", "rejected": "bad"} for asked in ({"prompt": "q"}, {"messages": [USER]})
+)
+PREFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "texts": (OF_TEXTS, OF_TEXTS),
+    "a question": ({"question": "q", "chosen": "good", "rejected": "bad"}, OF_TEXTS),
+    "messages and texts": (OF_MESSAGES, OF_MESSAGES),
+    "a prompt of messages": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, OF_MESSAGES),
+    "whole conversations": (
+        {"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        {"messages": [SYSTEM, USER], "chosen": "good", "rejected": "bad"},
+    ),
+    "whole conversations, their prompt, and one of them again": (
+        {"prompt": "q", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8.5},
+        OF_MESSAGES,
+    ),
+    "a prompt as text and answers as messages": ({"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, OF_MESSAGES),
+    "from and value": (
+        {
+            "chosen": [turn("from", "human", "q"), turn("from", "gpt", "good")],
+            "rejected": [turn("from", "human", "q"), turn("from", "gpt", "bad")],
+        },
+        OF_MESSAGES,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PREFERENCES)
+def test_preferences_in_each_usual_spelling(what: str, tmp_path: Path) -> None:
+    row, expected = PREFERENCES[what]
+    out, _ = build(tmp_path, jsonl(tmp_path / "x.jsonl", [row]), split={"eval": 0})
+    assert json.loads((out / "dataset.json").read_text())["form"] == "preference"
+    (found,) = read(out, "train")
+    assert {name: value for name, value in found.items() if name != "id"} == expected
+
+
+def preferences(count: int) -> Rows:
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]}
+        for row in pairs(count)
+    ]
+
+
+def test_preferences_are_filtered_counted_and_split_by_their_prompt(tmp_path: Path) -> None:
+    same = {"prompt": "p", "chosen": "the same answer", "rejected": "the same answer"}
+    short = {"prompt": "p", "chosen": "a long enough answer", "rejected": "no"}
+    other = [{**row, "rejected": row["rejected"].upper()} for row in preferences(40)]
+    rows = [*preferences(40), *other, same, same, short, preferences(1)[0]]
+    out, metrics = build(tmp_path, jsonl(tmp_path / "x.jsonl", rows), min_chars=3, dedup=None, split={"eval": 0.4})
+    found = {name: metrics[f"documents_{name}"] for name in ("read", "same_answers", "too_short", "exact_duplicates")}
+    assert found == {"read": 84, "same_answers": 2, "too_short": 1, "exact_duplicates": 1}
+    train, held_out = ({row["prompt"] for row in read(out, split)} for split in ("train", "eval"))
+    assert train
+    assert held_out
+    assert not train & held_out
+    assert metrics["characters_train"] == sum(
+        len(row["prompt"] + row["chosen"] + row["rejected"]) for row in read(out, "train")
+    )
+
+
+def test_preferences_can_become_what_was_chosen(tmp_path: Path) -> None:
+    chosen = {row["chosen"] for row in preferences(3)}
+    source = jsonl(tmp_path / "x.jsonl", [OF_MESSAGES, *preferences(3)])
+    chats, _ = build(tmp_path, source, "chats", form="chat", dedup=None, split={"eval": 0})
+    assert {row["messages"][-1]["content"] for row in read(chats, "train")} == {"good", *chosen}
+    only = jsonl(tmp_path / "y.jsonl", preferences(3))
+    completions, _ = build(tmp_path, only, "completions", form="completion", dedup=None, split={"eval": 0})
+    assert {row["completion"] for row in read(completions, "train")} == chosen
+
+
+def test_a_system_message_is_put_before_a_preference_of_messages(tmp_path: Path) -> None:
+    out, _ = build(tmp_path, jsonl(tmp_path / "x.jsonl", [OF_MESSAGES]), system="Be brief.", split={"eval": 0})
+    assert read(out, "train")[0]["messages"] == [SYSTEM, USER]
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"prompt": "q", "chosen": "good"}, "no known fields among chosen, prompt"),
+        ({"prompt": "q", "chosen": "good", "rejected": None}, "the field 'rejected' is missing"),
+        ({"prompt": "q", "chosen": "good", "rejected": " "}, "'rejected' is not a text that says something"),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": "bad"}, "'chosen' is not a text"),
+        ({"chosen": "good", "rejected": "bad"}, "there is no prompt"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "nothing is asked before the two answers"),
+        ({"chosen": [USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "answer different conversations"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, USER]}, "the last message of 'rejected' is not an answer"),
+        ({"messages": [USER, GOOD], "chosen": "good", "rejected": "bad"}, "nothing is asked before"),
+    ],
+)
+def test_a_row_that_is_no_preference_is_refused_with_its_number(row: dict[str, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(RefusedInput, match=what) as caught:
+        build(tmp_path, jsonl(tmp_path / "x.jsonl", [OF_TEXTS, row]), dedup=None)
+    assert caught.value.code == "E-DATASET-ROW"
+    assert "data/x.jsonl:2: " in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("rows", "params"),
+    [
+        ([OF_TEXTS, {"prompt": "q", "completion": "a"}], {}),
+        ([{"prompt": "q", "completion": "a"}], {"form": "preference"}),
+        ([OF_TEXTS], {"form": "text"}),
+    ],
+)
+def test_preferences_and_other_rows_do_not_mix(rows: Rows, params: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RefusedInput) as caught:
+        build(tmp_path, jsonl(tmp_path / "x.jsonl", rows), dedup=None, **params)
+    assert caught.value.code == "E-DATASET-FORM"

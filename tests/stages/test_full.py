@@ -115,6 +115,7 @@ def test_a_name_that_no_weight_has_is_refused_with_those_there_are(inputs: dict[
     assert "self_attn" in error.facts[0]
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 def test_a_quantized_model_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     quantized, _ = run_stage("quantize", {}, {"model": inputs["model"]}, tmp_path, name="quantized")
     assert refusal({}, {**inputs, "model": quantized}, tmp_path).code == "E-QUANTIZED"
@@ -156,10 +157,10 @@ def test_what_cannot_be_is_refused_with_the_spec(params: dict[str, Any], what: s
 
 
 def test_what_a_training_holds_is_planned_by_arithmetic() -> None:
-    found = {"model": Least(bytes=2000, weights=1000), "teacher": Least(bytes=600, weights=300)}
+    found = {"model": Least(bytes=2_000_000, weights=1_000_000), "teacher": Least(bytes=1, weights=300_000)}
     stage = stage_of("full", FAST)
-    assert stage.least_memory(found, "cpu") == 16 * 1000 + 2 * 300
-    assert stage.least_output(found) == Least(2000, 1000)
+    assert stage.least_memory(found, "cpu") == 16 * 999_000 + 2 * 299_700
+    assert stage.least_output(found) == Least(2 * 999_000, 999_000)
     part = stage_of("full", {**FAST, "train": ["norm"], "weights": "float32"})
-    assert part.least_memory(found, "cpu") == 4 * 1000 + 2 * 300
-    assert part.least_output(found) == Least(4000, 1000)
+    assert part.least_memory(found, "cpu") == 4 * 999_000 + 2 * 299_700
+    assert part.least_output(found) == Least(4 * 999_000, 999_000)

@@ -305,8 +305,8 @@ def test_a_damaged_input_is_noticed_in_the_read(tiny: Path, tmp_path: Path) -> N
 
 
 def test_a_quantized_checkpoint_is_dequantized(tiny: Path, tmp_path: Path) -> None:
-    from ingot.kit.compressed import iter_plain_tensors
     from ingot.kit.hf import write_safetensors
+    from ingot.kit.quant.plain import iter_plain_tensors
 
     quantized, _ = run_stage("quantize", {"scheme": "W8A16"}, {"model": tiny}, tmp_path, name="quantized")
     out, metrics = run_stage("gguf", {"type": "Q4_0"}, {"model": quantized}, tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 from ingot.core.stage import Done, Given, Least
 from ingot.errors import RefusedInput
 from ingot.kit import hf, student
-from ingot.stages._shape import PRESETS, Shape
+from ingot.stages._shape import PRESETS, TRAINED_BYTES, Shape
+from projectkit import Sandbox
 from stagekit import Recorder, digest_of, run_done, run_stage, stage_of
 from tinymodels import dataset, logits, state
 
@@ -116,7 +118,7 @@ def test_what_a_training_holds_is_planned_by_arithmetic() -> None:
     count = 8_030_261_248
     assert stage.least_memory({}, "cpu") == 16 * count
     taught = {"teacher": Least(bytes=1, weights=1000)}
-    assert stage.least_memory(taught, "cuda") == 16 * count + 2000
+    assert stage.least_memory(taught, "cuda") == 16 * count + 2 * 999
     assert stage.least_output({}) == Least(2 * count, count)
     unknown = stage_of("student", {"preset": "8b", "steps": 1, "optimizer": "adamw_8bit"})
     assert unknown.least_memory({}, "cpu") == 10 * (count - 2 * 128_256 * 4096), "the embedding is not known yet"
@@ -203,6 +205,47 @@ def test_an_ended_training_goes_on_to_the_same_bytes(
         assert (tmp_path / "second" / file).read_bytes() == (trained[0] / file).read_bytes(), file
 
 
+def test_activations_that_are_computed_again_change_no_byte(
+    trained: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls = [0]
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        return forward(self, *args)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    digests, counts = [], []
+    for again in (False, True):
+        calls[0] = 0
+        params = {**PUPIL, "steps": 3, "eval_documents": 0, "gradient_checkpointing": again}
+        params["distill"] = {"dtype": "float32", "hidden_weight": 0.5}
+        inputs = {"data": data, "tokenizer": trained[0], "teacher": trained[0]}
+        out, _ = run_stage("student", params, inputs, tmp_path, seed=7, threads=1, name=str(again))
+        digests.append(digest_of(out))
+        counts.append(calls[0])
+    assert digests[0] == digests[1]
+    assert counts[1] > counts[0], "the forward pass of each layer ran twice"
+
+
+def test_a_chain_that_no_machine_can_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
+    sandbox = Sandbox.make(tmp_path)
+    sandbox.file("specs/a.txt", "to be or not to be " * 50)
+    huge = "layers: 1024, width: 65536, heads: 512, vocabulary: 1024, steps: 1, device: cpu"
+    sandbox.spec(
+        "targets:\n  texts: {kind: dataset, sources: [{path: a.txt}]}\n"
+        "  tokens: {kind: tokenizer, from: {data: texts}, vocab_size: 512}\n"
+        f"  big: {{kind: student, from: {{data: texts, tokenizer: tokens}}, {huge}}}\n"
+    )
+    printed = sandbox.ok("plan")
+    shape = Shape(1024, 65_536, 512, 512, 174_784, 512, 10_000.0, tied=True)
+    assert "E-MEMORY: s:big needs at least" in printed
+    assert f"{16 * shape.parameters(1024) / 1e12:.2f} TB" in printed
+
+
 def test_more_rows_than_tokens_and_not_fewer(data: Path, tokenizer: Path, tmp_path: Path) -> None:
     inputs = {"data": data, "tokenizer": tokenizer}
     params = {**FAST, "steps": 1, "eval_documents": 0}
@@ -244,20 +287,21 @@ def taught(trained: tuple[Path, Any], data: Path, tmp_path: Path, **distill: Any
     return run_stage("student", params, inputs, tmp_path, seed=7, threads=1, name="-".join(["out", *distill]))
 
 
-def to_teacher(out: Path, teacher: Path, data: Path) -> float:
-    """KL(teacher ‖ student) in float64, a document at a time."""
+def held_out(out: Path, teacher: Path, data: Path) -> tuple[float, float]:
+    """KL(teacher ‖ student) and the student's loss in float64, a document at a time."""
     from ingot.kit import chat
 
     mine, theirs = hf.load_model(out, "float32"), hf.load_model(teacher, "float32")
     tokens = hf.load_tokenizer(out)
-    total = count = 0.0
+    apart = nll = count = 0.0
     for row in chat.read_rows(data, "eval"):
         ids = torch.tensor([chat.encode(tokens, row, max_length=96).ids])
         with torch.no_grad():
             p, q = (model(input_ids=ids).logits[0, :-1].double().log_softmax(-1) for model in (theirs, mine))
-        total += float((p.exp() * (p - q)).sum())
+        apart += float((p.exp() * (p - q)).sum())
+        nll -= float(q.gather(1, ids[0, 1:, None]).sum())
         count += ids.shape[1] - 1
-    return total / count
+    return apart / count, nll / count
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(trained: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
@@ -266,8 +310,10 @@ def test_a_distilled_student_comes_closer_to_its_teacher(trained: tuple[Path, An
         "student", PUPIL, {"data": data, "tokenizer": trained[0]}, tmp_path, seed=7, threads=1, name="alone"
     )
     after = metrics["teacher_kl_after"]
-    assert after.value == pytest.approx(to_teacher(out, trained[0], data), rel=1e-4)
-    assert after.value < 0.8 * to_teacher(alone, trained[0], data)
+    apart, nll = held_out(out, trained[0], data)
+    assert after.value == pytest.approx(apart, rel=1e-4)
+    assert after.value < 0.8 * held_out(alone, trained[0], data)[0]
+    assert metrics["eval_loss_after"].value == pytest.approx(nll, rel=1e-4), "the plain loss, not the mix"
     assert after.interval is not None
     assert after.interval[0] <= after.value <= after.interval[1]
     change = metrics["teacher_kl_change"]
@@ -357,3 +403,18 @@ def test_what_is_built_of_a_model_takes_a_student(
     out = run_stage(kind, params, {"model": trained[0]}, tmp_path)[0]
     assert hf.load_model(out, None)(input_ids=torch.tensor([[0, 5, 6]])).logits.shape == (1, 3, 300)
     assert not (out / "training.json").exists(), "what a stage wrote of its own result is not handed on"
+
+
+def test_the_page_has_the_presets_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "students.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| `\d", line)]
+    assert len(rows) == len(PRESETS)
+    for row, (name, preset) in zip(rows, PRESETS.items(), strict=True):
+        shape, count = preset.shape, preset.shape.parameters(preset.vocabulary)
+        sizes = (shape.layers, shape.width, f"{shape.heads} / {shape.kv_heads}", shape.feed_forward, shape.context)
+        more = (f"{shape.rope_theta:.0f}", "yes" if shape.tied else "no", preset.vocabulary, f"{count:,}")
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[:10] == [f"`{name}`", *map(str, sizes + more)]
+        for cell, size in zip(cells[10:], (4 * count, TRAINED_BYTES["adamw"] * count), strict=True):
+            number, unit = cell.split()
+            assert float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit] == pytest.approx(size, rel=0.05)

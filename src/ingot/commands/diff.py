@@ -108,8 +108,8 @@ def _verdict(sides: tuple[Subject, Subject], found: Comparison) -> str:
         return "equal: the same key, the same bytes, the same metrics"
     if digests:
         return "different, and the bytes are the same" if not keys else "the same key and bytes; see what differs above"
-    reproducibility = one.get("reproducibility", "unknown")
-    return f"the same key gave other bytes: the kind is {reproducibility}" if keys else "different: other bytes"
+    word = str(one.get("reproducibility", "unknown")).replace("_", " ")
+    return f"the same key gave other bytes: it is {word} with these parameters" if keys else "different: other bytes"
 
 
 def _equal_word(found: Comparison) -> str:

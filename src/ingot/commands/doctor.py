@@ -52,6 +52,7 @@ def _checks(project: Project, plan: Mapping[str, Planned], *, probe: bool) -> It
     yield from doctor.packages(nodes)
     yield from doctor.programs(nodes)
     yield from doctor.llama_cpp(nodes)
+    yield from doctor.device(nodes)
 
     found = forecast(project, plan, list(plan))
     yield doctor.disk(found)

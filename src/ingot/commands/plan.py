@@ -57,7 +57,7 @@ class Plan(IngotCommand):
         found = forecast(project, planned, list(planned), parallel=options["parallel"])
         items = [planned[node.id] for node in chosen]
         if options["json"]:
-            targets = [to_json(project, item) | {"predicted": _predicted(found, item)} for item in items]
+            targets = [to_json(project, item) | _foreseen(found, item) for item in items]
             screen.json({"format": 1, "targets": targets} | _forecast_json(found))
         else:
             _show(screen, project, items, found, everything=options["all"])
@@ -92,16 +92,29 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
     }
 
 
-def _predicted(found: Forecast, item: Planned) -> dict[str, Any] | None:
-    prediction = found.predictions.get(item.node.id)
-    return None if prediction is None else prediction.to_dict()
+def _foreseen(found: Forecast, item: Planned) -> dict[str, Any]:
+    prediction, floor = found.predictions.get(item.node.id), found.floors.get(item.node.id)
+    return {
+        "predicted": None if prediction is None else prediction.to_dict(),
+        "at_least": None if floor is None else floor.to_dict(),
+        "cost": _cost_json(found.cost(item.node.id)),
+    }
+
+
+def _cost_json(cost: tuple[float, str] | None) -> dict[str, Any] | None:
+    return None if cost is None else {"value": cost[0], "currency": cost[1]}
 
 
 def _forecast_json(found: Forecast) -> dict[str, Any]:
     """The whole run: seconds, the fullest moment of the disk, the peak of memory, and what does not fit."""
     room = found.room
     return {
-        "totals": {"targets": len(found.predictions), "unknown": list(found.unknown), "wall_s": found.work.seconds()},
+        "totals": {
+            "targets": len(found.predictions),
+            "unknown": list(found.unknown),
+            "wall_s": found.work.seconds(),
+            "costs": found.costs(),
+        },
         "disk": _peak_json(found.disk) | {"free_bytes": room.free_bytes, "reserve_bytes": room.reserve_bytes},
         "memory": _peak_json(found.memory)
         | {"available_bytes": room.available_bytes or None, "total_bytes": room.total_bytes or None},
@@ -157,25 +170,36 @@ def _fate(item: Planned) -> tuple[str, str, str]:
 
 def _columns(screen: Screen, found: Forecast) -> tuple[str, ...]:
     """What is predicted, as far as there is room and anything is known."""
-    if all(prediction is None for prediction in found.predictions.values()):
+    if all(prediction is None for prediction in found.predictions.values()) and not found.floors:
         return ()
     return ("time", "memory", "disk", "builds") if screen.width is None or screen.width >= _WIDE else ("time",)
 
 
 def _cells(found: Forecast, item: Planned, columns: Sequence[str]) -> tuple[str, ...]:
-    """Predictions of one target; a question mark where there is no history, nothing for a target that is not built."""
+    """Predictions of one target, or what it needs at the least (``≥``); nothing for a target that is not built.
+
+    A question mark where neither history nor arithmetic says anything.
+    """
     if item.node.id not in found.predictions:
         return ("",) * len(columns)
-    it = found.predictions[item.node.id]
-    if it is None:
-        return ("?",) * len(columns)
+    it, floor = found.predictions[item.node.id], found.floors.get(item.node.id)
+    wall, anon, size = (None, None, None) if it is None else (it.wall_s, it.peak_anon_bytes, it.bytes)
+    memory = 0 if floor is None else floor.memory_bytes
+    where = " GPU" if floor is not None and floor.device == "cuda" else ""
     cells = {
-        "time": "?" if it.wall_s is None else f"~{about_text(it.wall_s)}",
-        "memory": "?" if it.peak_anon_bytes is None else f"~{size_text(it.peak_anon_bytes)}",
-        "disk": f"~{size_text(it.bytes)}",
-        "builds": str(it.n),
+        "time": "?" if wall is None else f"~{about_text(wall)}",
+        "memory": _bound(None if where else anon, memory) + where,
+        "disk": _bound(size, 0 if floor is None else floor.bytes),
+        "builds": str(it.n) if it is not None else "?" if floor is None else "0",
     }
     return tuple(cells[name] for name in columns)
+
+
+def _bound(predicted: int | None, least: int) -> str:
+    """``~1.2 GB``, or ``≥ 112.0 GB`` where arithmetic says more than history."""
+    if least > (predicted or 0):
+        return f"≥ {size_text(least)}"
+    return "?" if predicted is None else f"~{size_text(predicted)}"
 
 
 def _forecast_lines(found: Forecast) -> Iterator[str]:
@@ -183,13 +207,21 @@ def _forecast_lines(found: Forecast) -> Iterator[str]:
     if not found.predictions:
         return
     known = len(found.unknown) < len(found.predictions)
-    yield f"predicted: {_totals(found)}" if known else "predicted: nothing, there is no history yet"
-    refusals = found.refusals()
-    if known and found.unknown and not refusals:
-        more = f" and {len(found.unknown) - _NAMED} more" if len(found.unknown) > _NAMED else ""
-        yield f"no history yet, and not counted: {', '.join(found.unknown[:_NAMED])}{more}"
+    yield f"predicted: {_totals(found)}" if known else f"predicted: nothing, there is no history yet{_least(found)}"
+    refusals, names = found.refusals(), found.uncounted
+    if known and names and not refusals:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"no history yet, and not counted: {', '.join(names[:_NAMED])}{more}"
     for refusal in refusals:
         yield f"doit would refuse: {refusal.error()}"
+
+
+def _least(found: Forecast) -> str:
+    """What a run that never took place needs at the least; empty where arithmetic says nothing."""
+    parts = [] if found.memory is None else [f"peak at least {size_text(found.memory.needed_bytes)}"]
+    if found.disk is not None:
+        parts.append(f"disk at least +{size_text(found.disk.needed_bytes)}, {size_text(found.room.free_bytes)} free")
+    return f"; by arithmetic {', '.join(parts)}" if parts else ""
 
 
 def _totals(found: Forecast) -> str:
@@ -198,6 +230,7 @@ def _totals(found: Forecast) -> str:
     seconds, parts = found.work.seconds(), []
     if seconds is not None:
         parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}")
+    parts += [f"{cost:.2f} {currency}" for currency, cost in sorted(found.costs().items())]
     if found.memory is not None:
         parts.append(f"peak {size_text(found.memory.needed_bytes)}")
     if found.disk is not None:
@@ -251,10 +284,10 @@ def _failing(project: Project, items: Iterable[Planned]) -> list[str]:
 
 def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:
     """Name what is not installed and would stop the run before its first stage."""
-    from ingot.core.plan import missing_tools
+    from ingot.core.plan import missing_device, missing_tools
 
-    error = missing_tools(item.node for item in items if item.is_needed)
-    if error is not None:
+    needed = [item.node for item in items if item.is_needed]
+    for error in filter(None, (missing_tools(needed), missing_device(needed))):
         screen.line()
         screen.line(f"note: {error.what}")
         for fact in error.facts:

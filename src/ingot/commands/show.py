@@ -113,7 +113,8 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
         yield "restored", f"found again, built as {receipt['built_as']} (the same content, built once)"
     if "accepted" in receipt:
         yield "accepted", f"{words(receipt)} (entry {place_text(receipt['accepted'])})"
-    yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {receipt['reproducibility']})"
+    word = str(receipt["reproducibility"]).replace("_", " ")
+    yield "kind", f"{receipt['kind']} (revision {receipt['revision']}, {word})"
     yield "artifact", _place(project, receipt)
     size = sum(int(file["size"]) for file in receipt["files"])
     predicted = receipt.get("predicted") or {}
@@ -123,16 +124,17 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     yield "key", str(receipt["key"])
     timings = receipt["timings"]
     took = measured_text(timings["wall_s"], predicted.get("wall_s"), duration_text)
-    shared = receipt.get("shared_with")
-    yield (
-        "built",
-        f"{when_text(receipt['built_at'])} in {took}{f', in one pass with {_named(shared)}' if shared else ''}",
-    )
+    shared, resumed = receipt.get("shared_with"), timings.get("resumed_checkpoints")
+    since = f" since its last checkpoint ({resumed} were there)" if resumed else ""
+    along = f", in one pass with {_named(shared)}" if shared else ""
+    yield "built", f"{when_text(receipt['built_at'])} in {took}{since}{along}"
     yield "peak memory", _memory(timings, predicted)
     if predicted:
         from ingot.core.predict import source_text
 
         yield "predicted from", source_text(predicted["n"], predicted["basis"])
+    if devices := _devices(timings):
+        yield "GPU", devices
     yield "environment", _environment(receipt["environment"])
     yield "git", _git(receipt["git"])
     yield "log", f"{receipt['origin']} entry {receipt['index']}"
@@ -163,6 +165,14 @@ def _memory(timings: Json, predicted: Json) -> str:
     parts = [f"{shown} anonymous"] if shown else []
     parts += [] if rss is None else [f"{size_text(rss)} resident"]
     return ", ".join(parts) or "not measured"
+
+
+def _devices(timings: Json) -> str:
+    """What was measured of GPUs; empty where nothing was."""
+    peak, energy = timings.get("peak_device_bytes"), timings.get("device_energy_j")
+    parts = [] if peak is None else [f"peak memory {size_text(peak)}"]
+    parts += [] if energy is None else [f"{number_text(energy / 3600)} Wh"]
+    return ", ".join(parts)
 
 
 def _environment(environment: Json) -> str:

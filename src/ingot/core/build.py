@@ -57,7 +57,7 @@ class Built:
 class Pass:
     """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress.
 
-    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from.
+    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from; ``found`` lay there before it.
     """
 
     group: Sequence[Planned]
@@ -65,6 +65,7 @@ class Pass:
     keep: Keep
     told: str
     checkpoints: Path | None = None
+    found: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ class Builder:
             if item.presence == "damaged" and item.receipt is not None:
                 project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
         log = self._log(group[0].node)
-        with project.store.staging() as staging, self._resuming(group, staging) as kept:
-            made = self._run_pass(Pass(group, wish, project.store.publish, group[0].node.id, kept), staging, log)
+        with project.store.staging() as staging, self._resuming(group, staging) as (kept, left):
+            what = Pass(group, wish, project.store.publish, group[0].node.id, kept, left)
+            made = self._run_pass(what, staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
             receipt.update(_observed(item, receipt))
         flowed = self._new_flows(made.flowed, wish)
@@ -200,18 +202,20 @@ class Builder:
         return found[0]
 
     @contextmanager
-    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[Path | None]:
-        """The folder of checkpoints for a kind that resumes; what is kept after a failure is said with it.
+    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[tuple[Path | None, int]]:
+        """The folder of checkpoints for a kind that resumes, and how many are there; a failure says what is kept.
 
         Several targets that are built in one pass are under several keys, and such a pass begins anew.
         """
         first, project = group[0], self._project
         if not first.node.resumes or group[1:]:
-            yield None
+            yield None, 0
             return
         root, key, built = project.store.root, str(first.key), project.built_here(str(first.key))
         try:
-            yield checkpoints.begin(root, key, built, staging, first.node.id)
+            folder = checkpoints.begin(root, key, built, staging, first.node.id)
+            left = checkpoints.kept(root, key, built)
+            yield folder, 0 if left is None else left.count
         except IngotError as error:
             left = checkpoints.kept(root, key, built)
             if left is not None:
@@ -244,6 +248,7 @@ class Builder:
             flowed = receipts.passed(project, job, results, shared, ids)
             for number, (item, receipt) in enumerate(zip(what.group, found, strict=True)):
                 receipt.update(shared | {"metrics": results[number]["metrics"]} | receipts.told(results[number]))
+                receipt["metrics"] = {**project.cost_of(item.node, receipt), **receipt["metrics"]}
                 receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
             for receipt in [*found, *flowed.measured.values()]:
@@ -321,6 +326,8 @@ class Builder:
                 "peak_rss_bytes": outcome.peak_rss,
                 "peak_scratch_bytes": beside.most,
                 "source_bytes": source_bytes,
+                **_of_devices(outcome),
+                **({"resumed_checkpoints": what.found} if what.found else {}),
             },
         }
         return shared, outcome
@@ -359,6 +366,16 @@ def _source_bytes(node: Node, staging: Staging) -> int:
         for index, (_pointer, source, _base) in enumerate(node.sources)
         if not source.get("python_stdlib")
     )
+
+
+def _of_devices(outcome: Outcome) -> dict[str, int | float]:
+    """What was measured of GPUs, where anything was."""
+    found: dict[str, int | float] = {}
+    if outcome.peak_device is not None:
+        found["peak_device_bytes"] = outcome.peak_device
+    if outcome.energy_j is not None:
+        found["device_energy_j"] = round(outcome.energy_j, 3)
+    return found
 
 
 def _alike(one: Planned, other: Planned) -> bool:

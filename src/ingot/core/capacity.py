@@ -4,7 +4,9 @@ Laws. The disk fills in the order of building: at each moment there are the arti
 artifact in work and what lies beside it; publishing renames, so an artifact counts once, and targets of equal content
 are built once. With ``parallel`` builds, targets of which none is made of another may be in work at the same time and
 add up, the largest taken first. A waiting target counts as built, although its inputs may come out as they were. A
-target without a prediction adds nothing: figures are then lower bounds, and what is not known refuses nothing.
+target without a prediction adds what arithmetic says that it needs at the least (``floors``), else nothing: figures are
+then lower bounds, and what is not known refuses nothing. What arithmetic says also counts where it is more than a
+prediction. Checkpoints of an ended build lie on the disk already: only what they grow by counts.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ingot.core import procfs
+from ingot.core import gpu, procfs
+from ingot.core.floors import Floor
 from ingot.core.plan import Planned, input_ids
 from ingot.core.predict import Prediction
 
@@ -25,12 +28,16 @@ _RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 0.02
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes free where the store lies, bytes of them kept for the registry, available and total memory (0: unknown)."""
+    """Bytes free where the store lies, bytes of them kept for the registry, available and total memory (0: unknown).
+
+    ``gpu_bytes`` is the memory of the largest GPU, all of it (None: there is none, or it is not known).
+    """
 
     free_bytes: int
     reserve_bytes: int
     available_bytes: int
     total_bytes: int
+    gpu_bytes: int | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -38,12 +45,14 @@ class Room:
         return max(self.free_bytes - self.reserve_bytes, 0)
 
 
-def room(store: Path) -> Room:
-    """What there is now. The reserve is 2 % of the file system, at most 1 GiB."""
+def room(store: Path, *, devices: bool = False) -> Room:
+    """What there is now; GPUs are looked at only with ``devices``. The reserve is 2 % of the disk, at most 1 GiB."""
     place = next(folder for folder in (store, *store.parents) if folder.is_dir())
     status = os.statvfs(place)
     reserve = min(_RESERVE_BYTES, int(status.f_blocks * status.f_frsize * _RESERVE_SHARE))
-    return Room(status.f_bavail * status.f_frsize, reserve, *procfs.available())
+    nvml = gpu.Nvml.open() if devices else None
+    memories = [] if nvml is None else [it.total_bytes for it in nvml.gpus() if it.total_bytes is not None]
+    return Room(status.f_bavail * status.f_frsize, reserve, *procfs.available(), max(memories, default=None))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class Work:
     names: tuple[str, ...]
     predictions: Mapping[str, Prediction | None]
     parallel: int = 1
+    #: What targets need at the least by arithmetic.
+    floors: Mapping[str, Floor] = field(default_factory=dict)
+    #: Bytes of checkpoints that lie there already.
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def above(self) -> dict[str, frozenset[str]]:
@@ -93,7 +106,7 @@ class Work:
 
     def disk(self) -> Peak | None:
         """The moment when the disk is fullest, in bytes beyond what lies there now."""
-        items = [(it.bytes + (it.scratch_bytes or 0), name, it.bytes) for name, it in self.known()]
+        items = [item for name in self.names if (item := self._on_disk(name)) is not None]
         position = {name: index for index, (_need, name, _bytes) in enumerate(items)}
         ranked = _ranked((need, name) for need, name, _bytes in items)
         level, fullest = 0, None
@@ -104,9 +117,35 @@ class Work:
             level += written
         return fullest
 
+    def written(self, name: str) -> int | None:
+        """Bytes of a target's artifact, as predicted or at the least; None when nothing is known of it."""
+        it, floor = self.predictions[name], self.floors.get(name)
+        least = 0 if floor is None else floor.bytes
+        return (least or None) if it is None else max(it.bytes, least)
+
+    def _on_disk(self, name: str) -> tuple[int, str, int] | None:
+        """(bytes while it is in work, its name, bytes that stay)."""
+        it, written = self.predictions[name], self.written(name)
+        if written is None:
+            return None
+        beside = 0 if it is None else max((it.scratch_bytes or 0) - self.kept.get(name, 0), 0)
+        return written + beside, name, written
+
+    def memory_of(self, name: str) -> int | None:
+        """Bytes of the machine's memory that a target takes, as predicted or at the least; None: nothing is known."""
+        it, floor = self.predictions[name], self.floors.get(name)
+        predicted = None if it is None else it.peak_anon_bytes
+        least = 0 if floor is None else floor.host_bytes
+        return (least or None) if predicted is None else max(predicted, least)
+
+    def by_arithmetic(self, name: str) -> bool:
+        """Whether the memory that counts for a target is what it needs at the least, and no prediction."""
+        it = self.predictions[name]
+        return self.memory_of(name) != (None if it is None else it.peak_anon_bytes)
+
     def memory(self) -> Peak | None:
         """The moment when most memory is in use."""
-        needs = [(it.peak_anon_bytes, name) for name, it in self.known() if it.peak_anon_bytes is not None]
+        needs = [(need, name) for name in self.names if (need := self.memory_of(name)) is not None]
         ranked, peak = _ranked(needs), None
         for item in needs:
             peak = self._higher(peak, item, ranked)
@@ -144,7 +183,7 @@ def _ranked(needs: Iterable[_Need]) -> list[_Need]:
 def work(
     plan: Mapping[str, Planned], todo: Sequence[str], predictions: Mapping[str, Prediction | None], parallel: int = 1
 ) -> Work:
-    """The work of building ``todo``, which comes in the order of building."""
+    """The work of building ``todo``, which comes in the order of building, without what arithmetic knows of it."""
     identities = _identities(plan)
     once = {identities[name]: name for name in reversed(todo)}
     return Work(plan, tuple(name for name in todo if once[identities[name]] == name), predictions, parallel)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ingot.core import filesystems
+from ingot.core import filesystems, gpu
 from ingot.core.capacity import Peak
 from ingot.core.checkpoints import Kept
 from ingot.core.forecast import Forecast
@@ -89,6 +89,16 @@ def programs(nodes: Iterable[Node], which: Callable[[str], str | None] = shutil.
             yield Check(f"program {program}", "missing", shown, f"install {program}, or put its folder on PATH")
         else:
             yield Check(f"program {program}", "ok", path)
+
+
+def device(nodes: Iterable[Node], present: Callable[[], bool] = gpu.visible) -> Iterator[Check]:
+    """Whether there is a GPU for the targets that ask for one; nothing where none does."""
+    wanted = [node.id for node in nodes if node.device == "cuda"]
+    if wanted and present():
+        yield Check("GPU", "ok", f"for {', '.join(wanted[:3])}")
+    elif wanted:
+        shown = f"none to be seen, for {', '.join(wanted[:3])}"
+        yield Check("GPU", "missing", shown, "set 'device: auto' in the spec, or build on a machine with a GPU")
 
 
 def disk(found: Forecast) -> Check:

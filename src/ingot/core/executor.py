@@ -17,11 +17,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ingot import errors
 from ingot.core import disk, procfs
+from ingot.core.gpu import Meter, Nvml
 from ingot.core.redact import environment_secrets, redact, scrub_file
 from ingot.errors import StageFailed
 
@@ -55,6 +57,7 @@ Result = dict[str, Any]
 class Outcome:
     """What a finished job gave: metrics as plain data, how the network was, CPU seconds, peak memory in bytes.
 
+    ``peak_device`` is the most memory of GPUs that it held, ``energy_j`` what these took meanwhile.
     ``results`` holds what the stage gave back, one for each artifact of the job (the metrics are the first one's).
     """
 
@@ -64,6 +67,8 @@ class Outcome:
     peak_anon: int | None
     peak_rss: int | None
     results: list[Result] = field(default_factory=list)
+    peak_device: int | None = None
+    energy_j: float | None = None
 
     def of(self, number: int) -> Result:
         """What the stage gave back for one artifact of the job."""
@@ -81,6 +86,7 @@ class _Run:
     error: dict[str, Any] | None = None
     exit: dict[str, Any] | None = None
     peak: procfs.Memory = field(default_factory=procfs.Memory)
+    meter: Meter | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -109,7 +115,8 @@ def environment(*, network: bool) -> dict[str, str]:
 class Executor:
     """Starts jobs and waits for them; one per process, used from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, nvml: Callable[[], Nvml | None] = Nvml.open) -> None:
+        self._nvml = cache(nvml)
         self._lock = threading.Lock()
         self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._running: set[int] = set()
@@ -117,7 +124,7 @@ class Executor:
     def run(self, job: Mapping[str, Any], log: Path, lock_fd: int, listener: Listener) -> Outcome:
         """Run one job to its end. Raises what the stage raised, or StageFailed when the child died."""
         ours, theirs = socket.socketpair()
-        run = _Run()
+        run = _Run(meter=self._meter(job))
         with ours, log.open("ab") as log_file:
             with theirs:
                 plain = self._start(job, theirs, log_file.fileno(), lock_fd)
@@ -144,6 +151,14 @@ class Executor:
         with disk.explained(log):
             scrub_file(log, environment_secrets())
         return _conclude(run, log)
+
+    def _meter(self, job: Mapping[str, Any]) -> Meter | None:
+        """What measures the GPUs while a job runs that may use one; None where nothing can."""
+        nvml = self._nvml() if job.get("device") in ("auto", "cuda") else None
+        meter = None if nvml is None else Meter(nvml)
+        if meter is not None:
+            meter.begin()
+        return meter
 
     def _start(
         self, job: Mapping[str, Any], theirs: socket.socket, log: int, lock_fd: int
@@ -262,6 +277,8 @@ def _sample(run: _Run) -> None:
     interval = 0.005
     while not run.done.wait(interval):
         now = procfs.tree_memory(run.pid)
+        if run.meter is not None:
+            run.meter.look(procfs.descendants(run.pid))
         run.peak = procfs.Memory(max(run.peak.anon, now.anon - run.inherited), max(run.peak.resident, now.resident))
         interval = min(interval * 1.2, 0.05)
 
@@ -279,6 +296,8 @@ def _conclude(run: _Run, log: Path) -> Outcome:
         peak_anon=run.peak.anon if sampled else None,
         peak_rss=run.peak.resident if sampled else None,
         results=run.result,
+        peak_device=None if run.meter is None else run.meter.peak_bytes,
+        energy_j=None if run.meter is None else run.meter.energy_j(),
     )
 
 

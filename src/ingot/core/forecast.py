@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import capacity
 from ingot.core.capacity import Peak, Room, Work
+from ingot.core.floors import Floor, device_of, floors
 from ingot.core.predict import Prediction, predict
+from ingot.core.prices import Prices
 from ingot.core.quantities import size_text
 from ingot.core.virtual import uses
 from ingot.errors import WillNotFit
@@ -51,7 +53,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take. ``unknown`` are its targets of which no build says anything."""
+    """What a run will take. ``unknown`` are its targets of which no build says anything.
+
+    Of some of these arithmetic says what they need at the least (``floors``).
+    """
 
     work: Work
     predictions: Mapping[str, Prediction | None]
@@ -59,10 +64,37 @@ class Forecast:
     disk: Peak | None
     memory: Peak | None
     room: Room
+    #: The prices of each spec, by its name.
+    prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def floors(self) -> Mapping[str, Floor]:
+        """What targets need at the least, by name."""
+        return self.work.floors
+
+    def cost(self, name: str) -> tuple[float, str] | None:
+        """What building a target is predicted to cost, and in which currency; None without prices or a prediction."""
+        it, prices = self.predictions.get(name), Prices.of(self.prices.get(name.partition(":")[0], {}))
+        if it is None or it.wall_s is None or prices is None:
+            return None
+        return prices.cost(it.wall_s, gpu=device_of(self.work.plan[name].node) == "cuda"), prices.currency
+
+    def costs(self) -> dict[str, float]:
+        """What the run is predicted to cost, by currency, as far as it is known."""
+        found: dict[str, float] = {}
+        for name in self.work.names:
+            if (known := self.cost(name)) is not None:
+                found[known[1]] = found.get(known[1], 0.0) + known[0]
+        return found
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Targets of which nothing is known at all."""
+        return tuple(name for name in self.unknown if name not in self.floors)
 
     def refusals(self) -> list[Refusal]:
         """What does not fit; empty when all does, as far as it is known."""
-        return [found for found in (_no_space(self), _no_memory(self)) if found is not None]
+        return [found for found in (_no_space(self), _no_memory(self), _no_gpu_memory(self)) if found is not None]
 
     def refusal(self) -> WillNotFit | None:
         """The error (E-SPACE, else E-MEMORY) that says so before the first stage starts; None when all fits."""
@@ -90,9 +122,15 @@ def forecast(
     # What flows takes the time and the memory of what it flows into, and no disk.
     todo = [name for name in names if _is_work(plan[name], copied, always=always)]
     predictions = predict(plan, todo, project.index.history, project.sources)
-    work = capacity.work(plan, todo, predictions, parallel)
+    kept = {name: it.bytes for name in todo if (it := project.checkpoints_of(plan[name])) is not None}
+    work = replace(
+        capacity.work(plan, todo, predictions, parallel), floors=floors(plan, set(todo), project.store), kept=kept
+    )
+    devices = any(floor.device == "cuda" for floor in work.floors.values())
     unknown = tuple(name for name in todo if predictions[name] is None)
-    return Forecast(work, predictions, unknown, work.disk(), work.memory(), capacity.room(project.store.root))
+    room = capacity.room(project.store.root, devices=devices)
+    prices = {name: graph.prices for name, graph in project.graphs.items() if graph.prices}
+    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room, prices)
 
 
 def _is_work(item: Planned, copied: set[str], *, always: bool) -> bool:
@@ -111,9 +149,13 @@ def _no_space(found: Forecast) -> Refusal | None:
     if peak is None or peak.needed_bytes <= room.usable_bytes:
         return None
     needed, usable = size_text(peak.needed_bytes), size_text(room.usable_bytes)
-    what = f"the disk has too little room: with {_names(peak.at)} cache/ grows by {needed}, and {usable} are free"
-    largest = sorted(found.work.known(), key=lambda pair: -pair[1].bytes)[:_NAMED]
-    facts = [f"{name}: {size_text(it.bytes)} predicted from {it.source_text()}" for name, it in largest]
+    least = "at least " if found.unknown else ""
+    what = (
+        f"the disk has too little room: with {_names(peak.at)} cache/ grows by {least}{needed}, and {usable} are free"
+    )
+    sizes = {name: size for name in found.work.names if (size := found.work.written(name)) is not None}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
+    facts = [_size_fact(name, sizes[name], found.predictions[name]) for name in largest]
     facts.append(
         f"free: {size_text(room.free_bytes)}, of which {size_text(room.reserve_bytes)} are kept for the registry"
     )
@@ -129,8 +171,9 @@ def _no_memory(found: Forecast) -> Refusal | None:
     needed, there = size_text(peak.needed_bytes), size_text(room.available_bytes)
     together = " at the same time" if peak.at[1:] else ""
     verb = "need" if together else "needs"
-    what = f"{_names(peak.at)}{together} {verb} {needed} of memory, and {there} are available"
-    facts = [_memory_fact(name, found.predictions[name]) for name in peak.at]
+    least = "at least " if any(found.work.by_arithmetic(name) for name in peak.at) else ""
+    what = f"{_names(peak.at)}{together} {verb} {least}{needed} of memory, and {there} are available"
+    facts = [_memory_fact(found, name) for name in peak.at]
     facts.append(f"available: {there} of {size_text(room.total_bytes)}")
     alone = replace(found.work, parallel=1).memory()
     fewer = ", or build one at a time (-n 1)" if alone and alone.needed_bytes <= room.available_bytes else ""
@@ -140,15 +183,36 @@ def _no_memory(found: Forecast) -> Refusal | None:
     )
 
 
-def _memory_fact(name: str, prediction: Prediction | None) -> str:
-    assert prediction is not None
-    assert prediction.peak_anon_bytes is not None
-    return f"{name}: {size_text(prediction.peak_anon_bytes)} predicted from {prediction.source_text()}"
+def _no_gpu_memory(found: Forecast) -> Refusal | None:
+    """What the largest GPU cannot hold, by arithmetic: of GPUs nothing else is known before a run."""
+    there = found.room.gpu_bytes
+    needs = {name: floor.memory_bytes for name, floor in found.floors.items() if floor.device == "cuda"}
+    name = max(needs, key=lambda each: needs[each], default=None)
+    if name is None or there is None or needs[name] <= there:
+        return None
+    what = f"{name} needs at least {size_text(needs[name])} of GPU memory, and the largest GPU has {size_text(there)}"
+    fact = f"{name}: at least {size_text(needs[name])} by arithmetic on its parameters and inputs"
+    hint = f"use a smaller dtype, fewer trained weights or 'device: cpu'; {_FORCE}"
+    return Refusal("E-MEMORY", name, needs[name], there, what, (fact,), hint)
+
+
+def _size_fact(name: str, size: int, prediction: Prediction | None) -> str:
+    if prediction is None or size > prediction.bytes:
+        return f"{name}: at least {size_text(size)} by arithmetic on its parameters and inputs"
+    return f"{name}: {size_text(size)} predicted from {prediction.source_text()}"
+
+
+def _memory_fact(found: Forecast, name: str) -> str:
+    needed, prediction = found.work.memory_of(name), found.predictions[name]
+    assert needed is not None
+    if prediction is None or found.work.by_arithmetic(name):
+        return f"{name}: at least {size_text(needed)} by arithmetic on its parameters and inputs"
+    return f"{name}: {size_text(needed)} predicted from {prediction.source_text()}"
 
 
 def _unknown(found: Forecast) -> Iterator[str]:
-    if found.unknown:
-        yield f"no history yet, and not counted: {_names(found.unknown)}"
+    if found.uncounted:
+        yield f"no history yet, and not counted: {_names(found.uncounted)}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -44,6 +44,8 @@ class Facts:
     seeded: bool = False
     #: Whether it goes on from checkpoints of an attempt that was ended.
     resumes: bool = False
+    #: Where it computes by its parameters: ``auto``, ``cpu``, ``cuda``; None where there is no choice.
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class SpecGraph:
     seed: int
     gates: dict[str, dict[str, object]]
     nodes: tuple[Node, ...]
+    #: What an hour costs (``core.prices``); empty without.
+    prices: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

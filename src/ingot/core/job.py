@@ -75,6 +75,8 @@ class Jobs:
             "network": node.network,
             "preload": _modules(node, flows),
         }
+        if node.device is not None:
+            data["device"] = node.device
         if group[1:]:
             data["others"] = [self._other(item, staging.part(number)) for number, item in enumerate(group[1:], 1)]
         return Job(data, flows)

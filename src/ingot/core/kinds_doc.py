@@ -38,7 +38,9 @@ def _kind(name: str, kind: type[stage.Stage]) -> list[str]:
     lines = [f"## {name}", "", inspect.cleandoc(kind.__doc__ or "").replace("``", "`"), ""]
     extra = f" Needs `pip install ingot[{kind.extra}]`." if kind.extra else ""
     network = " May use the network." if kind.network else ""
-    lines += [f"Reproducibility: {kind.reproducibility.replace('_', ' ')}.{extra}{network}", ""]
+    least = "" if kind.reproduces is stage.Stage.reproduces else ", or less by its parameters"
+    resumes = " Goes on where it was ended." if kind.resumes else ""
+    lines += [f"Reproducibility: {kind.reproducibility.replace('_', ' ')}{least}.{resumes}{extra}{network}", ""]
     lines += [f"**Writes** {FORMATS[kind.produces]}", ""]
     lines += _roles(kind)
     schema = kind.model_json_schema(by_alias=True)

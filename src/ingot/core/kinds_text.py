@@ -13,7 +13,7 @@ A target of a spec has a `kind`. This page is made from the kinds themselves by
 Beside its parameters, every target takes `from` (role → target), `matrix` (parameter → list of values, one instance
 for each combination) and `virtual`. With `virtual: true` a target is not written: it streams into what is built from
 it, and is measured on the way; what cannot read it so gets a copy for the time of the run. That is for kinds that map
-weights tensor by tensor: `convert`, `merge`, `quantize`, and `prune` by magnitude.
+weights tensor by tensor: `convert`, `merge`, `quantize` by rounding to nearest, and `prune` by magnitude.
 
 Default "depends" means that other parameters decide; the meaning says how.
 """
@@ -29,16 +29,18 @@ FORMATS: Mapping[str, str] = {
     "coreml": "a package (`coreml`): `model.mlpackage`.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
-    "packed": "a packed artifact (`packed`): `pack.json` and each file compressed with zstd.",
-    "calibration": "a calibration of confidence (`calibration`): `calibration.json`.",
+    "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
+    "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
     "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
     "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
 _ALWAYS, _HELD_OUT, _REFERENCE = "always", "with held-out documents", "with a reference"
-_ASKED = "with `answers`, unless nothing can run the candidate here"
 _TEACHER = "with a teacher and held-out documents"
+_ZEROED = "all but depth"
+_DROPPED = "depth"
+_ASKED = "with `answers`, unless nothing can run the candidate here"
 _NATS = "nats/token"
 
 #: What every training measures.
@@ -53,6 +55,10 @@ _TRAINING = (
     ("eval_loss_before", _NATS, _HELD_OUT),
     ("eval_loss_after", _NATS, _HELD_OUT),
     ("eval_loss_change", _NATS, _HELD_OUT),
+    ("perplexity_before", "1", _HELD_OUT),
+    ("perplexity_after", "1", _HELD_OUT),
+    ("padding", "1", "unless pairs are learned"),
+    ("device_peak_bytes", "B", "on a GPU"),
 )
 
 #: What those measure beside that may learn from a teacher.
@@ -64,7 +70,30 @@ _DISTILLED = (
 
 #: Kind → (metric, unit, when it is measured); capitals stand for several names. A test compares this with real builds.
 MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "adapter": _TRAINING,
+    "adapter": (
+        *_TRAINING,
+        ("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
+        ("preferred_after", "1", "as preferred_before"),
+        ("preference_accuracy", "1", "as preferred_before"),
+        ("preference_margin", "nats", "as preferred_before"),
+    ),
+    "calibrate": (
+        ("temperature", "1", _ALWAYS),
+        ("platt_slope", "1", _ALWAYS),
+        ("platt_offset", "1", _ALWAYS),
+        ("documents_fitted", "documents", _ALWAYS),
+        ("tokens_fitted", "tokens", _ALWAYS),
+        ("documents_measured", "documents", _ALWAYS),
+        ("tokens_measured", "tokens", _ALWAYS),
+        ("accuracy", "1", _ALWAYS),
+        ("nll_before", _NATS, _ALWAYS),
+        ("nll_temperature", _NATS, _ALWAYS),
+        ("ece_before", "1", _ALWAYS),
+        ("ece_temperature", "1", _ALWAYS),
+        ("ece_temperature_change", "1", _ALWAYS),
+        ("ece_platt", "1", _ALWAYS),
+        ("ece_platt_change", "1", _ALWAYS),
+    ),
     "command": (("bytes", "B", _ALWAYS),),
     "convert": (
         ("parameters", "parameters", _ALWAYS),
@@ -84,6 +113,7 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "dataset": (
         ("documents_read", "documents", _ALWAYS),
+        ("documents_same_answers", "documents", "of preferences"),
         ("documents_too_short", "documents", _ALWAYS),
         ("documents_too_long", "documents", _ALWAYS),
         ("documents_exact_duplicates", "documents", _ALWAYS),
@@ -154,22 +184,63 @@ MEASURED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("change_norm", "1", "as relative_change"),
         ("quantization_change", "1", "where the adapter was trained over a quantized base"),
     ),
+    "pack": (
+        ("bytes", "B", _ALWAYS),
+        ("original_bytes", "B", _ALWAYS),
+        ("files", "files", _ALWAYS),
+        ("files_stored", "files", _ALWAYS),
+        ("ratio", "1", "unless the input is empty"),
+        ("saved", "1", "as ratio"),
+        ("ratio_lowest", "1", "as ratio"),
+        ("ratio_highest", "1", "as ratio"),
+        ("dictionary_saved", "B", "with `dictionary`"),
+    ),
     "prune": (
-        ("sparsity", "1", _ALWAYS),
-        ("sparsity_lowest", "1", _ALWAYS),
-        ("sparsity_highest", "1", _ALWAYS),
-        ("zeros", "parameters", _ALWAYS),
-        ("pruned_parameters", "parameters", _ALWAYS),
-        ("pruned_layers", "1", _ALWAYS),
+        ("sparsity", "1", _ZEROED),
+        ("sparsity_lowest", "1", _ZEROED),
+        ("sparsity_highest", "1", _ZEROED),
+        ("GROUP_sparsity", "1", "for each group of modules that lost weights: attention, feed_forward, …"),
+        ("zeros", "parameters", _ZEROED),
+        ("pruned_parameters", "parameters", _ZEROED),
+        ("pruned_layers", "1", _ZEROED),
+        ("crowded_blocks", "1", "with a pattern; never above 0"),
+        ("levels", "1", "with a schedule"),
+        ("recovery_steps", "1", "with a schedule"),
+        ("layers", "1", _DROPPED),
+        ("layers_dropped", "1", _DROPPED),
+        ("parameters", "parameters", _DROPPED),
+        ("parameters_before", "parameters", _DROPPED),
+        ("influence_dropped", "1", _DROPPED),
+        ("influence_kept", "1", _DROPPED),
     ),
     "quantize": (
         ("weight_bytes", "B", _ALWAYS),
         ("bits_per_weight", "bits", _ALWAYS),
         ("compression", "1", _ALWAYS),
-        ("quantized_layers", "1", _ALWAYS),
-        ("quantized_parameters", "parameters", _ALWAYS),
-        ("max_error_steps", "1", _ALWAYS),
-        ("relative_error", "1", _ALWAYS),
+        ("layers_SCHEME", "1", "one a scheme that some modules have"),
+        ("quantized_layers", "1", "unless all is a cast"),
+        ("quantized_parameters", "parameters", "as quantized_layers"),
+        ("max_error_steps", "1", "where integers of compressed-tensors were rounded to nearest"),
+        ("relative_error", "1", "where anything was rounded"),
+        ("relative_error_SCHEME", "1", "with several schemes"),
+        ("reload_difference", "1", "of a model of at most 1 GiB as float32, unless it stays virtual"),
+        ("reloaded_weights", "1", "unless it stays virtual"),
+        ("calibration_documents", "documents", "gptq, awq"),
+        ("calibration_tokens", "tokens", "gptq, awq"),
+        ("smoothing_difference", "1", "awq"),
+    ),
+    "recover": (
+        *_TRAINING,
+        *_DISTILLED,
+        ("sparsity_before", "1", _ALWAYS),
+        ("sparsity", "1", _ALWAYS),
+        ("sparsity_lowest", "1", _ALWAYS),
+        ("sparsity_highest", "1", _ALWAYS),
+        ("GROUP_sparsity", "1", "for each group of modules that have zeros"),
+        ("zeros", "parameters", _ALWAYS),
+        ("pruned_parameters", "parameters", _ALWAYS),
+        ("pruned_layers", "1", _ALWAYS),
+        ("crowded_blocks", "1", "where a module's zeros have a pattern; never above 0"),
     ),
     "report": (
         ("rows", "candidates", _ALWAYS),

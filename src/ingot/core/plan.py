@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from ingot.core import reasons, virtual
+from ingot.core import gpu, reasons, virtual
 from ingot.core.acceptance import given_by, place_of
 from ingot.core.executor import environment
 from ingot.core.graph import Node
@@ -25,6 +25,9 @@ from ingot.core.reasons import Reason
 from ingot.core.sources import SourceReader
 from ingot.core.store import Presence, Store
 from ingot.errors import MissingTool, RefusedInput
+
+#: Targets that are named where there may be many.
+_NAMED = 3
 
 State = Literal["fresh", "stale", "waiting", "virtual", "evicted", "building"]
 
@@ -182,12 +185,19 @@ def _built(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [result for result in results if "accepted" not in result] or results
 
 
+#: Libraries that a distribution carries, or takes from the system: name → (module, the tuple that is the version).
+_LIBRARIES = {"libzstd": ("zstandard", "ZSTD_VERSION")}
+
+
 @cache
 def tool_version(distribution: str) -> str:
-    """The installed version of a distribution, or NOT_INSTALLED."""
+    """The installed version of a distribution, or of a library inside of one; or NOT_INSTALLED."""
     try:
+        if distribution in _LIBRARIES:
+            module, name = _LIBRARIES[distribution]
+            return ".".join(map(str, getattr(importlib.import_module(module), name)))
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:  # PackageNotFoundError is one
         return NOT_INSTALLED
 
 
@@ -207,6 +217,21 @@ def _program_output(command: tuple[str, ...]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return NOT_INSTALLED
     return (done.stdout or done.stderr).decode("utf-8", "replace").strip()
+
+
+def missing_device(nodes: Iterable[Node], present: Callable[[], bool] = gpu.visible) -> RefusedInput | None:
+    """The error (E-DEVICE) that names the targets that ask for a GPU where there is none, or None."""
+    wanted = [node for node in nodes if node.device == "cuda"]
+    if not wanted or present():
+        return None
+    return RefusedInput(
+        "E-DEVICE",
+        "the spec asks for 'device: cuda', and this machine shows no GPU",
+        facts=[f"{node.id} ({node.kind}, {node.file}:{node.line})" for node in wanted[:_NAMED]]
+        + ([f"and {len(wanted) - _NAMED} more"] if wanted[_NAMED:] else [])
+        + (["CUDA_VISIBLE_DEVICES hides every GPU"] if gpu.hidden() else []),
+        hint="use 'device: auto' or 'device: cpu', or build on a machine with a GPU",
+    )
 
 
 def missing_tools(nodes: Iterable[Node]) -> MissingTool | None:

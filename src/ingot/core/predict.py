@@ -1,5 +1,8 @@
 """What a target will take, by what past builds took: seconds, memory, bytes. Never a number without a build behind it.
 
+That law is of predictions. What a target that never ran needs *at the least* follows from arithmetic on its parameters,
+is called a floor, and is kept apart (``floors``): it is no guess at what a build will take.
+
 The estimator. Of the builds that the logs hold, those most like the target are taken: with the same parameters, else
 of the same target, else with the same parameters but for numbers, else of the same kind. Of these, the nearest by size
 of input (at most five; of equals the newest) are scaled to the size of the target's input, and their median is the

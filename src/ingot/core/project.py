@@ -9,14 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ingot.core import checkpoints, disk, filesystems, gates
+from ingot.core import checkpoints, disk, filesystems, gates, prices
 from ingot.core.checkpoints import Kept
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
 from ingot.core.index import Index
 from ingot.core.log import logs_in
 from ingot.core.log_places import read_key
-from ingot.core.plan import Planned, Planner, input_ids, missing_tools
+from ingot.core.plan import Planned, Planner, input_ids, missing_device, missing_tools
+from ingot.core.prices import Prices
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.seal import user_seal
 from ingot.core.sources import SourceReader
@@ -163,7 +164,7 @@ class Project:
         """Before the first stage starts, find what would fail later, after minutes of work; gives the plan.
 
         ``names`` are the targets of the run; what is fresh needs nothing unless ``force``. Raises RefusedInput
-        (E-SOURCE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
+        (E-SOURCE, E-DEVICE), MissingTool, UsageError (E-KEY-PLACE, E-KEY-MODE), RegistryDamaged, DiskFailed.
         """
         self.index.sync()
         wanted = set(names)
@@ -173,7 +174,8 @@ class Project:
             known.update(input_ids(node) if node.id in known else ())
         plan = self.planner.plan(node for node in self.nodes.values() if node.id in known)
         planned = {name: item for name, item in plan.items() if name in wanted}
-        error = missing_tools(item.node for item in planned.values() if force or item.is_needed)
+        needed = [item.node for item in planned.values() if force or item.is_needed]
+        error = missing_tools(needed) or missing_device(needed)
         if error is not None:
             raise error
         for item in planned.values():
@@ -204,6 +206,10 @@ class Project:
         for log in own:
             _require_appendable(log.lines_path)
         self.registry.verify_own()
+
+    def cost_of(self, node: Node, receipt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What a build of a target cost, as metrics, by the prices of its spec as it is now."""
+        return prices.metrics(Prices.of(self.graphs[node.spec].prices), receipt)
 
     def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
         """The gates that are judged at a target: its own and those of the targets that it implies."""

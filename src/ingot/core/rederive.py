@@ -7,12 +7,12 @@ measured by running something and are not derivable. Needs no torch and no numpy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ingot.core.digest import read_json, walk_files
-from ingot.core.weights_facts import WeightFacts, facts_of, zeros
+from ingot.core.weights_facts import Tensor, WeightFacts, crowded, facts_of, zeros
 
 Receipt = Mapping[str, Any]
 #: The folder of a digest, or None when it is not present.
@@ -85,21 +85,47 @@ def _merge(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
     return result
 
 
-def _prune(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
-    """Zeros are counted in the layers that the artifact's own list names."""
-    listed = read_json((folder / "prune.json").read_bytes())
+def _prune(receipt: Receipt, folder: Path, folders: Folders) -> Derived:
+    """Zeros are counted in the layers that the artifact's own list names; of dropped layers, what is left."""
+    name = f"{receipt['kind']}.json"
+    listed = read_json((folder / name).read_bytes())
+    facts = facts_of(folder)
+    if isinstance(listed, dict) and listed.get("method") == "depth":
+        before = _input_facts(receipt, "model", folders)
+        result: Derived = {"parameters": facts.elements}
+        return result | ({"parameters_before": before.elements} if before else {})
     modules = listed.get("modules") if isinstance(listed, dict) else None
     if not isinstance(modules, list):
-        raise ValueError("prune.json lists no modules")
-    tensors = {tensor.name: tensor for tensor in facts_of(folder).tensors}
+        raise ValueError(f"{name} lists no modules")
+    tensors = {tensor.name: tensor for tensor in facts.tensors}
     try:
         chosen = [tensors[f"{module['name']}.weight"] for module in modules]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"prune.json names a layer that is not there: {error}") from error
+        patterns = [str(module.get("pattern", "")) for module in modules]
+        groups = [str(module.get("group", "")) for module in modules]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{name} names a layer that is not there: {error}") from error
     counts = [(zeros(tensor), tensor.elements) for tensor in chosen]
+    return _sparsity(counts) | _of_groups(groups, counts) | _crowded(chosen, patterns)
+
+
+def _of_groups(groups: Sequence[str], counts: Sequence[tuple[int, int]]) -> Derived:
+    sums: dict[str, tuple[int, int]] = {}
+    for group, (found, total) in zip(groups, counts, strict=True):
+        before = sums.get(group, (0, 0))
+        sums[group] = before[0] + found, before[1] + total
+    return {f"{group}_sparsity": found / total for group, (found, total) in sums.items() if group and total}
+
+
+def _crowded(chosen: Sequence[Tensor], patterns: Sequence[str]) -> Derived:
+    """Blocks that hold more than the pattern that the artifact's list gives the layer."""
+    found = [(tensor, pattern.split(":")) for tensor, pattern in zip(chosen, patterns, strict=True) if pattern]
+    return {"crowded_blocks": sum(crowded(tensor, int(n), int(m)) for tensor, (n, m) in found)} if found else {}
+
+
+def _sparsity(counts: Sequence[tuple[int, int]]) -> Derived:
     found, total = sum(count for count, _ in counts), sum(elements for _, elements in counts)
     shares = [count / elements for count, elements in counts if elements]
-    result: Derived = {"zeros": found, "pruned_parameters": total, "pruned_layers": len(chosen)}
+    result: Derived = {"zeros": found, "pruned_parameters": total, "pruned_layers": len(counts)}
     if shares:
         result |= {"sparsity": found / total, "sparsity_lowest": min(shares), "sparsity_highest": max(shares)}
     return result
@@ -172,6 +198,16 @@ def _input_facts(receipt: Receipt, role: str, folders: Folders) -> WeightFacts |
     return None if folder is None else facts_of(folder)
 
 
+def _pack(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    listed = read_json((folder / "pack.json").read_bytes())
+    if not isinstance(listed, dict) or not isinstance(listed.get("files"), list):
+        raise ValueError("pack.json lists no files")
+    size, original = sum(_sizes(folder).values()), sum(item["size"] for item in listed["files"])
+    stored = sum(item["method"] == "stored" for item in listed["files"])
+    result: Derived = {"bytes": size, "original_bytes": original, "files": len(listed["files"]), "files_stored": stored}
+    return result | ({"ratio": original / size} if original else {})
+
+
 _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "command": _files,
     "convert": _convert,
@@ -182,6 +218,8 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "gguf": _gguf,
     "lora_gguf": _lora_gguf,
     "merge": _merge,
+    "pack": _pack,
     "prune": _prune,
     "quantize": _quantize,
+    "recover": _prune,
 }

@@ -45,6 +45,7 @@ def schema() -> dict[str, Any]:
                 "additionalProperties": {"$ref": "#/$defs/one-gate"},
                 "description": 'Limits of measurements: "TARGET.METRIC" → {max: NUMBER}.',
             },
+            "prices": _prices(),
         },
         "additionalProperties": False,
         "if": {"required": ["extends"]},
@@ -65,6 +66,18 @@ def _gate() -> dict[str, Any]:
         "properties": {"max": number, "min": number, "bound": {"enum": ["value", "lower", "upper"]}},
         "additionalProperties": False,
         "anyOf": [{"required": ["max"]}, {"required": ["min"]}],
+    }
+
+
+def _prices() -> dict[str, Any]:
+    price = {"type": "number", "minimum": 0}
+    return {
+        "type": "object",
+        "properties": {"machine_hour": price, "gpu_hour": price, "currency": {"type": "string", "maxLength": 12}},
+        "required": ["currency"],
+        "additionalProperties": False,
+        "anyOf": [{"required": ["machine_hour"]}, {"required": ["gpu_hour"]}],
+        "description": "What an hour of the machine and of a GPU costs; with them builds tell what they cost.",
     }
 
 

@@ -21,11 +21,12 @@ from ingot.core.names import spec_name_problem, suggestion, target_name_problem
 from ingot.core.problems import Problems, redacted
 from ingot.core.roles import instances, read_roles
 from ingot.core.scalars import shorten
+from ingot.core.spec_prices import read_prices
 from ingot.core.targets import Draft, Variant, read_target
 from ingot.errors import SpecError
 
 FORMAT = 1
-FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates")
+FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates", "prices")
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ class ResolvedSpec:
     digest: str
     file: str
     files: tuple[tuple[str, str], ...]
+    prices: Mapping[str, Any]
 
     def graph(self) -> SpecGraph:
         """The spec as the planner sees it."""
-        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self))
+        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self), dict(self.prices))
 
 
 def load_spec(path: Path, project_root: Path) -> ResolvedSpec:
@@ -103,6 +105,7 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
     known = instances(drafts, problems)
     unsure = set(drafts) - {target for target in known if drafts[target].variants}
     gates = read_gates(value["gates"], _nodes(drafts, known), unsure, problems) if "gates" in value else {}
+    prices = read_prices(value["prices"], problems) if "prices" in value else {}
     problems.raise_any()
     targets = {target: _resolved(draft, problems) for target, draft in drafts.items()}
     meaning = {
@@ -111,9 +114,10 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
         "seed": seed,
         "targets": {target: resolved.meaning() for target, resolved in targets.items()},
         "gates": gates,
+        **({"prices": prices} if prices else {}),
     }
     digest = sha256_bytes(canonical_json(meaning))
-    return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files))
+    return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files), prices)
 
 
 def _head(value: Mapping[str, Any], problems: Problems) -> tuple[str, int, str]:

@@ -133,6 +133,14 @@ class Least:
     bytes: int = 0
     weights: int = 0
 
+    def stored(self, bits: float) -> Least:
+        """The same model as a file that has so many bits for each weight at the least.
+
+        A thousandth is taken off: a writer may leave out small tensors that follow from others (rotary tables).
+        """
+        weights = self.weights * 999 // 1000
+        return Least(int(weights * bits) // 8, weights)
+
 
 #: Where a target computes: a choice of the spec (``auto`` takes a GPU where there is one), or what came of it.
 Device = Literal["auto", "cpu", "cuda"]

@@ -213,6 +213,7 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
         one_pass=model.one_pass,
         windowed=model.windowed(),
         resumes=model.goes_on(),
+        device=model.device_wanted(),
     )
 
 

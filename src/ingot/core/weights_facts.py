@@ -215,30 +215,54 @@ def _gguf_tensor(reader: _Reader) -> Tensor:
 
 def zeros(tensor: Tensor) -> int:
     """Elements that are 0 or −0 in an F32, F16 or BF16 tensor of a safetensors file; ValueError for others."""
+    return sum(words.count(0) for words in _words(tensor, 1))
+
+
+def crowded(tensor: Tensor, keep: int, block: int) -> int:
+    """Blocks of ``block`` consecutive elements of which more than ``keep`` are not zero; ValueError as ``zeros``.
+
+    The flags of all first elements of a block are added to those of all second ones, and so on: bytes never overflow.
+    """
+    if not 0 < keep < block <= 64 or tensor.elements % block:
+        raise ValueError(f"{tensor.name!r} of {tensor.elements} elements cannot hold {keep}:{block}")
+    return sum(_crowded_blocks(words.translate(_NOT_ZERO), keep, block) for words in _words(tensor, block))
+
+
+def _crowded_blocks(flags: bytes, keep: int, block: int) -> int:
+    sums = sum(int.from_bytes(flags[place::block], "little") for place in range(block))
+    return sum(sums.to_bytes(len(flags) // block, "little").count(many) for many in range(keep + 1, block + 1))
+
+
+def _words(tensor: Tensor, block: int) -> Iterator[bytes]:
+    """One byte an element, 0 where it is zero, in pieces of whole blocks."""
     if tensor.place is None or tensor.type not in ("F32", "F16", "BF16"):
         raise ValueError(f"zeros of {tensor.name!r} ({tensor.type}) cannot be counted")
     path, begin, length = tensor.place
-    found, width = 0, _WIDTHS[tensor.type]
+    width = _WIDTHS[tensor.type]
+    piece = max(1, _CHUNK // (width * block)) * width * block
     with path.open("rb") as file:
         file.seek(begin)
         while length:
-            data = file.read(min(_CHUNK, length))
-            if not data:
+            data = file.read(min(piece, length))
+            if len(data) < min(piece, length):
                 raise ValueError(f"{path.name}: ends inside {tensor.name!r}")
             length -= len(data)
-            found += _zero_words(data, width)
-    return found
+            yield _merged(data, width)
 
 
 #: Maps the byte that holds the sign to what is left of it without the sign.
 _NO_SIGN = bytes(byte & 0x7F for byte in range(256))
 
 
-def _zero_words(data: bytes, width: int) -> int:
-    """Words of ``width`` bytes that are zero but for the sign: the planes of equal bytes are OR-ed as integers."""
+#: Maps every byte but 0 to 1.
+_NOT_ZERO = bytes(min(byte, 1) for byte in range(256))
+
+
+def _merged(data: bytes, width: int) -> bytes:
+    """A byte for each word of ``width`` bytes, 0 if it is zero but for the sign: planes are OR-ed as integers."""
     planes = [data[index::width] for index in range(width)]
     planes[-1] = planes[-1].translate(_NO_SIGN)
     merged = 0
     for plane in planes:
         merged |= int.from_bytes(plane, "little")
-    return merged.to_bytes(len(planes[0]), "little").count(0)
+    return merged.to_bytes(len(planes[0]), "little")

@@ -47,6 +47,19 @@ def _resampled(
     return np.concatenate(parts)
 
 
+def resampled_sums(values: npt.NDArray[np.float64], resamples: int) -> npt.NDArray[np.float64]:
+    """The sums of the columns of ``values`` in each resample of its rows, one row a document; drawn as above."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    count, parts, left = len(values), [], resamples
+    while left:
+        rows = min(left, max(1, _BLOCK // count))
+        drawn = generator.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        parts.append(times @ values)
+        left -= rows
+    return np.concatenate(parts)
+
+
 def share_interval(count: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share, ``count`` of ``of`` independent trials, by Wilson's score method (1927).
 

@@ -1,6 +1,7 @@
 """Rows of a data set as text and as token ids: the one place where training and evaluation get them.
 
-A row is ``{"messages": […]}`` (chat), ``{"prompt", "completion"}`` (completion) or ``{"text"}`` (text). Its full
+A row is ``{"messages": […]}`` (chat), ``{"prompt", "completion"}`` (completion) or ``{"text"}`` (text). A preference is
+``{"messages" or "prompt", "chosen", "rejected"}``; read as a text to learn or to score it is what was chosen. Its full
 text is tokenized once, as llama.cpp would tokenize the same text; what is learned and scored is what follows the
 tokens that the full text shares with the prompt.
 """
@@ -56,12 +57,22 @@ class Template:
         return _RENDERER.render(self.source, variables)
 
 
+def answered(row: Row, which: str = "chosen") -> Row:
+    """A preference as the row that gives one of its answers; any other row as it is."""
+    if "chosen" not in row:
+        return row
+    if "messages" in row:
+        return {"messages": [*row["messages"], {"role": "assistant", "content": row[which]}]}
+    return {"prompt": row["prompt"], "completion": row[which]}
+
+
 def render(row: Row, template: Template) -> tuple[str, str]:
     """(prompt, full text) of a row. The completion is the last assistant turn with its end token.
 
     In the text form the prompt is empty. The texts of chat rows hold their begin token where the template has one;
     the others leave it to the tokenizer (``special_tokens``).
     """
+    row = answered(row)
     if "messages" in row:
         messages = row["messages"]
         prompt = template.apply(messages[:-1], add_generation_prompt=True)

@@ -1,7 +1,7 @@
-"""Documents of a data set: read from JSON lines, JSON, text and Python's documentation, brought into one form.
+"""Documents of a data set: read from text and Python's documentation, brought into one form.
 
-A document is a row in its natural form (chat, completion or text), the text by which duplicates are found, and the
-group that must not straddle the split (the same prompt, the same topic).
+A document is a row in its natural form (chat, completion, text or preference), the text by which duplicates are found,
+and the group that must not straddle the split (the same prompt, the same topic). ``rows`` reads rows of JSON as such.
 """
 
 from __future__ import annotations
@@ -12,33 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ingot.core.digest import read_json
 from ingot.errors import RefusedInput
 
-Form = Literal["chat", "completion", "text"]
+Form = Literal["chat", "completion", "text", "preference"]
 
-_ROLES = frozenset({"system", "user", "assistant", "tool"})
-_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
 _MAX_SIGNATURE = 200
-
-#: Names that fields of rows commonly have, tried in this order when the spec names none.
-_USUAL: tuple[Mapping[str, str], ...] = (
-    {"messages": "messages"},
-    {"messages": "conversations"},
-    {"prompt": "prompt", "completion": "completion"},
-    {"instruction": "instruction", "input": "input", "output": "output"},
-    {"instruction": "instruction", "output": "output"},
-    {"prompt": "question", "completion": "answer"},
-    {"text": "text"},
-)
 
 
 @dataclass(frozen=True)
 class Document:
     """One row in the form ``form``: messages (role, content), or (prompt, completion), or (text,).
 
-    ``pattern`` is a regular expression that every right answer matches. It says nothing of what is learned, so it is no
-    part of the row's id.
+    Of a preference ``parts`` ends in the chosen and the rejected answer; before them stands the prompt, unless
+    ``messages`` are what is answered. ``pattern`` is a regular expression that every right answer matches. It says
+    nothing of what is learned, so it is no part of the row's id.
     """
 
     form: Form
@@ -51,17 +38,29 @@ class Document:
     @property
     def learned(self) -> str:
         """What a model is to learn to write: the last assistant turn, the completion, or the text."""
+        if self.form == "preference":
+            return self.parts[-2]
         return self.messages[-1][1] if self.messages else self.parts[-1]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What its length is measured by: what is learned, and of a preference also what is not to be."""
+        return self.parts[-2:] if self.form == "preference" else (self.learned,)
 
     @property
     def compared(self) -> str:
         """The text by which duplicates are found: that of the source, else everything in the row."""
-        return self.alike or "\n".join([content for _, content in self.messages] or self.parts)
+        parts = self.parts if self.form == "preference" or not self.messages else ()
+        return self.alike or "\n".join([*(content for _, content in self.messages), *parts])
 
     def content(self) -> dict[str, Any]:
         """The row without its id."""
+        messages = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+        if self.form == "preference":
+            asked = messages if self.messages else {"prompt": self.parts[0]}
+            return {**asked, "chosen": self.parts[-2], "rejected": self.parts[-1]}
         if self.form == "chat":
-            return {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+            return messages
         if self.form == "completion":
             return {"prompt": self.parts[0], "completion": self.parts[1]}
         return {"text": self.parts[0]}
@@ -72,6 +71,8 @@ def to_form(document: Document, form: Form, system: str | None) -> Document:
 
     RefusedInput (E-DATASET-FORM) where there is no honest way: text has no prompt, and several turns are no pair.
     """
+    if document.form == "preference" and form in {"chat", "completion"}:
+        document = _preferred(document)
     if form == "chat" and document.form == "completion":
         pair = (("user", document.parts[0]), ("assistant", document.parts[1]))
         document = replace(document, form="chat", messages=pair, parts=())
@@ -83,9 +84,17 @@ def to_form(document: Document, form: Form, system: str | None) -> Document:
         document = replace(document, form=form, parts=("".join(document.parts),), pattern=None)  # text asks nothing
     elif form != document.form:
         raise _form(f"rows of the form {document.form!r} cannot become {form!r}")
-    if form == "chat" and system and document.messages[0][0] != "system":
+    if document.messages and system and document.messages[0][0] != "system":
         document = replace(document, messages=(("system", system), *document.messages))
     return document
+
+
+def _preferred(document: Document) -> Document:
+    """A preference without what was rejected: a row to be learned."""
+    if document.messages:
+        messages = (*document.messages, ("assistant", document.parts[-2]))
+        return replace(document, form="chat", messages=messages, parts=())
+    return replace(document, form="completion", parts=document.parts[:2])
 
 
 def _form(what: str) -> RefusedInput:
@@ -150,108 +159,3 @@ def _split_long(paragraph: str, size: int) -> Iterator[str]:
         yield paragraph[:cut]
         paragraph = paragraph[cut:].removeprefix("\n")
     yield paragraph
-
-
-def read_file(path: Path, format_: str, fields: Mapping[str, str] | None, where: str, chunk: int) -> Iterator[Document]:
-    """The documents of one file; ``where`` names it in messages.
-
-    RefusedInput (E-DATASET-ROW) with the line (or for JSON the element) for what is no row: ``rows.jsonl:3: …``.
-    """
-    if format_ == "text":
-        try:
-            text = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise _row(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from error
-        for piece in chunks(text, chunk):
-            yield Document("text", parts=(piece,), group=piece)
-        return
-    for at, row in _json_rows(path, format_, where):
-        if not isinstance(row, dict):
-            raise _row(at, "not a JSON object")
-        mapping = fields or next((names for names in _USUAL if set(names.values()) <= row.keys()), None)
-        if mapping is None:
-            raise _row(at, f"no known fields among {', '.join(sorted(row))}; name them by 'fields'")
-        try:
-            document = replace(_document(row, mapping), pattern=_pattern(row, mapping))
-            json.dumps([document.content(), document.pattern], ensure_ascii=False).encode()
-        except ValueError as error:  # also half of a surrogate pair
-            raise _row(at, str(error)) from error
-        yield document
-
-
-def _json_rows(path: Path, format_: str, where: str) -> Iterator[tuple[str, object]]:
-    """Each row and where it is: FILE:LINE, or for an array the number of the element."""
-    if format_ == "json":
-        data = path.read_bytes()
-        try:
-            value = read_json(data) if data.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise _no_json(where, error, getattr(error, "lineno", None)) from error
-        if not isinstance(value, list):
-            raise _row(where, "not a JSON array of rows")
-        yield from ((f"{where}, row {number}", row) for number, row in enumerate(value, 1))
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield f"{where}:{number}", read_json(line.rstrip(b"\r\n"))
-                except (ValueError, RecursionError) as error:
-                    raise _no_json(where, error, number) from error
-
-
-def _no_json(where: str, error: Exception, line: int | None) -> RefusedInput:
-    at = where if line is None else f"{where}:{line}"
-    if isinstance(error, json.JSONDecodeError):
-        return _row(at, f"not JSON ({error.msg.lower()}, column {error.colno})")
-    if isinstance(error, UnicodeDecodeError):
-        return _row(at, f"not UTF-8 text ({error.reason})")
-    return _row(at, f"not JSON ({error})")
-
-
-def _document(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Document:
-    """A row by a map of meanings (messages, prompt, …) to names of fields; ValueError says what is wrong."""
-    if "messages" in mapping:
-        return _conversation(row.get(mapping["messages"]))
-    if "text" in mapping:
-        text = _text(row, mapping["text"])
-        return Document("text", parts=(text,), group=text)
-    if "instruction" in mapping:
-        ask, more = _text(row, mapping["instruction"]), ""
-        if "input" in mapping and row.get(mapping["input"]) not in (None, ""):
-            more = f"\n\n{_text(row, mapping['input'])}"
-        messages = (("user", ask + more), ("assistant", _text(row, mapping["output"])))
-        return Document("chat", messages=messages, group=ask + more)
-    prompt = _text(row, mapping["prompt"])
-    return Document("completion", parts=(prompt, _text(row, mapping["completion"])), group=prompt)
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"the field {name!r} is {'missing' if value is None else 'not a text that says something'}")
-    return value
-
-
-def _pattern(row: Mapping[str, Any], mapping: Mapping[str, str]) -> str | None:
-    return _text(row, mapping["pattern"]) if row.get(mapping.get("pattern", "")) is not None else None
-
-
-def _conversation(value: object) -> Document:
-    if not isinstance(value, list) or not value:
-        raise ValueError("the messages are not a list")
-    messages = []
-    for entry in value:
-        item = entry if isinstance(entry, dict) else {}
-        role = item.get("role") or _SHAREGPT.get(str(item.get("from")), item.get("from"))
-        content = item.get("content", item.get("value"))
-        if not isinstance(role, str) or role not in _ROLES or not isinstance(content, str):
-            raise ValueError(f"a message needs a role (of {', '.join(sorted(_ROLES))}) and a text as its content")
-        messages.append((role, content))
-    if messages[-1][0] != "assistant" or not messages[-1][1].strip() or len(messages) < 2:
-        raise ValueError("the last message is not an answer of the assistant to something before it")
-    return Document("chat", messages=tuple(messages), group=json.dumps(messages[:-1]))
-
-
-def _row(at: str, what: str) -> RefusedInput:
-    return RefusedInput("E-DATASET-ROW", f"{at}: {what}")

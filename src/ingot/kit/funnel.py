@@ -42,9 +42,12 @@ def sift(
     fitting: list[Document] = []
     seen: set[str] = set()
     for document in documents:
-        if len(document.learned) < chars[0]:
+        lengths = [len(answer) for answer in document.answers]
+        if document.form == "preference" and document.parts[-2] == document.parts[-1]:
+            counts["same_answers"] += 1
+        elif min(lengths) < chars[0]:
             counts["too_short"] += 1
-        elif chars[1] is not None and len(document.learned) > chars[1]:
+        elif chars[1] is not None and max(lengths) > chars[1]:
             counts["too_long"] += 1
         elif document.compared in seen:
             counts["exact_duplicates"] += 1
@@ -143,6 +146,5 @@ def write_rows(path: Path, rows: Sequence[Row]) -> int:
 
 
 def _characters(content: Mapping[str, Any]) -> int:
-    if "messages" in content:
-        return sum(len(message["content"]) for message in content["messages"])
-    return sum(len(text) for text in content.values())
+    messages = sum(len(message["content"]) for message in content.get("messages", ()))
+    return messages + sum(len(text) for name, text in content.items() if name != "messages")

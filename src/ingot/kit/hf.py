@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,11 +202,19 @@ def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if not (isinstance(item, str) and is_home_path(item))}
 
 
-def load_model(folder: Path, dtype: str | None = None) -> Any:
-    """The causal language model of a folder, in eval mode with eager attention; nothing is downloaded.
+def load_model(folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager") -> Any:
+    """The causal language model of a folder, in eval mode, on the CPU; nothing is downloaded.
 
-    ``dtype`` None keeps that of the config. A compressed-tensors checkpoint is loaded dequantized.
+    ``dtype`` None keeps that of the config. A quantized checkpoint is loaded dequantized. ``quantized`` is a
+    transformers quantization config, by which the linear layers of a plain checkpoint are quantized as they are read.
     """
+    return load_with_report(folder, dtype, quantized=quantized, attention=attention)[0]
+
+
+def load_with_report(
+    folder: Path, dtype: str | None = None, *, quantized: Any = None, attention: str = "eager"
+) -> tuple[Any, dict[str, Any]]:
+    """As ``load_model``, and what transformers reports of tensors that were missing, unexpected or of another shape."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
 
@@ -215,18 +224,32 @@ def load_model(folder: Path, dtype: str | None = None) -> Any:
     for _ in entries(folder):  # every header is sound before a library parses one
         pass
     more: dict[str, Any] = {}
-    if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype="auto" if dtype is None else torch_dtype(dtype),
-        attn_implementation="eager",
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **more,
-    )
-    return model.eval()
+    if quantized is not None:
+        more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
+    wanted = "auto" if dtype is None else torch_dtype(dtype)
+    with warnings.catch_warnings():
+        # That the folder has a quantization of its own is why it is told to dequantize it.
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype="auto" if method == "bitsandbytes" else wanted,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **more,
+        )
+    if method == "bitsandbytes":
+        from ingot.kit.quant.bnb import refuse_misread
+
+        refuse_misread(model)
+        model = model.dequantize(dtype=model.dtype)
+        model = model if dtype is None else model.to(torch_dtype(dtype))
+    return model.eval(), dict(report)
 
 
 def load_tokenizer(folder: Path) -> Any:

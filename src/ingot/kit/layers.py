@@ -13,7 +13,7 @@ from ingot.kit import hf
 from ingot.kit.architectures import refuse_unknown_architecture
 
 #: Written by a stage about its own result; not a property of the model, so never handed on.
-_OWN_FILES = ("prune.json", "training.json")
+_OWN_FILES = ("prune.json", "recover.json", "training.json")
 
 
 def skeleton(folder: Path) -> Any:
@@ -55,6 +55,14 @@ def linear_weights(folder: Path, names: Collection[str] | None = None) -> list[s
     if not linear:
         raise no_linear(model)
     return [module for module in linear if f"{module}.weight" in names]
+
+
+def embedding_weights(folder: Path, names: Collection[str]) -> list[str]:
+    """The input and the output embedding, as far as their ``.weight`` is among ``names`` (a tied one is not)."""
+    model = skeleton(folder)
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    found = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    return [module for module in found if f"{module}.weight" in names]
 
 
 def four_bit_weights(folder: Path) -> frozenset[str]:

@@ -30,13 +30,13 @@ def input_norms(
     try:
         for done, ids in enumerate(rows, 1):
             with torch.no_grad():
-                model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
+                model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
             tokens += len(ids)
             report(done, tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total.sqrt().float() for name, total in squares.items()}
+    return {name: total.sqrt().float().cpu() for name, total in squares.items()}
 
 
 def scores(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Given, Metric, Progress, Role, Stage
-from ingot.errors import RefusedInput
+from ingot.core.stage import Done, Given, Least, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.stream.vocabulary import Counted, Weights
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Convert(Stage):
     """Write a GGUF or a Hugging Face folder as a Hugging Face folder of one dtype.
 
-    Quantized GGUF tensors are dequantized; the tokenizer is built from the GGUF's own vocabulary and the chat template
-    is kept, so that text gives the token ids that llama.cpp gives. It streams: memory does not grow with the model.
+    Quantized tensors are dequantized, of a GGUF and of a Hugging Face checkpoint (compressed-tensors, bitsandbytes).
+    Of a GGUF the tokenizer is built from its own vocabulary and the chat template is kept, so that text gives the token
+    ids that llama.cpp gives. It streams: memory does not grow with the model.
     """
 
     kind: ClassVar[str] = "convert"
@@ -42,12 +43,16 @@ class Convert(Stage):
         """Always: a cast maps a tensor."""
         return True
 
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights, each as wide as ``dtype``."""
+        return inputs["model"].stored(32 if self.dtype == "float32" else 16)
+
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Build the folder.
 
         RefusedInput: E-GGUF-*, E-ARCH, E-ST-*, E-NOT-HF, E-CONFIG-CODE, E-FORMAT-PICKLE for what cannot be read;
         E-DTYPE-RANGE when a weight is too large for float16, E-NONFINITE when it is no number; E-QUANTIZED for a
-        quantized Hugging Face folder.
+        Hugging Face folder in another quantization format than those it reads.
         """
         from ingot.kit.stream.inputs import build
 
@@ -60,10 +65,14 @@ class Convert(Stage):
         from ingot.kit.stream.cast import Cast
 
         gguf = None if "model" in given.virtual else find_gguf(given.one("model"))
-        weights, bits = self._from_hf(given, progress) if gguf is None else self._from_gguf(gguf, given, progress)
+        if gguf is None:
+            weights, bits, quantized = self._from_hf(given, progress)
+        else:
+            (weights, bits), quantized = self._from_gguf(gguf, given, progress), None
+        notes = {} if quantized is None else {"dequantized_from": quantized}
         weights.chain.append(Cast(torch_dtype(self.dtype)))
         weights.shard_bytes = self.shard_bytes
-        weights.measure = lambda counted: Done(_metrics(counted, bits))
+        weights.measure = lambda counted: Done(_metrics(counted, bits), notes=notes)
         return weights
 
     def _from_gguf(self, path: Path, given: Given, progress: Progress) -> tuple[Weights, float]:
@@ -90,27 +99,28 @@ class Convert(Stage):
         weights = Weights(source, folder, [Dequantize(gguf), model.names(), *finite])
         return with_origin(weights, given, "model"), 8 * size / model.parameters
 
-    def _from_hf(self, given: Given, progress: Progress) -> tuple[Weights, float]:
+    def _from_hf(self, given: Given, progress: Progress) -> tuple[Weights, float, str | None]:
         from ingot.kit.hf import read_config
         from ingot.kit.layers import copy_model_files
+        from ingot.kit.quant.plain import open_plain
         from ingot.kit.stream.chain import slots
-        from ingot.kit.stream.inputs import open_input, side_folder
+        from ingot.kit.stream.inputs import side_folder
 
-        weights = open_input(given, "model", progress, finite=not self.allow_nonfinite)
+        weights, quantized = open_plain(given, progress, finite=not self.allow_nonfinite)
         config = read_config(weights.folder)
-        if "quantization_config" in config:
-            raise RefusedInput(
-                "E-QUANTIZED",
-                "the model is quantized, and a cast would not undo that",
-                hint="convert the model that it was quantized from",
-            )
+        config.pop("quantization_config", None)
         config.pop("torch_dtype", None)
+        found = slots(weights)
+        size, elements = sum(slot.nbytes for slot in found), sum(slot.elements for slot in found)
+        if quantized is not None:
+            from ingot.kit.hf import entries
+
+            size = sum(entry.end - entry.begin for _, entry in entries(weights.folder))
         folder = side_folder(given)
         copy_model_files(weights.folder, folder, config={**config, "dtype": self.dtype})
         weights.folder = folder
-        found = slots(weights)
-        progress.phase("casting")
-        return weights, 8 * sum(slot.nbytes for slot in found) / sum(slot.elements for slot in found)
+        progress.phase("casting" if quantized is None else "dequantizing")
+        return weights, 8 * size / elements, quantized
 
 
 def _metrics(counted: Counted, bits_in: float) -> dict[str, Metric]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -60,13 +60,14 @@ class Coreml(Stage):
             )
         return self
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput: E-COREML-ARCH, E-COREML-LENGTH, E-COREML-TENSOR; StageFailed: E-COREML-SELFCHECK."""
         import torch
 
         from ingot.kit import coreml_package as package
         from ingot.kit.hf import read_config
         from ingot.kit.llama_config import llama_shape
+        from ingot.kit.quant.plain import quantization
 
         torch.set_num_threads(given.threads)
         model = given.one("model")
@@ -83,7 +84,9 @@ class Coreml(Stage):
         target = out / "model.mlpackage"
         package.save(converted, target)
         facts = package.check(target, (shape.vocabulary, shape.hidden), settings)
-        return _metrics(target, parameters, difference, facts)
+        quantized = quantization(read_config(model))
+        notes = {} if quantized is None else {"dequantized_from": quantized}
+        return Done(_metrics(target, parameters, difference, facts), notes=notes)
 
 
 def _refuse_long(shape: LlamaShape, lengths: tuple[int, ...]) -> None:
@@ -101,8 +104,8 @@ def _module(model: Path, shape: LlamaShape, length: int, progress: Progress) -> 
     import torch
 
     from ingot.errors import StageFailed
-    from ingot.kit.compressed import iter_plain_tensors
     from ingot.kit.coreml_llama import build_llama
+    from ingot.kit.quant.plain import iter_plain_tensors
 
     progress.phase("compare with transformers")
     count = min(length, 64)

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ingot.core.stage import Frozen, Given, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
+from ingot.stages._fields import Fields, absent
 from ingot.stages._templates import Templates
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _STDLIB_CHARS = (80, 2000)
 #: The metrics of the funnel: what happened to each document read, in this order.
 _FUNNEL = {
     "read": "rows and pieces of text read",
+    "same_answers": "preferences whose two answers are the same, which say nothing",
     "too_short": "fewer characters to learn than min_chars",
     "too_long": "more characters to learn than max_chars",
     "exact_duplicates": "the same text as an earlier document",
@@ -60,38 +62,6 @@ def _format_of(before: dict[str, Any]) -> _Format | None:
     return _SUFFIXES.get(Path(source.path).suffix) if isinstance(source, Source) and source.path else None
 
 
-def _absent(value: object) -> bool:
-    """For a parameter that came later: left out where it is not given, it is in no key that was there before it."""
-    return value is None
-
-
-class Fields(Frozen):
-    """Which field of a row means what: ``messages``, or ``text``, or a pair of two."""
-
-    messages: str | None = Field(default=None, description="a list of {role, content}")
-    prompt: str | None = None
-    completion: str | None = None
-    instruction: str | None = None
-    input: str | None = Field(default=None, description="more to the instruction, where a row has it")
-    output: str | None = None
-    text: str | None = None
-    pattern: str | None = Field(
-        default=None,
-        exclude_if=_absent,
-        description="a regular expression that every right answer to the row matches in full",
-    )
-
-    @model_validator(mode="after")
-    def _one_shape(self) -> Fields:
-        given = {name for name, value in self.model_dump().items() if value is not None and name != "pattern"}
-        if self.pattern is not None and self.text is not None:
-            raise ValueError("text asks nothing, so it has no 'pattern'")
-        shapes = ({"messages"}, {"text"}, {"prompt", "completion"}, {"instruction", "output"})
-        if given - {"input"} not in shapes or ("input" in given and "instruction" not in given):
-            raise ValueError("name either messages, or text, or prompt and completion, or instruction and output")
-        return self
-
-
 class Entry(Frozen):
     """One source: a file, folder or glob of the project, Python's documentation, or templates."""
 
@@ -103,7 +73,7 @@ class Entry(Frozen):
         BeforeValidator(_stdlib, json_schema_input_type=Literal["docstrings", "topics"] | Source | None),
     ] = Field(default=None, description="Python's own documentation: docstrings or topics")
     templates: Templates | None = Field(
-        default=None, exclude_if=_absent, description="rows drawn from templates and their slots"
+        default=None, exclude_if=absent, description="rows drawn from templates and their slots"
     )
     format: _Format | None = Field(default_factory=_format_of, description="by default that of the path's suffix")
     fields: Fields | None = Field(default=None, description="by default the usual names are tried")
@@ -172,8 +142,10 @@ class Dataset(Stage):
     preload: ClassVar[tuple[str, ...]] = ("numpy",)
 
     sources: tuple[Entry, ...] = Field(min_length=1, description="where rows come from")
-    form: Literal["auto", "chat", "completion", "text"] = Field(
-        default="auto", description="the form of the rows; auto takes that of the sources"
+    form: Literal["auto", "chat", "completion", "text", "preference"] = Field(
+        default="auto",
+        description="the form of the rows; auto takes that of the sources. Preferences can become chats or completions "
+        "of what was chosen",
     )
     system: str | None = Field(default=None, min_length=1, description="a system message for chats that have none")
     min_chars: int = Field(default_factory=_least, ge=1, description="the fewest characters to learn from a row")
@@ -214,8 +186,10 @@ class Dataset(Stage):
                 progress(len(read), None, "documents")
         if not read:
             raise self._nothing(given)
-        counts = dict.fromkeys(_FUNNEL, 0) | {"read": len(read)}
         form = _form(self.form, {document.form for document in read})
+        pairs = any(document.form == "preference" for document in read)
+        names = [name for name in _FUNNEL if name != "same_answers" or pairs]
+        counts = dict.fromkeys(names, 0) | {"read": len(read)}
         threshold = self.dedup.threshold if self.dedup is not None else None
         kept = sift(read, (self.min_chars, self.max_chars), threshold, counts, progress)
         rows = identified(kept, form, self.system)
@@ -241,7 +215,8 @@ class Dataset(Stage):
         return RefusedInput("E-DATASET-EMPTY", what, facts=facts, hint="a data set needs rows, or text")
 
     def _read(self, given: Given, progress: Progress) -> Iterator[Document]:
-        from ingot.kit.documents import paired, read_file, read_stdlib
+        from ingot.kit.documents import paired, read_stdlib
+        from ingot.kit.rows import read_file
 
         natural: Form = "chat" if self.form == "auto" else self.form
         snapshots = iter(given.sources)
@@ -281,17 +256,27 @@ def _form(wanted: str, found: set[Form]) -> Form:
     """The form of the data set: as wanted, else the one form that all rows have or can take."""
     if wanted != "auto":
         return cast("Form", wanted)
+    if len(found) > 1 and "preference" in found:
+        raise RefusedInput(
+            "E-DATASET-FORM",
+            f"the sources mix preferences with rows of the form {', '.join(sorted(found - {'preference'}))}",
+            hint="give 'form: chat' or 'form: completion', which keep what was chosen, or leave one of them out",
+        )
     if len(found) > 1 and "text" in found:
         raise RefusedInput(
             "E-DATASET-FORM",
             f"the sources mix plain text with rows of the form {', '.join(sorted(found - {'text'}))}",
             hint="give 'form: text', or leave the text out",
         )
+    if "preference" in found:
+        return "preference"
     return "chat" if "chat" in found else "completion" if "completion" in found else "text"
 
 
 def _metrics(counts: dict[str, int], characters: dict[str, int]) -> dict[str, Metric]:
-    metrics = {f"documents_{name}": Metric(counts[name], "documents", how) for name, how in _FUNNEL.items()}
+    metrics = {
+        f"documents_{name}": Metric(counts[name], "documents", how) for name, how in _FUNNEL.items() if name in counts
+    }
     for name, value in characters.items():
         metrics[f"characters_{name}"] = Metric(value, "characters", f"characters of all texts in {name}.jsonl")
     return metrics

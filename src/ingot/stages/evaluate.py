@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Format, Frozen, Given, Metric, Metrics, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import (
+    Device,
+    Format,
+    Frozen,
+    Given,
+    Least,
+    Metric,
+    Metrics,
+    Progress,
+    Reproducibility,
+    Role,
+    Stage,
+)
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -106,6 +118,11 @@ class Evaluate(Settings, Stage):
     )  # fmt: skip
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The reference, which is held beside a candidate of any form."""
+        del device
+        return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Score, measure size and speed; writes evaluation.json and documents.jsonl."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from ingot.core.stage import Given, Metric, Metrics, Progress, Source, Stage
+from ingot.core.stage import Frozen, Given, Least, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
 
 _ORIGINS = ("pypi", "hf", "url", "path")
@@ -42,6 +43,13 @@ def _default_name(before: dict[str, Any]) -> str | None:
     else:
         return None
     return name if re.fullmatch(_NAME, name) else None
+
+
+class Expected(Frozen):
+    """What is known of a thing before it is fetched: plans count with it, and less than that is refused."""
+
+    bytes: int = Field(default=0, ge=0, description="of all files, at the least")
+    parameters: int = Field(default=0, ge=0, description="elements of all tensors, at the least")
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -86,6 +94,9 @@ class Fetch(Stage):
     save_as: Annotated[str, Field(pattern=f"^{_NAME}$")] | None = Field(
         default_factory=_default_name, alias="as", description="the file's name in the artifact"
     )
+    expect: Expected | None = Field(
+        default=None, description="its size before it is fetched, which plans count with: {bytes, parameters}"
+    )
 
     @model_validator(mode="after")
     def _one_pinned_origin(self) -> Fetch:
@@ -115,12 +126,17 @@ class Fetch(Stage):
         """Files are copied and read piece by piece: a small one says nothing of the memory for a large one."""
         return True
 
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """What the spec says that it expects."""
+        del inputs
+        return Least() if self.expect is None else Least(self.expect.bytes, self.expect.parameters)
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Fetch, verify, and refuse pickles.
 
         RefusedInput: E-FETCH-DIGEST (names both digests), E-FETCH-NETWORK, E-FETCH-TRUNCATED, E-FETCH-NOTFOUND,
         E-FETCH-MEMBER, E-FETCH-ARCHIVE, E-FETCH-BOMB, E-FETCH-HTTP, E-FETCH-GATED, E-FETCH-HUB, E-FETCH-EMPTY,
-        E-FORMAT-PICKLE.
+        E-FETCH-EXPECT, E-FORMAT-PICKLE.
         """
         from ingot.core.pickles import refuse_pickles
 
@@ -136,6 +152,8 @@ class Fetch(Stage):
         progress.phase("looking for pickles")
         refuse_pickles(out)
         sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+        if self.expect is not None:
+            _refuse_less(self.expect, sum(sizes), out)
         return {
             "bytes": Metric(sum(sizes), "B", "sizes of the fetched files"),
             "files": Metric(len(sizes), "files", "fetched files"),
@@ -177,4 +195,26 @@ class Fetch(Stage):
                 f"{name} is not the content that the spec pins",
                 facts=[f"expected sha256 {self.sha256}", f"got      sha256 {got}"],
                 hint="if the new content is what you want, put its digest into the spec",
+            )
+
+
+def _refuse_less(expected: Expected, size: int, out: Path) -> None:
+    """RefusedInput (E-FETCH-EXPECT) when there is less than the spec says, so that plans counted with too much."""
+    from ingot.core.weights_facts import facts_of
+
+    parameters = 0
+    if expected.parameters:
+        try:
+            parameters = facts_of(out).elements
+        except ValueError as error:
+            raise RefusedInput(
+                "E-FETCH-EXPECT", f"the parameters of what was fetched cannot be counted: {error}"
+            ) from error
+    for name, wanted, found in (("bytes", expected.bytes, size), ("parameters", expected.parameters, parameters)):
+        if found < wanted:
+            raise RefusedInput(
+                "E-FETCH-EXPECT",
+                f"what was fetched has fewer {name} than 'expect' says",
+                facts=[f"expected at least {wanted:,}", f"found {found:,}"],
+                hint="correct 'expect': plans count with it before anything is fetched",
             )

@@ -40,7 +40,7 @@ class Full(Training):
         default="all",
         description="What learns: all, or words of the names of modules, such as self_attn, layers.0 or mlp.*_proj",
     )
-    weights: Literal["float32", "bfloat16", "float16"] | None = Field(
+    weights: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None, description="The dtype of the weights that are written; by default each keeps its own"
     )
     distill: Distill = Field(default=Distill(), description="How it learns from the teacher")
@@ -55,13 +55,12 @@ class Full(Training):
         """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
         each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
-        model, teacher = (inputs.get(role, Least()).weights for role in ("model", "teacher"))
+        model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
         return model * each + teacher * SIZES[self.distill.dtype]
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """As many weights as the model has; see ``Stage``."""
-        found = inputs.get("model", Least())
-        return found if self.weights is None else Least(found.weights * SIZES[self.weights], found.weights)
+        """As many weights as the model has, none with fewer than 16 bits; see ``Stage``."""
+        return inputs.get("model", Least()).stored(8 * SIZES[self.weights or "bfloat16"])
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """See ``Stage``."""
@@ -80,7 +79,7 @@ class Full(Training):
             progress.phase("load")
             folder = given.one("model")
             model = whole.load(folder, self.train, device)
-            trained = whole.train(self, given, model, folder, progress)
+            trained = whole.train(self, given, whole.Trainee(model), folder, progress)
             progress.phase("write")
             sink = write_weights(
                 model, out, dtype=self.weights or self._kept(folder), threads=given.threads, watch=progress

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Metrics, Progress, Role, Source, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
@@ -29,6 +29,18 @@ TensorType = Literal[
 ]  # fmt: skip
 #: File types some of whose tensors llama.cpp makes with an importance matrix only.
 _NEEDY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
+
+
+#: Bits for a weight in a tensor type; less than in any type that is not here is 1.5.
+_BITS = {
+    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0,
+    "Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
+}  # fmt: skip
+
+
+def _bits(name: str) -> float:
+    """Bits for a weight in a file or tensor type, at the least."""
+    return _BITS.get(re.sub(r"(_K)_[SML]$", r"\1", name), 1.5)
 
 
 class Override(Frozen):
@@ -82,10 +94,10 @@ class Gguf(Stage):
 
     The types and bytes of the tensors are those of llama.cpp's own quantizer on an unquantized file of the type in
     which the weights are stored. Rows that are no whole number of a type's blocks take the type that llama.cpp falls
-    back to. A compressed-tensors checkpoint is dequantized. The file's metadata says what it was made of (``ingot.*``:
-    nothing that is not in the target's key). Quantized tensors that an earlier result holds, made of the same bytes in
-    the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the token ids of the
-    Hugging Face tokenizer on probe texts, and generates.
+    back to. A quantized checkpoint (compressed-tensors, bitsandbytes) is dequantized. The file's metadata says what it
+    was made of (``ingot.*``: nothing that is not in the target's key). Quantized tensors that an earlier result holds,
+    made of the same bytes in the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the
+    token ids of the Hugging Face tokenizer on probe texts, and generates.
     """
 
     kind: ClassVar[str] = "gguf"
@@ -140,6 +152,13 @@ class Gguf(Stage):
                     yield name, "a file that another converter makes is quantized as llama.cpp does by itself"
         if self.allow_nonfinite and self.type not in _PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights in the smallest type that is asked for: the rules of a file type only ever take larger ones."""
+        if self.converter is not None:
+            return Least()
+        named = (self.type, self.token_embedding_type, self.output_tensor_type, *(it.type for it in self.overrides))
+        return inputs["model"].stored(min(_bits(name) for name in named if name is not None))
 
     def windowed(self) -> bool:
         """Blocks flow into the file; another converter holds what it likes."""
@@ -196,9 +215,10 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf import figures
     from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import Reuse, export
-    from ingot.kit.gguf.hf_input import form_of, open_plain
+    from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
@@ -222,7 +242,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     for item in written:
         progress.phase("check with llama.cpp")
         checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads, finite=finite)
-        notes = figures.notes_of(item, form.layout.limits())
+        notes = {**figures.notes_of(item, form.layout.limits()), **({"dequantized_from": source} if source else {})}
         metrics = figures.of_written(item, weights, model_bytes, checked)
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
     return found

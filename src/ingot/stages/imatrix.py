@@ -69,9 +69,10 @@ class Imatrix(Stage):
     def _prepared(self, given: Given, path: Path, progress: Progress) -> tuple[dict[str, Done], list[list[int]]]:
         """The unquantized model in scratch, what was measured of a virtual input, and the texts."""
         from ingot.kit.gguf.export import Product, export, stored_type
-        from ingot.kit.gguf.hf_input import form_of, open_plain
+        from ingot.kit.gguf.hf_input import form_of
         from ingot.kit.gguf.mixture import Wish
         from ingot.kit.hf import load_tokenizer
+        from ingot.kit.quant.plain import open_plain
         from ingot.kit.stream.chain import slots
 
         weights, _ = open_plain(given, progress, finite=True)

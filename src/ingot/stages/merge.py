@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.lora.combine import Change
@@ -100,6 +100,10 @@ class Merge(Stage):
     def weightwise(self) -> bool:
         """Each tensor is merged for itself."""
         return True
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights of the base, which has two bytes for each at the least."""
+        return inputs["model"].stored(32 if self.dtype == "float32" else 16)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Merge; see the class. RefusedInput: E-MERGE-*, E-NOT-ADAPTER, E-QUANTIZED, E-NONFINITE, E-DTYPE-RANGE."""

@@ -1,90 +1,194 @@
-"""``prune``: set the least important weights of linear layers to zero."""
+"""``prune``: set the least important weights of linear layers to zero, or leave out whole layers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
-    import torch
+    from ingot.kit.prune.goals import Goal, Prunable
+    from ingot.kit.prune.gradual import Between
+    from ingot.kit.stream.vocabulary import Weights
 
-    from ingot.kit.pruning import Pruning, Rule
-    from ingot.kit.stream.vocabulary import Slot, Weights
+Share = Annotated[float, Field(gt=0, lt=1)]
+#: In a mapping 0 leaves modules alone that a wider name would take.
+MaybeShare = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Learning(Frozen):
+    """The training between two levels of a schedule: the pruned modules' weights learn, zeros are held."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(description="Optimizer steps after each level but the last")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="Documents of one step")
+    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens of the longest document")
+    completion_only: bool = Field(default=True, description="Learn the completion only, not the prompt")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="Peak learning rate of each level")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="Share of the steps in which it rises")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Weight decay of AdamW")
+    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="In which the model computes")
+    eval_documents: Annotated[int, Field(ge=0)] = Field(
+        default=32, description="Held-out documents scored before and after"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Orders the documents")
+    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="Seconds between checkpoints from which an ended run goes on"
+    )
+
+
+class Schedule(Frozen):
+    """Pruning in several levels, with training between them."""
+
+    steps: Annotated[int, Field(ge=2, le=100)] = Field(description="Levels in which the share is reached")
+    shape: Literal["cubic", "linear"] = Field(
+        default="cubic", description="The share after level t of n: s·(1 − (1 − t/n)³), or s·t/n"
+    )
+    recover: Learning = Field(description="The training between two levels")
 
 
 class Prune(Stage):
-    """Zeroes a share of the weights (``sparsity``), or leaves N of every M (``pattern``).
+    """Zeroes a share of the weights (``sparsity``), leaves N of every M (``pattern``), or drops layers (``depth``).
 
     ``magnitude`` scores a weight by its size and takes the share from each tensor; it streams, and holds no model.
     ``wanda`` multiplies by the norm of the input feature over the calibration documents and takes the share from
-    each output row; it runs the model once, in memory. The result keeps the model's format: zeros are stored.
-    ``prune.json`` lists the zeros counted while writing, layer by layer.
+    each output row; it runs the model once, in memory. ``sparsegpt`` (llm-compressor) goes layer by layer and lets the
+    weights that stay make up for those that go. ``sparsity`` and ``pattern`` are one value for all ``targets``, or
+    map names to values. The result keeps the model's format: zeros are stored. ``depth`` leaves out the layers that
+    change the least of what flows through them. ``prune.json`` lists the zeros counted while writing, module by
+    module, or the influence of each layer.
     """
 
     kind: ClassVar[str] = "prune"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     produces: ClassVar[Format] = "hf"
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
         "calibration": Role(accepts=("dataset",), optional=True),
+        "data": Role(accepts=("dataset",), optional=True),
     }
-    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    resumes: ClassVar[bool] = True
 
-    method: Literal["magnitude", "wanda"] = Field(default="magnitude", description="How a weight is scored")
-    sparsity: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Share of the weights that become zero"
+    method: Literal["magnitude", "wanda", "sparsegpt", "depth"] = Field(
+        default="magnitude", description="How it is chosen what goes"
     )
-    pattern: str | None = Field(default=None, description="N:M, such as 2:4: at most N of every M in a row stay")
+    sparsity: Share | Mapping[str, MaybeShare] | None = Field(
+        default=None,
+        description="Share of the weights that become zero; or shares by name: a group (attention, feed_forward,"
+        " embeddings, all-linear), parts of a module's name (mlp, layers.0), or a pattern with *",
+    )
+    pattern: str | Mapping[str, str] | None = Field(
+        default=None, description="N:M, such as 2:4: at most N of every M in a row stay; or by name, as sparsity"
+    )
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="Linear layers by name or last part of it; all-linear leaves out lm_head"
+        default="all-linear", description="Which modules a single value is for; all-linear leaves out lm_head"
+    )
+    drop_layers: Annotated[int, Field(ge=1)] | Share | None = Field(
+        default=None, description="How many layers go, or which share of them (depth)"
+    )
+    block_size: Annotated[int, Field(ge=1)] = Field(
+        default=128, description="Columns that are decided on at once (sparsegpt)"
+    )
+    dampening: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.01, description="What is added to the Hessian's diagonal, over its mean (sparsegpt)"
+    )
+    schedule: Schedule | None = Field(
+        default=None, description="Reach the sparsity in levels, training on the role data between them"
     )
     allow_nonfinite: bool = Field(default=False, description="Take weights that are NaN or infinite as they are")
-    documents: Annotated[int, Field(ge=1)] = Field(default=32, description="Calibration documents (wanda)")
-    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens at which one is cut (wanda)")
+    documents: Annotated[int, Field(ge=1)] = Field(default=32, description="Calibration documents (all but magnitude)")
+    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="Tokens at which one is cut")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where it computes (sparsegpt and a schedule; else the CPU)"
+    )
 
     @field_validator("pattern")
     @classmethod
-    def _check_pattern(cls, value: str | None) -> str | None:
-        if value is not None:
-            _n_of_m(value)
+    def _check_pattern(cls, value: str | Mapping[str, str] | None) -> str | Mapping[str, str] | None:
+        for pattern in value.values() if isinstance(value, Mapping) else () if value is None else (value,):
+            _n_of_m(pattern)
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Prune:
-        if (self.sparsity is None) == (self.pattern is None):
-            raise ValueError("needs exactly one of 'sparsity' and 'pattern'")
+        many = [value for value in (self.sparsity, self.pattern) if isinstance(value, Mapping)]
+        if self.method == "depth":
+            if self.drop_layers is None or self.sparsity is not None or self.pattern is not None or self.schedule:
+                raise ValueError("'method: depth' needs 'drop_layers', and no 'sparsity', 'pattern' or 'schedule'")
+            return self
+        if self.drop_layers is not None:
+            raise ValueError("'drop_layers' is for 'method: depth'")
+        if (self.sparsity is None) == (self.pattern is None) and len(many) != 2:
+            raise ValueError("needs exactly one of 'sparsity' and 'pattern', or both as mappings of names")
+        if many and self.targets != "all-linear":
+            raise ValueError("'targets' is for a single 'sparsity' or 'pattern'; a mapping names its modules itself")
+        if self.schedule is not None and self.pattern is not None:
+            raise ValueError("a schedule is for 'sparsity': a pattern has no levels between none and all")
+        if any(not value for value in many):
+            raise ValueError("a mapping of names must name something")
+        if len(many) == 2 and set(many[0]) & set(many[1]):
+            raise ValueError(f"{min(set(many[0]) & set(many[1]))!r} stands under 'sparsity' and under 'pattern'")
         return self
 
     def tools_used(self) -> tuple[str, ...]:
-        """Magnitude runs no model and reads no text."""
-        return self.tools if self.method == "wanda" else ("torch",)
+        """Magnitude runs no model and reads no text; only sparsegpt is the library's."""
+        if self.method == "sparsegpt":
+            return self.tools
+        return ("torch",) if self.weightwise() else ("torch", "transformers", "tokenizers")
 
     def needs_used(self) -> tuple[str, ...]:
         """Magnitude takes only the model's structure from transformers."""
-        return self.needs if self.method == "wanda" else ("safetensors", "numpy", "transformers")
+        return ("safetensors", "numpy", "transformers") if self.weightwise() else self.needs
+
+    def reproduces(self) -> Reproducibility:
+        """Another device gives a layer's statistics, and a training, other last bits."""
+        anywhere = self.method == "sparsegpt" or self.schedule is not None
+        return "device_dependent" if anywhere and self.device != "cpu" else "deterministic"
+
+    def goes_on(self) -> bool:
+        """Only a training is worth keeping."""
+        return self.schedule is not None
+
+    def device_wanted(self) -> Device | None:
+        """The others compute on the CPU."""
+        return self.device if self.method == "sparsegpt" or self.schedule is not None else None
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """wanda looks at what flows through the model."""
-        if self.method == "wanda" and "calibration" not in roles:
-            yield "calibration", "the role 'calibration' is not filled, and 'method: wanda' needs its documents"
+        """All but magnitude look at what flows through the model."""
+        if self.method != "magnitude" and "calibration" not in roles:
+            yield (
+                "calibration",
+                f"the role 'calibration' is not filled, and 'method: {self.method}' needs its documents",
+            )
+        if (self.schedule is not None) != ("data" in roles):
+            yield "data", "the role 'data' is what a 'schedule' trains on: one is given without the other"
+
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """What looks at activations holds the model, in float32 where it learns; see ``Stage``."""
+        del device  # sparsegpt keeps it in the memory of the machine, a layer at a time on a GPU
+        weights = inputs.get("model", Least()).stored(16).weights
+        return 0 if self.weightwise() else weights * (4 if self.schedule else 2)
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """As many weights as the model has: zeros are stored. Of dropped layers it is not known how large they are."""
+        return Least() if self.method == "depth" else inputs.get("model", Least()).stored(16)
 
     def weightwise(self) -> bool:
-        """wanda must run the whole model first."""
-        return self.method == "magnitude"
+        """The others must run the whole model first."""
+        return self.method == "magnitude" and self.schedule is None
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
-        """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED, E-NONFINITE."""
+        """Prune; see the class. RefusedInput: E-PRUNE-*, E-QUANTIZED, E-NONFINITE, E-DATASET-EMPTY, E-DEVICE."""
         from ingot.kit.stream.inputs import build
 
         return build(self, given, out, progress)
@@ -94,94 +198,62 @@ class Prune(Stage):
         import torch
 
         from ingot.kit import layers
-        from ingot.kit.lora.modules import match_modules
-        from ingot.kit.pruning import Pruning
-        from ingot.kit.stream.chain import slots
-        from ingot.kit.stream.inputs import open_input, side_folder, written
+        from ingot.kit.prune.dropping import drop_layers
+        from ingot.kit.prune.zeroing import How, zero
+        from ingot.kit.stream.inputs import open_input, written
 
-        if self.method == "wanda" and given.maybe("calibration") is None:
+        if self.method != "magnitude" and given.maybe("calibration") is None:
             raise RefusedInput(
                 "E-PRUNE-CALIBRATION",
-                "wanda looks at what flows through the model, so it needs calibration documents",
+                f"{self.method} looks at what flows through the model, so it needs calibration documents",
                 hint="add 'calibration: DATASET' under 'from:', or use 'method: magnitude'",
             )
         passed: dict[str, Callable[[], Done]] = {}
-        if self.method == "wanda":
+        if not self.weightwise():
             given, passed = written(given, "model", progress)
         weights = open_input(given, "model", progress, finite=not self.allow_nonfinite)
         layers.refuse_quantized(weights.folder, "prune")
         torch.set_num_threads(given.threads)
-        found = slots(weights)
-        linear = layers.linear_weights(weights.folder, {slot.name for slot in found})
-        named = linear if self.targets == "all-linear" else self.targets
-        chosen = match_modules(linear, named, "E-PRUNE-MODULES")
-        self._check_shapes([slot for slot in found if slot.name.removesuffix(".weight") in set(chosen)])
-        norms = self._norms(given, chosen, progress) if self.method == "wanda" else {}
-        pruning = Pruning(chosen, self._rule(norms))
-        folder = side_folder(given)
-        layers.copy_model_files(weights.folder, folder)
-        progress.phase("prune")
-        weights.chain.append(pruning)
         weights.passed |= passed
-        weights.folder = folder
-        weights.measure = lambda _counted: _measured(pruning, folder)
-        return weights
+        between = None if self.schedule is None else _between(self.schedule, self.device)
+        how = How(self.method, self.documents, self.max_length, self.device, self.block_size, self.dampening, between)
+        if self.drop_layers is not None:
+            return drop_layers(weights, given, progress, how, self.drop_layers)
+        return zero(weights, given, progress, how, self.goals)
 
-    def _check_shapes(self, found: Sequence[Slot]) -> None:
-        if self.pattern is None:
-            return
-        _, block = _n_of_m(self.pattern)
-        bad = [slot for slot in found if slot.shape[-1] % block]
-        if bad:
-            raise RefusedInput(
-                "E-PRUNE-SHAPE",
-                f"pattern {self.pattern} needs rows that are a multiple of {block}",
-                facts=[f"{slot.name}: {slot.shape}" for slot in bad[:3]],
-                hint="name the layers that fit under 'targets', or use 'sparsity'",
-            )
+    def goals(self, prunable: Prunable) -> dict[str, Goal]:
+        """What each module is to lose. RefusedInput: E-PRUNE-MODULES."""
+        from ingot.kit.prune.goals import Goal, resolve
 
-    def _norms(self, given: Given, chosen: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
-        from ingot.kit import hf, wanda
-        from ingot.kit.calibration import read_texts
+        wanted: dict[str, Goal] = {}
+        names = (self.targets,) if isinstance(self.targets, str) else self.targets
+        if self.sparsity is not None:
+            by_name = self.sparsity if isinstance(self.sparsity, Mapping) else dict.fromkeys(names, self.sparsity)
+            wanted |= {name: Goal(share=share) for name, share in by_name.items()}
+        if self.pattern is not None:
+            patterns = self.pattern if isinstance(self.pattern, Mapping) else dict.fromkeys(names, self.pattern)
+            for name, pattern in patterns.items():
+                keep, block = _n_of_m(pattern)
+                wanted[name] = Goal(keep=keep, block=block)
+        return resolve(prunable, wanted)
 
-        progress.phase("calibrate")
-        model = given.one("model")
-        tokenizer = hf.load_tokenizer(model)
-        texts = read_texts(given.one("calibration"), tokenizer, documents=self.documents, max_length=self.max_length)
-        norms: dict[str, torch.Tensor] = wanda.input_norms(
-            hf.load_model(model), chosen, texts,
-            lambda done, tokens: progress(done, len(texts), "documents", tokens=tokens),
-        )  # fmt: skip
-        return norms
 
-    def _rule(self, norms: Mapping[str, torch.Tensor]) -> Rule:
-        from ingot.kit import sparsity, wanda
-        from ingot.kit.pruning import Rule
+def _between(schedule: Schedule, device: str) -> Between:
+    from ingot.kit.prune.gradual import Between
+    from ingot.kit.train.settings import Settings
 
-        share = self.sparsity or 0.0
-
-        def mask(module: str, weight: torch.Tensor) -> torch.Tensor:
-            if self.pattern is None and self.method == "magnitude":
-                return sparsity.lowest(weight, share)
-            scores = weight.float().abs() if self.method == "magnitude" else wanda.scores(weight, norms[module])
-            if self.pattern is not None:
-                return sparsity.n_of_m(scores, *_n_of_m(self.pattern))
-            return sparsity.lowest_per_row(scores, share)
-
-        def short(pruned: torch.Tensor) -> bool:
-            if self.pattern is not None:
-                return sparsity.crowded(pruned, *_n_of_m(self.pattern)) > 0
-            return sparsity.zeros(pruned) < self._least(pruned)
-
-        # What wanda drops depends on more than the weights.
-        alone = f"magnitude {self.pattern or share}" if self.method == "magnitude" else None
-        return Rule(mask, short, whole=self.pattern is None and self.method == "magnitude", identity=alone)
-
-    def _least(self, weight: torch.Tensor) -> int:
-        share = self.sparsity or 0.0
-        if self.method == "wanda":
-            return int(weight.shape[0]) * round(share * int(weight.shape[1]))
-        return round(share * int(weight.numel()))
+    wanted = schedule.recover
+    settings = Settings(
+        steps=wanted.steps, epochs=None, batch_size=wanted.batch_size, accumulate=1, max_length=wanted.max_length,
+        learning_rate=wanted.learning_rate, schedule="cosine", warmup=wanted.warmup, optimizer="adamw",
+        weight_decay=wanted.weight_decay, gradient_clip=1.0, gradient_checkpointing=False, dtype=wanted.dtype,
+        eval_every=0, patience=None, keep="last", checkpoint_every=wanted.checkpoint_every,
+    )  # fmt: skip
+    return Between(
+        levels=schedule.steps, shape=schedule.shape, settings=settings, seed=wanted.seed, device=device,
+        max_length=wanted.max_length, too_long="truncate", completion_only=wanted.completion_only,
+        eval_documents=wanted.eval_documents, packing=True,
+    )  # fmt: skip
 
 
 def _n_of_m(pattern: str) -> tuple[int, int]:
@@ -193,28 +265,3 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
     if not keep < block <= 64:
         raise ValueError(f"{pattern!r}: N must be less than M, and M at most 64")
     return keep, block
-
-
-def _measured(pruning: Pruning, folder: Path) -> Done:
-    """The metrics, and ``prune.json`` with the zeros of each layer."""
-    from ingot.kit import hf
-
-    counts = {module: pruning.counts[module] for module in pruning.modules}
-    modules = [{"name": name, "zeros": zeros, "parameters": total} for name, (zeros, total) in counts.items()]
-    hf.write_json(folder / "prune.json", {"format": 1, "modules": modules})
-    return Done(_metrics(counts))
-
-
-def _metrics(counts: Mapping[str, tuple[int, int]]) -> dict[str, Metric]:
-    zeros = sum(count for count, _ in counts.values())
-    parameters = sum(total for _, total in counts.values())
-    lowest = min(count / total for count, total in counts.values())
-    highest = max(count / total for count, total in counts.values())
-    return {
-        "sparsity": Metric(zeros / parameters, "1", "zeros over weights of the pruned layers, counted while writing"),
-        "sparsity_lowest": Metric(lowest, "1", "of the least sparse of these layers"),
-        "sparsity_highest": Metric(highest, "1", "of the sparsest of these layers"),
-        "zeros": Metric(zeros, "parameters", "weights that are zero in the pruned layers, counted while writing"),
-        "pruned_parameters": Metric(parameters, "parameters", "weights of the pruned layers"),
-        "pruned_layers": Metric(len(counts), "1", "layers pruned"),
-    }

@@ -99,7 +99,7 @@ class Student(Training):
     deviation: float = Field(
         default=0.02, gt=0, le=1, description="Standard deviation of the initial weights; norms begin at 1"
     )
-    weights: Literal["float32", "bfloat16", "float16"] = Field(
+    weights: Literal["bfloat16", "float16", "float32"] = Field(
         default="float32", description="The dtype of the weights that are written"
     )
     distill: Distill = Field(default=Distill(), description="How it learns from the teacher")
@@ -127,7 +127,7 @@ class Student(Training):
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The weights with gradients and moments, and a teacher beside them; see ``Stage``."""
         del device
-        taught = inputs.get("teacher", Least()).weights * SIZES[self.distill.dtype]
+        taught = inputs.get("teacher", Least()).stored(16).weights * SIZES[self.distill.dtype]
         return self._least_weights() * TRAINED_BYTES[self.optimizer] + taught
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
@@ -159,7 +159,7 @@ class Student(Training):
             tokenizer = hf.load_lone_tokenizer(folder)
             rows = student.rows_for(tokenizer, self.vocabulary)
             model = student.new_model(self.shape, rows, tokenizer, deviation=self.deviation, seed=given.seed or 0)
-            trained = whole.train(self, given, model.to(device), folder, progress)
+            trained = whole.train(self, given, whole.Trainee(model.to(device)), folder, progress)
             progress.phase("write")
             student.write_configs(model, out, dtype=self.weights)
             copy_tokenizer(folder, out, context=self.context)

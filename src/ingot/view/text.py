@@ -29,6 +29,8 @@ HEADLINE = (
     "kl_divergence",
     "sparsity",
     "bits_per_weight",
+    "bytes_per_token",
+    "vocabulary",
     "train_rows",
     "rows",
     "documents",

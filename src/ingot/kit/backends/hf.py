@@ -99,7 +99,7 @@ def precision(folder: Path, config: dict[str, Any]) -> str:
     if isinstance(scheme, dict):
         groups = scheme.get("config_groups")
         found = sorted({_scheme(group) for group in groups.values()}) if isinstance(groups, dict) else []
-        return "+".join(found) or str(scheme.get("quant_method", "quantized"))
+        return "+".join(found) or _bitsandbytes(scheme) or str(scheme.get("quant_method", "quantized"))
     sizes: Counter[str] = Counter()
     for _, entry in hf.entries(folder):
         sizes[entry.dtype] += entry.end - entry.begin
@@ -108,6 +108,14 @@ def precision(folder: Path, config: dict[str, Any]) -> str:
     return names.get(largest, largest)
 
 
+def _bitsandbytes(config: dict[str, Any]) -> str:
+    if config.get("load_in_4bit"):
+        return str(config.get("bnb_4bit_quant_type", "fp4")).upper()
+    return "INT8" if config.get("load_in_8bit") else ""
+
+
 def _scheme(group: Any) -> str:
     weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    if weights.get("type") == "float":
+        return f"FP{weights.get('num_bits', '?')}"
     return f"W{weights.get('num_bits', '?')}A{inputs.get('num_bits', 16)}"

@@ -87,10 +87,10 @@ def side_folder(given: Given) -> Path:
 
 def build(stage: Flowing, given: Given, out: Path, progress: Progress) -> Done:
     """``Stage.run`` of a weight-wise stage: its flow, written as a Hugging Face folder."""
-    return _write(stage.flow(given, progress), given, out, progress)
+    return write(stage.flow(given, progress), given, out, progress)
 
 
-def _write(weights: Weights, given: Given, out: Path, progress: Progress) -> Done:
+def write(weights: Weights, given: Given, out: Path, progress: Progress) -> Done:
     """A flow as a Hugging Face folder: its weights, and then its side files, which go there."""
     sink = SafetensorsSink(out, weights.shard_bytes)
     pipeline.run(weights, [sink], threads=given.threads, watch=progress)
@@ -109,7 +109,7 @@ def written(given: Given, role: str, progress: Progress) -> tuple[Given, dict[st
         return given, {}
     weights = _flow(given, role, progress)
     folder = side_folder(given)
-    done = _write(weights, given, folder, progress)
+    done = write(weights, given, folder, progress)
     virtual = {name: other for name, other in given.virtual.items() if name != role}
     files = {**given.files, role: ({record.path: record for record in done.files},)}
     return replace(given, inputs={**given.inputs, role: (folder,)}, virtual=virtual, files=files), {role: lambda: done}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from ingot.core.stage import Given, Progress
+from ingot.errors import RefusedInput
 from ingot.kit.train import optimizer, randomness
 from ingot.kit.train.checkpoints import Checkpoint, Checkpoints
-from ingot.kit.train.documents import Corpus, Position, nothing_to_learn
+from ingot.kit.train.documents import Corpus, Document, Position, nothing_to_learn
 from ingot.kit.train.guards import Guards
 from ingot.kit.train.loop import Learner, Step
 from ingot.kit.train.objective import Item
@@ -44,6 +46,7 @@ class Attempt(Generic[ItemT]):
         self.best: dict[str, torch.Tensor] = {}
         self.phase = "train"
         self.tokens = 0
+        self.read = 0  # tokens with those that only fill rows up
         self.losses: list[float] = []
         self.out = Outcome(
             task.objective.unit,
@@ -56,6 +59,12 @@ class Attempt(Generic[ItemT]):
         """Train to the end, and put the weights to keep into the model."""
         randomness.seed(self.seed)
         self._resume()
+        with self._activations():
+            self._train()
+        self._keep()
+        return self.out
+
+    def _train(self) -> None:
         if not self.out.evals:
             self._score(0)
         self.progress.phase(self.phase)
@@ -71,8 +80,30 @@ class Attempt(Generic[ItemT]):
             if self._ended() or time.monotonic() - saved >= self.settings.checkpoint_every:
                 self._save()
                 saved = time.monotonic()
-        self._keep()
-        return self.out
+        device = next(iter(self.weights.values())).device
+        if device.type == "cuda":
+            self.out.device_bytes = torch.cuda.max_memory_allocated(device)
+        if self.read:
+            self.out.padding = 1 - self.tokens / self.read
+
+    @contextmanager
+    def _activations(self) -> Iterator[None]:
+        """Computed again in the backward pass for the time of the training, where that is wanted."""
+        model = self.task.model
+        if not self.settings.gradient_checkpointing:
+            yield
+            return
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise RefusedInput(
+                "E-MODEL-ARCH",
+                f"transformers cannot compute activations of {model.config.model_type} again",
+                hint="leave out 'gradient_checkpointing', and make batches or max_length smaller to save memory",
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
 
     def _step(self, items: Sequence[ItemT]) -> None:
         started = time.perf_counter()
@@ -83,6 +114,8 @@ class Attempt(Generic[ItemT]):
         loss = self.learner.backward(items, self.settings.batch_size)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.settings.gradient_clip))
         self._note(Step(index + 1, loss, rate, norm, sum(it.scored for it in items), sum(it.size for it in items)))
+        if isinstance(items[0], Document):  # other items may have rows of their own
+            self.read += self.learner.cost(items, self.settings.batch_size)
         self.guards.check(index + 1, self.losses, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,6 +196,7 @@ class Attempt(Generic[ItemT]):
             "history": [step.to_dict() for step in self.out.history],
             "evals": [{"step": scoring.step, "sums": list(scoring.sums)} for scoring in self.out.evals],
             "seconds": self.out.seconds,
+            "read": self.read,
         }
         self.checkpoints.save(Checkpoint(len(self.out.history), body, tensors))
 
@@ -185,7 +219,7 @@ class Attempt(Generic[ItemT]):
         for step in body["history"]:
             self._note(Step(**step))
         self.out.evals = [Scoring(item["step"], tuple(item["sums"])) for item in body["evals"]]
-        self.out.seconds = body["seconds"]
+        self.out.seconds, self.read = body["seconds"], body["read"]
         self.out.resumed_from = found.step
         self.phase = f"train, resumed at step {found.step}"
 

@@ -23,17 +23,30 @@ class Guards:
     def check(self, step: int, losses: Sequence[float], norm: float) -> None:
         """Look at the losses up to ``step``, before its weights are written.
 
-        StageFailed (E-TRAIN-DIVERGED) when loss or gradient is not finite, when a loss is more than twice that of a
-        uniform guess, or when eight steps in a row are far worse than the untrained first.
+        StageFailed: E-TRAIN-START when the untrained model gives no number; E-TRAIN-DIVERGED when loss or gradient is
+        not finite later, when a loss is more than twice the first and that of a uniform guess, or when eight steps in a
+        row are far worse than the untrained first.
         """
         loss = losses[-1]
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.diverged(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}")
-        if self.chance is not None and loss > 2 * self.chance:
-            raise self.diverged(f"step {step}: loss {loss:.4g}; a uniform guess costs {self.chance:.4g}")
+            raise self._no_number(step, loss, norm)
+        if self.chance is not None and loss > 2 * max(self.chance, losses[0]):
+            guess = f"a uniform guess costs {self.chance:.4g}"
+            raise self.diverged(f"step {step}: loss {loss:.4g}, at the first step {losses[0]:.4g}; {guess}")
         recent = losses[-_WINDOW:]
         if len(losses) > _WINDOW and far_worse(losses[0], sum(recent) / len(recent)):
             raise self.diverged(f"loss {losses[0]:.4g} at the first step, {recent[-1]:.4g} at step {step}")
+
+    def _no_number(self, step: int, loss: float, norm: float) -> StageFailed:
+        fact = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}"
+        if step > 1:
+            return self.diverged(fact)
+        return StageFailed(
+            "E-TRAIN-START",
+            f"{self.what} gives no finite loss or gradient before anything is learned",
+            facts=[fact],
+            hint="look whether its weights are whole ('doit show' names them), or compute in 'dtype: float32'",
+        )
 
     def check_held(self, before: float, after: float) -> None:
         """The held-out loss before and after: StageFailed (E-TRAIN-DIVERGED) when it grew far or is no number."""

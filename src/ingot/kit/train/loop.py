@@ -60,6 +60,11 @@ class Learner(Generic[ItemT]):
                 total = loss.detach() if total is None else total + loss.detach()
         return float(total) if total is not None else 0.0
 
+    def cost(self, items: Sequence[ItemT], batch_size: int) -> int:
+        """Tokens that ``backward`` reads, with those that only fill rows up."""
+        batches = chunks(items, batch_size)
+        return sum(self.layout.cost(taken) for batch in batches for taken in self.layout.passes(batch))
+
     def score(self, items: Sequence[ItemT], report: Callable[[int], None]) -> list[float]:
         """The summed losses of each item, in order, gradients off; ``report`` gets the number done."""
         training = self.model.training

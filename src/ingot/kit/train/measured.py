@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.stage import Metric
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ingot.kit.train.outcome import Outcome
 
 _RESAMPLES = 2000
+_MOST_NATS = 700  # whose exponential is still a number
 _TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
 
 
@@ -48,6 +50,11 @@ def metrics(outcome: Outcome) -> dict[str, Metric]:
         "tokens_per_second": Metric(tokens / outcome.seconds, "tokens/s", "tokens over the time of the steps"),
         "train_seconds": Metric(outcome.seconds, "s", method),
     }
+    if outcome.padding is not None:
+        how = "documents laid end to end, measured to be kept apart" if outcome.layout.kind == "packed" else "one a row"
+        found["padding"] = Metric(outcome.padding, "1", f"share of tokens that only filled rows up; {how}")
+    if outcome.device_bytes is not None:
+        found["device_peak_bytes"] = Metric(outcome.device_bytes, "B", "most memory that torch held on the GPU")
     return {**found, **_held_out(outcome)}
 
 
@@ -61,13 +68,30 @@ def _held_out(outcome: Outcome) -> dict[str, Metric]:
     }  # fmt: skip
     method = f"held-out documents, token-weighted; interval by bootstrap over documents, {_RESAMPLES} resamples"
     counts = outcome.held_scored
-    return {
+    found = {
         name: Metric(
             sum(sums) / sum(counts), outcome.unit, ("paired by document; " if sums is change else "") + method,
             n=len(counts), interval=ratio_interval(sums, counts, _RESAMPLES),
         )
         for name, sums in values.items()
     }  # fmt: skip
+    return found | (_perplexities(found) if outcome.unit == "nats/token" else {})
+
+
+def _perplexities(found: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The exponentials of the losses before and after, where they are numbers."""
+    return {
+        f"perplexity_{when}": Metric(
+            math.exp(loss.value), "1", f"exponential of eval_loss_{when}", loss.n, _exponentials(loss.interval)
+        )
+        for when in ("before", "after")
+        if (loss := found[f"eval_loss_{when}"]).value < _MOST_NATS and (loss.interval or (0, 0))[1] < _MOST_NATS
+    }
+
+
+def _exponentials(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The exponentials of an interval's ends."""
+    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
 
 
 def _mean_loss(outcome: Outcome, steps: Sequence[Step], method: str) -> Metric:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ingot.core.stage import Metric
 from ingot.kit import hf
-from ingot.kit.train import measured
+from ingot.kit.train import curves, measured
 from ingot.kit.train.layout import Layout
 from ingot.kit.train.loop import Step
 
@@ -33,6 +33,10 @@ class Outcome:
     #: The step whose weights are the result.
     kept: int = 0
     stopped_early: bool = False
+    #: Share of the tokens read in training that only filled rows up; None where items have rows of their own.
+    padding: float | None = None
+    #: The most memory that torch held on a GPU, in bytes; None on a CPU.
+    device_bytes: int | None = None
     #: Seconds of the steps in the history, whichever attempt took them.
     seconds: float = 0.0
     #: The step of the checkpoint from which the last attempt went on.
@@ -47,8 +51,12 @@ class Outcome:
         return [scoring for scoring in self.evals if scoring.step == self.kept][-1]
 
     def write(self, out: Path) -> None:
-        """Write ``training.json``: the curves, no time in them."""
+        """Write ``training.json`` and ``loss.svg``: the curves and a picture of them, no time in them."""
         hf.write_json(out / "training.json", measured.curves(self))
+        train = [(float(step.step), step.loss) for step in self.history]
+        held = [(float(scoring.step), self.held_loss(scoring)) for scoring in self.evals]
+        picture = curves.svg(curves.Curves(train, held, self.unit, self.kept if held else None))
+        (out / "loss.svg").write_text(picture, encoding="utf-8")
 
     def metrics(self) -> dict[str, Metric]:
         """What was measured; held-out figures only where items were held out."""

@@ -47,6 +47,7 @@ from typing import Any, TypeVar
 import torch
 
 from ingot.core.stage import Given, Progress
+from ingot.errors import StageFailed
 from ingot.kit import device as devices
 from ingot.kit.train import randomness
 from ingot.kit.train.attempt import Attempt
@@ -78,9 +79,19 @@ def prepared(stage: Any, given: Given) -> Iterator[torch.device]:
 def train(settings: Settings, task: Task[ItemT], given: Given, progress: Progress) -> Outcome:
     """Train ``task.model`` in place; see the module.
 
-    RefusedInput: E-DATASET-EMPTY, E-DATASET-LENGTH. StageFailed: E-TRAIN-DIVERGED.
+    RefusedInput: E-DATASET-EMPTY, E-DATASET-LENGTH, E-MODEL-ARCH (gradient_checkpointing). MissingTool: adamw_8bit
+    without bitsandbytes. StageFailed: E-TRAIN-START, E-TRAIN-DIVERGED, E-DEVICE-MEMORY.
     """
-    return Attempt(settings, task, given, progress).run()
+    try:
+        return Attempt(settings, task, given, progress).run()
+    except torch.OutOfMemoryError as error:
+        raise StageFailed(
+            "E-DEVICE-MEMORY",
+            "the GPU has too little memory for this training",
+            facts=[str(error).splitlines()[0][:300]],
+            hint="use a smaller max_length or batch_size (accumulate makes up for it), gradient_checkpointing, "
+            "'optimizer: adamw_8bit', or for adapters 'method: qlora'",
+        ) from error
 
 
 def notes(stage: Any, device: torch.device, outcome: Outcome) -> dict[str, object]:

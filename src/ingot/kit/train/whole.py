@@ -1,8 +1,8 @@
-"""Training of a whole model, from texts alone or beside a teacher: what ``student`` and ``full`` share."""
+"""Training of a whole model, from texts alone or beside a teacher: what ``student``, ``full`` and ``recover`` share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.train import distill, next_token, run, text
 from ingot.kit.train.documents import Document
 from ingot.kit.train.loop import Learner
+from ingot.kit.train.outcome import Scoring
 from ingot.kit.train.settings import Settings
 from ingot.kit.write_model import refuse_other_names
 
@@ -29,6 +30,19 @@ class Trained:
 
     outcome: run.Outcome
     metrics: dict[str, Metric]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model whose float32 weights that want a gradient are trained, and what is done to it beside.
+
+    ``after_step`` see ``Task``. ``finish`` makes of the trained model the one that is written; held-out documents are
+    then scored once more, and that scoring is the one after.
+    """
+
+    model: Any
+    after_step: Callable[[], None] | None = None
+    finish: Callable[[], None] | None = None
 
 
 def load(folder: Path, names: str | Sequence[str], device: torch.device) -> Any:
@@ -77,24 +91,43 @@ def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
     )
 
 
-def train(stage: Any, given: Given, model: Any, tokenizer: Path, progress: Progress) -> Trained:
-    """Train the float32 weights of ``model`` that want a gradient, on role ``data``, with the teacher in that role.
+def train(stage: Any, given: Given, trainee: Trainee, tokenizer: Path, progress: Progress) -> Trained:
+    """Train on role ``data``, with the teacher in that role.
 
     Of ``stage`` it reads what ``Training`` has and ``distill``. RefusedInput: E-DATASET-*, E-CONTEXT, E-DISTILL-*.
     """
+    model = trainee.model
     texts = text.read(stage, given, model, tokenizer)
     device = next_token.device_of(model)
     layout = next_token.layout_for(model, texts.sample, stage.max_length, packing=stage.packing)
     task = run.Task(
         model, next_token.NextToken(layout), texts.train, layout,
         held=texts.held, chance=next_token.chance(model), autocast=stage.dtype == "bfloat16",
+        after_step=trainee.after_step,
     )  # fmt: skip
-    folder = given.maybe("teacher")
+    settings, folder = Settings.of(stage), given.maybe("teacher")
+
+    def trained(task: run.Task[Document]) -> run.Outcome:
+        outcome = run.train(settings, task, given, progress)
+        if trainee.finish is not None:
+            trainee.finish()
+            _score_again(outcome, task, progress)
+        return outcome
+
     if folder is None:
-        outcome = run.train(Settings.of(stage), task, given, progress)
+        outcome = trained(task)
         return Trained(outcome, outcome.metrics())
     teacher = _teacher(stage, folder, hf.load_lone_tokenizer(tokenizer), texts.sample, device)
-    return _taught(stage, task, teacher, given, progress)
+    return _taught(stage, task, teacher, trained, progress)
+
+
+def _score_again(outcome: run.Outcome, task: run.Task[Document], progress: Progress) -> None:
+    if not task.held:
+        return
+    progress.phase("evaluate what is written")
+    learner = Learner(task.model, task.scored_by or task.objective, task.layout, task.autocast)
+    sums = learner.score(task.held, lambda done: progress(done, len(task.held), "documents"))
+    outcome.evals.append(Scoring(outcome.kept, tuple(sums)))
 
 
 def _teacher(
@@ -107,7 +140,11 @@ def _teacher(
 
 
 def _taught(
-    stage: Any, task: run.Task[Document], teacher: distill.Teacher, given: Given, progress: Progress
+    stage: Any,
+    task: run.Task[Document],
+    teacher: distill.Teacher,
+    trained: Callable[[run.Task[Document]], run.Outcome],
+    progress: Progress,
 ) -> Trained:
     wanted, model = stage.distill, task.model
     objective = distill.Distillation(task.layout, teacher, wanted.temperature, wanted.weight, wanted.hidden_weight)
@@ -121,7 +158,7 @@ def _taught(
     if wanted.hidden_weight:
         distill.add_projection(model, teacher.model)
     task = replace(task, objective=objective, scored_by=task.objective, chance=objective.chance(model))
-    outcome = run.train(Settings.of(stage), task, given, progress)
+    outcome = trained(task)
     distill.drop_projection(model)
     return Trained(outcome, {**outcome.metrics(), **_to_teacher(task.held, before, apart())})
 

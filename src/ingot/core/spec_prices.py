@@ -1,0 +1,44 @@
+"""The prices that a spec gives: read and checked. What they mean: ``ingot.core.prices``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ingot.core.complaints import describe
+from ingot.core.names import suggestion
+from ingot.core.problems import Problems
+from ingot.core.scalars import shorten
+
+_NUMBERS = ("machine_hour", "gpu_hour")
+FIELDS = (*_NUMBERS, "currency")
+_LONGEST = 12
+
+
+def read_prices(value: object, problems: Problems) -> dict[str, Any]:
+    """The prices of a spec as plain JSON; what is wrong with them becomes problems."""
+    path = ("prices",)
+    if not isinstance(value, dict):
+        problems.add(path, "E-SPEC-TYPE", f"must be a mapping of prices, not {describe(value)}")
+        return {}
+    for name in value:
+        if name not in FIELDS:
+            what = f"unknown field {shorten(name)!r}"
+            problems.add((*path, name), "E-SPEC-FIELD", what, suggestion(name, FIELDS), key=True)
+    for name in _NUMBERS:
+        price = value.get(name)
+        if name not in value:
+            continue
+        if isinstance(price, bool) or not isinstance(price, int | float):
+            problems.add((*path, name), "E-SPEC-TYPE", f"must be a number, not {describe(price)}")
+        elif not math.isfinite(price) or price < 0:
+            problems.add((*path, name), "E-SPEC-VALUE", f"must be at least 0, not {price}")
+    if not any(name in value for name in _NUMBERS):
+        problems.add(path, "E-SPEC-MISSING", f"needs a price: {' or '.join(_NUMBERS)}")
+    currency = value.get("currency")
+    if "currency" not in value:
+        problems.add(path, "E-SPEC-MISSING", "a required field is missing: currency")
+    elif not isinstance(currency, str) or not currency.strip() or len(currency) > _LONGEST:
+        what = f"must be the name of a currency, of at most {_LONGEST} characters, not {describe(currency)}"
+        problems.add((*path, "currency"), "E-SPEC-TYPE", what)
+    return {name: value[name] for name in FIELDS if name in value}

@@ -1,0 +1,1 @@
+"""Packed artifacts: each file one zstd frame, or stored as it is, and ``pack.json`` that says what comes back."""
