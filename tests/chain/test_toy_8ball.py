@@ -25,7 +25,7 @@ format: 1
 name: small
 extends: toy-8ball.yaml
 targets:
-  student: {steps: 100, checkpoint_every: 0.2}
+  student: {steps: 100, batch_size: 16, checkpoint_every: 0.2}
   gguf: {matrix: {type: [Q8_0]}}
   report: {documents: 8, answers: {documents: 60}, repeats: 1}
 gates:
