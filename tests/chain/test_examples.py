@@ -31,7 +31,7 @@ def test_a_shipped_spec_plans_without_network(path: Path, shipped: Sandbox) -> N
 
 
 def test_doit_alone_does_not_mean_the_examples(shipped: Sandbox) -> None:
-    assert {name.partition(":")[0] for name in shipped.states()} == {"smollm2-pydoc"}
+    assert {name.partition(":")[0] for name in shipped.states()} == {"smollm2-pydoc", "toy-8ball"}
     listed = shipped.ok("list")
     assert "milton-llama-3.1-8b:gguf" in listed
 
@@ -59,7 +59,7 @@ def test_the_cogumi_chain_is_known_by_arithmetic_before_anything_is_fetched(ship
     least = {name: item["at_least"] for name, item in targets.items() if item["at_least"]}
     assert least["base"]["bytes"] == 2 * weights
     assert all(15.9 * gigabyte < least[name]["bytes"] <= 2 * weights for name in ("merged", "pruned", "recovered"))
-    assert 4 * gigabyte < least["awq"]["bytes"] < 5 * gigabyte < least["gguf"]["bytes"] < 5.6 * gigabyte
+    assert 3.9 * gigabyte < least["awq"]["bytes"] < 5 * gigabyte < least["gguf"]["bytes"] < 5.6 * gigabyte
     assert least["adapter"]["memory_bytes"] == weights // 2
     assert least["adapter"]["device"] in ("cpu", "cuda")
     if least["recovered"]["device"] == "cpu":

@@ -82,6 +82,11 @@ def test_the_next_run_goes_on_and_leaves_nothing(sandbox: Sandbox, how: str) -> 
     assert sandbox.ran() == ["4", "5", "6"]
     assert result(sandbox) == "".join(f"x{step}\n" for step in ALL)
     assert list((sandbox.root / "cache" / "checkpoints").iterdir()) == []
+    assert sandbox.json("show", "s:long")["timings"]["resumed_checkpoints"] == 3
+    assert "since its last checkpoint (3 were there)" in sandbox.ok("show", "s:long")
+    sandbox.ok("forget")
+    predicted = sandbox.json("plan")["targets"][0]["predicted"]
+    assert (predicted["wall_s"], predicted["n"]) == (None, 1), "half a build says nothing of how long a whole one takes"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -70,6 +70,12 @@ def test_a_gpu_costs_where_one_was_used() -> None:
     assert metrics(Prices.of({}), receipt()) == {}
 
 
+def test_what_ended_attempts_cost_is_not_known_and_said() -> None:
+    timings = {"wall_s": 3600.0, "resumed_checkpoints": 2}
+    found = metrics(Prices.of({"machine_hour": 1.0, "currency": "USD"}), receipt(timings=timings))
+    assert found["cost"]["method"].startswith("wall time since its last checkpoint at")
+
+
 def test_targets_of_one_pass_bear_equal_parts() -> None:
     found = metrics(Prices.of({"machine_hour": 1.0, "currency": "USD"}), receipt(shared_with=["s:b"]))
     assert found["cost"]["value"] == 0.25

@@ -38,6 +38,15 @@ class Table:
             if kept:
                 yield self.table[[ids[start + index] for index in kept]]
 
+    def question(self, row: Row) -> list[int]:
+        return self.encode(row, 1000).ids
+
+    def ends(self, token: int) -> bool:
+        return token < 0
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(map(str, ids))
+
     def prefill(self, ids: Sequence[int]) -> int:
         self.calls.append(f"prefill {len(ids)}")
         return 0

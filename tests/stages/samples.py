@@ -4,21 +4,23 @@
 
 builds each kind's sample below WORK over the trained 260 K-parameter model. What a kind that measures speed wrote is
 replaced by what it wrote below EARLIER, so that the kinds after it get the same input twice. Prints one JSON object:
-``{kind: {"digest", "metrics", "strays", "inputs_changed"}}``.
+``{kind: {"digest", "metrics", "strays", "inputs_changed", "floor", "written", "memory"}}``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.stage import Done, Given, load_kind
+from ingot.core.stage import Done, Given, Least, load_kind
+from ingot.core.weights_facts import facts_of
 from stagekit import Recorder, digest_of
 
 STORIES = [
@@ -119,12 +121,23 @@ def run(kind: str, work: Path) -> dict[str, Any]:
         role for role, paths in inputs.items() if tuple(digest_of(path) for path in paths) != given.digests[role]
     ]
     strays = sorted(after - before)
+    has = {role: added(paths) for role, paths in inputs.items()}
+    floor, written = stage.least_output(has), added([out])
     return {
+        "floor": [floor.bytes, floor.weights],
+        "written": [written.bytes, written.weights],
+        "memory": [stage.least_memory(has, "cpu"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024],
         "digest": digest_of(out),
         "metrics": {name: metric.to_dict() for name, metric in metrics.items()},
         "strays": strays,
         "inputs_changed": changed,
     }
+
+
+def added(folders: Sequence[Path]) -> Least:
+    """What these folders have together."""
+    facts = [facts_of(folder) for folder in folders]
+    return Least(sum(each.total_bytes for each in facts), sum(each.elements for each in facts))
 
 
 def _tree(work: Path, out: Path, scratch: Path) -> set[str]:

@@ -110,6 +110,17 @@ def test_metrics_say_their_unit_and_how_they_were_measured(kind: str, two_runs: 
 
 
 @pytest.mark.parametrize("kind", kinds())
+def test_what_it_says_at_the_least_is_never_more_than_it_takes(kind: str, two_runs: tuple[Results, Results]) -> None:
+    """Else a chain that could run would be refused."""
+    found = two_runs[0][kind]
+    (size, weights), (written, elements) = found["floor"], found["written"]
+    assert size <= written
+    assert weights <= elements or kind == "quantize", "which packs several weights into one number"
+    least, peak = found["memory"]
+    assert least <= peak
+
+
+@pytest.mark.parametrize("kind", kinds())
 def test_the_reference_names_what_is_measured(kind: str, two_runs: tuple[Results, Results]) -> None:
     measured = {name: metric["unit"] for name, metric in two_runs[0][kind]["metrics"].items()}
     patterns = {re.sub("[A-Z]+", "[a-z0-9_]+", name): (unit, when) for name, unit, when in MEASURED[kind]}

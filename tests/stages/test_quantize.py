@@ -145,6 +145,14 @@ def test_embeddings_of_one_byte_and_the_rest_half(tmp_path: Path) -> None:
     assert plain["lm_head.weight"].equal(plain["model.embed_tokens.weight"])
 
 
+def test_an_output_embedding_without_weights_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
+    params = {"overrides": [{"modules": ["lm_head"], "scheme": "W8A16"}]}
+    error = refused(params, save(llama(tie_word_embeddings=True), tmp_path / "base"), tmp_path)
+    assert error.code == "E-QUANTIZE-MODULES"
+    assert "embed_tokens" in error.what
+    run_stage("quantize", params, {"model": save(llama(), tmp_path / "apart")}, tmp_path, name="apart-out")
+
+
 def test_a_weight_beyond_half_precision_is_refused(tmp_path: Path) -> None:
     model = llama()
     with torch.no_grad():

@@ -73,7 +73,7 @@ def test_fitted_weights_are_closer_to_the_model_than_rounded_ones(
 def test_it_tells_what_it_was_fitted_to_and_where(built: dict[str, tuple[Path, Done]]) -> None:
     for method in ("gptq", "awq"):
         _, done = built[method]
-        assert done.notes == {"method": method, "device": "cpu"}
+        assert done.notes == {"method": method, "device": "cpu", "dtype": "float32"}
         assert done.metrics["calibration_documents"].value == 6
         assert done.metrics["reload_difference"].value <= 1e-4 * 100
         assert done.metrics["reloaded_weights"].value == 35
@@ -108,7 +108,8 @@ def test_factors_change_weights_and_norms_but_not_what_is_computed(model: Path, 
     fitted = calibrated.fit(model, schemes, calibrated.Fit("awq"), to)
     new, old = fitted.model.state_dict(), before.state_dict()
     changed = {name for name in old if not new[name].equal(old[name])}
-    assert {"model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"} <= changed
+    assert any(name.endswith("layernorm.weight") for name in changed)
+    assert any(name.endswith("_proj.weight") for name in changed)
     assert "model.embed_tokens.weight" not in changed
     wanted, found = (calibrated.logits(one, texts[-1]) for one in (before, fitted.model))
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()

@@ -287,20 +287,21 @@ def taught(trained: tuple[Path, Any], data: Path, tmp_path: Path, **distill: Any
     return run_stage("student", params, inputs, tmp_path, seed=7, threads=1, name="-".join(["out", *distill]))
 
 
-def to_teacher(out: Path, teacher: Path, data: Path) -> float:
-    """KL(teacher ‖ student) in float64, a document at a time."""
+def held_out(out: Path, teacher: Path, data: Path) -> tuple[float, float]:
+    """KL(teacher ‖ student) and the student's loss in float64, a document at a time."""
     from ingot.kit import chat
 
     mine, theirs = hf.load_model(out, "float32"), hf.load_model(teacher, "float32")
     tokens = hf.load_tokenizer(out)
-    total = count = 0.0
+    apart = nll = count = 0.0
     for row in chat.read_rows(data, "eval"):
         ids = torch.tensor([chat.encode(tokens, row, max_length=96).ids])
         with torch.no_grad():
             p, q = (model(input_ids=ids).logits[0, :-1].double().log_softmax(-1) for model in (theirs, mine))
-        total += float((p.exp() * (p - q)).sum())
+        apart += float((p.exp() * (p - q)).sum())
+        nll -= float(q.gather(1, ids[0, 1:, None]).sum())
         count += ids.shape[1] - 1
-    return total / count
+    return apart / count, nll / count
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(trained: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
@@ -309,8 +310,10 @@ def test_a_distilled_student_comes_closer_to_its_teacher(trained: tuple[Path, An
         "student", PUPIL, {"data": data, "tokenizer": trained[0]}, tmp_path, seed=7, threads=1, name="alone"
     )
     after = metrics["teacher_kl_after"]
-    assert after.value == pytest.approx(to_teacher(out, trained[0], data), rel=1e-4)
-    assert after.value < 0.8 * to_teacher(alone, trained[0], data)
+    apart, nll = held_out(out, trained[0], data)
+    assert after.value == pytest.approx(apart, rel=1e-4)
+    assert after.value < 0.8 * held_out(alone, trained[0], data)[0]
+    assert metrics["eval_loss_after"].value == pytest.approx(nll, rel=1e-4), "the plain loss, not the mix"
     assert after.interval is not None
     assert after.interval[0] <= after.value <= after.interval[1]
     change = metrics["teacher_kl_change"]

@@ -34,7 +34,7 @@ SOURCE: dict[str, Any] = {
     "slots": {"ask": ["Will I", "Shall I", "Can I"], "deed": ["win", "sing", "swim", "run", "fly", "rest", "eat"]},
     "cases": CASES,
 }
-CAPITALS = {
+CAPITALS: dict[str, Any] = {
     "count": 4,
     "slots": {"land": [{"name": "Italy", "seat": "Rome"}, {"name": "Chad", "seat": "N'Djamena"}], "say": ["Is", "Say"]},
     "cases": {"seat": {"prompts": ["{say} the {{seat}} of {land.name}: "], "completions": ["{land.seat}"]}},

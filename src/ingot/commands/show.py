@@ -124,11 +124,10 @@ def _head(project: Project, receipt: Json) -> Iterator[tuple[str, str]]:
     yield "key", str(receipt["key"])
     timings = receipt["timings"]
     took = measured_text(timings["wall_s"], predicted.get("wall_s"), duration_text)
-    shared = receipt.get("shared_with")
-    yield (
-        "built",
-        f"{when_text(receipt['built_at'])} in {took}{f', in one pass with {_named(shared)}' if shared else ''}",
-    )
+    shared, resumed = receipt.get("shared_with"), timings.get("resumed_checkpoints")
+    since = f" since its last checkpoint ({resumed} were there)" if resumed else ""
+    along = f", in one pass with {_named(shared)}" if shared else ""
+    yield "built", f"{when_text(receipt['built_at'])} in {took}{since}{along}"
     yield "peak memory", _memory(timings, predicted)
     if predicted:
         from ingot.core.predict import source_text

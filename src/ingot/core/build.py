@@ -57,7 +57,7 @@ class Built:
 class Pass:
     """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress.
 
-    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from.
+    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from; ``found`` lay there before it.
     """
 
     group: Sequence[Planned]
@@ -65,6 +65,7 @@ class Pass:
     keep: Keep
     told: str
     checkpoints: Path | None = None
+    found: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ class Builder:
             if item.presence == "damaged" and item.receipt is not None:
                 project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
         log = self._log(group[0].node)
-        with project.store.staging() as staging, self._resuming(group, staging) as kept:
-            made = self._run_pass(Pass(group, wish, project.store.publish, group[0].node.id, kept), staging, log)
+        with project.store.staging() as staging, self._resuming(group, staging) as (kept, left):
+            what = Pass(group, wish, project.store.publish, group[0].node.id, kept, left)
+            made = self._run_pass(what, staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
             receipt.update(_observed(item, receipt))
         flowed = self._new_flows(made.flowed, wish)
@@ -200,18 +202,20 @@ class Builder:
         return found[0]
 
     @contextmanager
-    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[Path | None]:
-        """The folder of checkpoints for a kind that resumes; what is kept after a failure is said with it.
+    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[tuple[Path | None, int]]:
+        """The folder of checkpoints for a kind that resumes, and how many are there; a failure says what is kept.
 
         Several targets that are built in one pass are under several keys, and such a pass begins anew.
         """
         first, project = group[0], self._project
         if not first.node.resumes or group[1:]:
-            yield None
+            yield None, 0
             return
         root, key, built = project.store.root, str(first.key), project.built_here(str(first.key))
         try:
-            yield checkpoints.begin(root, key, built, staging, first.node.id)
+            folder = checkpoints.begin(root, key, built, staging, first.node.id)
+            left = checkpoints.kept(root, key, built)
+            yield folder, 0 if left is None else left.count
         except IngotError as error:
             left = checkpoints.kept(root, key, built)
             if left is not None:
@@ -323,6 +327,7 @@ class Builder:
                 "peak_scratch_bytes": beside.most,
                 "source_bytes": source_bytes,
                 **_of_devices(outcome),
+                **({"resumed_checkpoints": what.found} if what.found else {}),
             },
         }
         return shared, outcome

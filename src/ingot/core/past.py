@@ -6,7 +6,8 @@ each artifact. Parameters are kept as two fingerprints: of all of them (``exact`
 
 What one pass gave several targets was measured of all of them together: of ``n`` instances that were built in one pass,
 each is kept with the ``n``-th part of the seconds (so that they add up to the pass) and the peaks of the whole pass. Of
-a virtual target that flowed into others only its size is kept: the time was theirs.
+a virtual target that flowed into others only its size is kept: the time was theirs. Nor is the time kept of a build
+that went on from checkpoints: what came before them was measured nowhere.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class History:
             _number(timings.get(name)) for name in ("wall_s", "peak_anon_bytes", "peak_scratch_bytes")
         )
         shared = len(receipt.get("shared_with", ()))
+        if timings.get("resumed_checkpoints"):
+            # What ended attempts took is not known.
+            wall = None
         if shared and receipt.get("stored") is False:
             wall = anon = scratch = None
         elif shared and wall is not None:

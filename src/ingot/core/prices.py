@@ -5,7 +5,8 @@
 A build costs the hours that it took, times ``machine_hour``; where it computed on a GPU also times ``gpu_hour``, for
 one GPU. Of a pass that built several targets each bears an equal part; what only flowed through bears nothing. Prices
 are part of no key. The metrics are recorded with the build, with the prices they were made of, and are no part of the
-artifact: a result that is at hand cost what it cost then.
+artifact: a result that is at hand cost what it cost then. What attempts cost that were ended is measured nowhere, and
+the method says so.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def metrics(prices: Prices | None, receipt: Mapping[str, Any]) -> dict[str, dict
     seconds = float(receipt["timings"]["wall_s"]) / parts
     gpu = computed_on_gpu(receipt)
     how = "wall time" if parts == 1 else f"wall time of the pass over its {parts} targets"
+    how += " since its last checkpoint" if receipt["timings"].get("resumed_checkpoints") else ""
     found = {
         "cost": {
             "value": prices.cost(seconds, gpu=gpu),

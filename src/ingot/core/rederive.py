@@ -176,8 +176,9 @@ def _answers(path: Path) -> Derived:
     """The shares of right answers, from what was found of each."""
     if not path.is_file():
         return {}
-    answers = [read_json(line) for line in path.read_bytes().splitlines()]
-    if not answers or not all(isinstance(answer, dict) for answer in answers):
+    lines = [read_json(line) for line in path.read_bytes().splitlines()]
+    answers = [line for line in lines if isinstance(line, dict)]
+    if not answers or len(answers) != len(lines):
         raise ValueError("answers.jsonl lists no answers")
     exact = [answer.get("exact") is True for answer in answers]
     patterns = [answer.get("pattern") for answer in answers]

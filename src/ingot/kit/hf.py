@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,16 +230,19 @@ def load_with_report(
     if quantized is not None:
         more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
     wanted = "auto" if dtype is None else torch_dtype(dtype)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype="auto" if method == "bitsandbytes" else wanted,
-        attn_implementation=attention,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **more,
-    )
+    with warnings.catch_warnings():
+        # That the folder has a quantization of its own is why it is told to dequantize it.
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype="auto" if method == "bitsandbytes" else wanted,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **more,
+        )
     if method == "bitsandbytes":
         from ingot.kit.quant.bnb import refuse_misread
 

@@ -82,7 +82,7 @@ def between(text: str, special: Sequence[str]) -> Iterator[str]:
 def learn(texts: Iterable[str], plan: Plan) -> Tokenizer:
     """The learned vocabulary and merges, special tokens first. RefusedInput (E-DATASET-EMPTY) without a text."""
     rule = _rule(plan)
-    tokenizer = Tokenizer(models.BPE(ignore_merges=rule.ignore_merges))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer(rule)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

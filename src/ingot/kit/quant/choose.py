@@ -110,6 +110,7 @@ def choose(modules: Modules, wish: Wish) -> Choice:
             schemes[name] = _embedded(name, instead) if name in modules.embeddings else instead or wish.scheme
     apart = _apart(modules, schemes)
     if modules.tied is not None and apart is None and modules.head is not None:
+        _refuse_shared(modules, wish)
         schemes.pop(modules.head, None)  # it has no weights of its own
     if not schemes:
         raise RefusedInput("E-QUANTIZE-MODULES", "no module is left to quantize", facts=[_there(modules.named)])
@@ -134,6 +135,17 @@ def _apart(modules: Modules, schemes: Mapping[str, Scheme]) -> str | None:
     """The output embedding, where it shares the weights of an embedding that is quantized."""
     shared = None if modules.tied is None else schemes.get(modules.tied)
     return modules.head if shared is not None and shared.name in COMPRESSED else None
+
+
+def _refuse_shared(modules: Modules, wish: Wish) -> None:
+    """RefusedInput (E-QUANTIZE-MODULES) for an output embedding that is named, and has no weights of its own."""
+    named = [scheme for some, scheme in wish.overrides if modules.head in some and scheme.name in COMPRESSED]
+    if named:
+        raise RefusedInput(
+            "E-QUANTIZE-MODULES",
+            f"{modules.head} shares the weights of {modules.tied}, which are to stay as they are",
+            hint=f"name both for {named[0].name}: the model is then written untied",
+        )
 
 
 def refuse_unknown(patterns: Sequence[str], names: Sequence[str]) -> None:

@@ -71,6 +71,7 @@ def flow(settings: Settings, given: Given, progress: Progress) -> Flow:
         meant = replace(meant, model=fitted.model, ids=texts[0], fitted=frozenset(fitted.known))
         extra, known = _told(fitted, texts), fitted.known
         notes = {"method": settings.fit.method, **device.described(where)}
+        notes["dtype"] = str(fitted.model.dtype).removeprefix("torch.")
     config, dtype = _config(hf.read_config(folder), choice, settings.wish)
     rounding = Rounding(choice.schemes, dtype, known, _apart(choice), sums, seen)
     four_or_eight = choice.having(BITSANDBYTES)
