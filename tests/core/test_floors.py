@@ -91,6 +91,9 @@ def test_more_is_expected_than_there_is(sandbox: Sandbox) -> None:
     assert "fewer parameters" in sandbox.doit().stdout
     sandbox.spec("targets:\n  a: {kind: fetch, path: in.txt, expect: {bytes: 10}}\n")
     sandbox.ok()
+    sandbox.spec("targets:\n  a: {kind: fetch, path: in.txt}\n")
+    (target,) = sandbox.json("plan")["targets"]
+    assert target["state"] == "fresh"  # what was expected is in no key
 
 
 MODEL = {"model": Least(weights=1000_000)}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ingot.core.graph import Node
 from ingot.core.key import key_of, key_parts
 from ingot.core.sources import SourceReader
+from ingot.core.stage import load_kind
 from ingot.core.statcache import StatCache
 from ingot.errors import RefusedInput
 
@@ -71,6 +72,33 @@ def test_a_source_counts_by_its_digest_and_not_by_its_path() -> None:
 
     assert with_path("a.jsonl")["params"] == {"sources": [{"source": "file:11"}]}
     assert key_of(with_path("a.jsonl")) == key_of(with_path("b.jsonl"))
+
+
+def test_a_parameter_that_changes_no_byte_is_in_no_key() -> None:
+    def every(seconds: float, other: int = 1) -> dict[str, Any]:
+        params = {"a": other, "every": seconds, "rounds": [{"b": 1, "every": seconds}]}
+        return parts(node(params=params, keyless=("/every", "/rounds/0/every")))
+
+    assert every(1.5)["params"] == {"a": 1, "rounds": [{"b": 1}]}
+    assert key_of(every(1.5)) == key_of(every(60.0))
+    assert key_of(every(1.5, other=2)) != key_of(every(1.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "pointers"),
+    [
+        ("adapter", {"steps": 1}, ["/checkpoint_every"]),
+        ("prune", {"sparsity": 0.5}, []),
+        (
+            "prune",
+            {"sparsity": 0.5, "schedule": {"steps": 2, "recover": {"steps": 1}}},
+            ["/schedule/recover/checkpoint_every"],
+        ),
+        ("fetch", {"path": "a.txt"}, ["/expect"]),
+    ],
+)
+def test_kinds_say_which_parameters_change_no_byte(kind: str, params: dict[str, Any], pointers: list[str]) -> None:
+    assert list(load_kind(kind).model_validate_json(json.dumps(params), strict=True).keyless()) == pointers
 
 
 def test_numbers_without_a_canonical_form_are_refused() -> None:

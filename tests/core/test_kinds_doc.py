@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from ingot.core import kinds_doc, stage
-from ingot.core.kinds_text import FORMATS, MEASURED
+from ingot.core.kinds_text import FORMATS
 
 PAGE = Path(__file__).parents[2] / "docs" / "kinds.md"
 
@@ -17,9 +17,15 @@ def test_the_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == kinds_doc.text(), "python -m ingot.core.kinds_doc > docs/kinds.md"
 
 
-def test_every_format_and_kind_has_its_words() -> None:
+def test_every_format_has_its_words() -> None:
     assert set(FORMATS) == set(get_args(stage.Format))
-    assert set(MEASURED) == set(stage.kinds())
+
+
+@pytest.mark.parametrize("kind", stage.kinds())
+def test_every_kind_says_once_what_it_measures(kind: str) -> None:
+    names = [measure.metric for measure in stage.load_kind(kind).measures]
+    assert names
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_the_diagram_is_a_picture_of_the_bins() -> None:
     found = reliability(confidence, confidence > 0.4, documents(60, 10), (5, "width"), 1000)
     text = diagram({"as it is <": found, "then": found})
     root = ET.fromstring(text)
-    bars = [node for node in root.iter("{http://www.w3.org/2000/svg}rect") if node.get("fill") == "#4878a8"]
+    bars = [node for node in root.iter("{http://www.w3.org/2000/svg}rect") if node.get("class") == "bar"]
     assert len(bars) == 2 * len(found.bins)
     assert [round(float(bar.get("height") or 0) / 220, 2) for bar in bars[:5]] == [
         round(item.accuracy, 2) for item in found.bins

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from ingot.core import disk
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.rederive import derive, disagreements
 from ingot.core.stage import Done, Given
@@ -459,12 +460,14 @@ def test_the_target_must_be_new_or_empty(packed: Path, tmp_path: Path) -> None:
     assert (tmp_path / "full" / "a").read_bytes() == b"mine"
 
 
-def test_an_interruption_leaves_nothing(packed: Path, tmp_path: Path) -> None:
-    def stop(_done: int, _total: int) -> None:
+def test_an_interruption_leaves_nothing(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(path: Path) -> None:
+        assert path.stat().st_size
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(disk, "fsync_file", stop)
     with pytest.raises(KeyboardInterrupt):
-        unpack(packed, tmp_path / "back", stop)
+        unpack(packed, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ingot.kit.train.curves import Curves, smoothed, svg, thinned
+from ingot.kit.train.curves import Curves, picture, smoothed, thinned
 
 SPACE = "{http://www.w3.org/2000/svg}"
 TRAIN = [(float(step), 3.0 - 0.01 * step) for step in range(1, 101)]
@@ -15,7 +15,7 @@ HELD = [(0.0, 3.1), (50.0, 2.4), (100.0, 2.6)]
 
 
 def tree(curves: Curves) -> ET.Element:
-    return ET.fromstring(svg(curves))
+    return ET.fromstring(picture(curves))
 
 
 def path(root: ET.Element, name: str) -> list[tuple[float, float]]:
@@ -25,8 +25,8 @@ def path(root: ET.Element, name: str) -> list[tuple[float, float]]:
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     curves = Curves(TRAIN, HELD, "nats/token", 50)
-    assert svg(curves) == svg(Curves(list(TRAIN), list(HELD), "nats/token", 50))
-    assert svg(curves) != svg(Curves(TRAIN, HELD, "nats/token", 100))
+    assert picture(curves) == picture(Curves(list(TRAIN), list(HELD), "nats/token", 50))
+    assert picture(curves) != picture(Curves(TRAIN, HELD, "nats/token", 100))
 
 
 def test_each_point_is_where_its_numbers_are() -> None:
@@ -56,7 +56,7 @@ def test_each_point_is_where_its_numbers_are() -> None:
     ],
 )  # fmt: skip
 def test_odd_numbers_give_a_picture_too(curves: Curves) -> None:
-    text = svg(curves)
+    text = picture(curves)
     root = ET.fromstring(text)
     drawn = re.sub(r">[^<]*<", "><", text)
     assert "nan" not in drawn

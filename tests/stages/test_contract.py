@@ -14,7 +14,6 @@ import pytest
 from pydantic import ValidationError
 from samples import SAMPLES
 
-from ingot.core.kinds_text import MEASURED
 from ingot.core.stage import Stage, kinds, load_kind
 
 HERE = Path(__file__).parent
@@ -123,7 +122,8 @@ def test_what_it_says_at_the_least_is_never_more_than_it_takes(kind: str, two_ru
 @pytest.mark.parametrize("kind", kinds())
 def test_the_reference_names_what_is_measured(kind: str, two_runs: tuple[Results, Results]) -> None:
     measured = {name: metric["unit"] for name, metric in two_runs[0][kind]["metrics"].items()}
-    patterns = {re.sub("[A-Z]+", "[a-z0-9_]+", name): (unit, when) for name, unit, when in MEASURED[kind]}
+    told = load_kind(kind).measures
+    patterns = {re.sub("[A-Z]+", "[a-z0-9_]+", name): (unit, when) for name, unit, when in told}
     for name, unit in measured.items():
         assert [found for pattern, (found, _) in patterns.items() if re.fullmatch(pattern, name)] == [unit], name
     for pattern, (_, when) in patterns.items():

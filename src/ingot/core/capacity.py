@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ingot.core import gpu, procfs
 from ingot.core.floors import Floor
+from ingot.core.key import params_in_key
 from ingot.core.plan import Planned, input_ids
 from ingot.core.predict import Prediction
 
@@ -200,6 +201,6 @@ def _identities(plan: Mapping[str, Planned]) -> dict[str, int]:
             inputs = tuple(
                 (role, tuple(found[f"{node.spec}:{each}"] for each in names)) for role, names in node.inputs.items()
             )
-            content = (node.kind, json.dumps([node.params, node.sources], sort_keys=True), node.seed, inputs)
+            content = (node.kind, json.dumps([params_in_key(node), node.sources], sort_keys=True), node.seed, inputs)
         found[name] = numbers.setdefault(content, len(numbers))
     return found

@@ -46,6 +46,8 @@ class Facts:
     resumes: bool = False
     #: Where it computes by its parameters: ``auto``, ``cpu``, ``cuda``; None where there is no choice.
     device: str | None = None
+    #: JSON pointers of the parameters that change no byte, so are no part of the key.
+    keyless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def from_json(data: Mapping[str, Any]) -> SpecGraph:
     return SpecGraph(**{**data, "nodes": tuple(_node_from_json(item) for item in data["nodes"])})
 
 
-_TUPLES = ("tools", "needs", "preload", "single_roles", "streams")
+_TUPLES = ("tools", "needs", "preload", "single_roles", "streams", "keyless")
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:

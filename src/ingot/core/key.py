@@ -1,9 +1,9 @@
 """Keys: what a result depends on, as stored parts and as their hash.
 
 key = SHA-256 of ``ingot-key-1`` + line feed + the RFC 8785 canonical JSON of the parts. Parts hold content only:
-kind, revision, resolved parameters (each source replaced by its content digest), the content digests of the
-immediate inputs, versions of the tools that change the bytes, and the seed of ``seeded`` kinds. No names, paths,
-times or upstream keys. Format and golden vectors: ``docs/formats.md``.
+kind, revision, resolved parameters (each source replaced by its content digest; without those that change no byte), the
+content digests of the immediate inputs, versions of the tools that change the bytes, and the seed of ``seeded`` kinds.
+No names, paths, times or upstream keys. Format and golden vectors: ``docs/formats.md``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def key_parts(
     target's digest is not known; ``source_digests`` are in the order of ``node.sources``; ``tools`` are versions of
     distributions, ``programs`` outputs of the declared command lines.
     """
-    params = copy.deepcopy(dict(node.params))
+    params = params_in_key(node)
     for (pointer, _source, _base), digest in zip(node.sources, source_digests, strict=True):
-        _replace(params, pointer, {"source": digest})
+        place, last = _place(params, pointer)
+        place[last] = {"source": digest}
     parts: dict[str, Any] = {
         "format": 1,
         "kind": node.kind,
@@ -85,13 +86,19 @@ def forms_of(receipt: Mapping[str, Any]) -> tuple[str, ...]:
     return str(receipt["key"]), key_of({**parts, "inputs": inputs})
 
 
-def _replace(params: dict[str, Any], pointer: str, value: object) -> None:
-    """Set the value at a JSON pointer (RFC 6901; our field names need no escapes)."""
+def params_in_key(node: Node) -> dict[str, Any]:
+    """A node's parameters without those that change no byte; its sources stand as they are declared."""
+    params = copy.deepcopy(dict(node.params))
+    for pointer in node.keyless:
+        place, last = _place(params, pointer)
+        del place[last]
+    return params
+
+
+def _place(params: dict[str, Any], pointer: str) -> tuple[Any, Any]:
+    """What holds the value at a JSON pointer (RFC 6901; our field names need no escapes), and where in it."""
     *path, last = pointer.removeprefix("/").split("/")
     place: Any = params
     for step in path:
         place = place[int(step)] if isinstance(place, list | tuple) else place[step]
-    if isinstance(place, list):
-        place[int(last)] = value
-    else:
-        place[last] = value
+    return place, int(last) if isinstance(place, list) else last

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ingot.core import stage
-from ingot.core.kinds_text import COMMAND_FILES, FORMATS, HEAD, MEASURED
+from ingot.core.kinds_text import COMMAND_FILES, FORMATS, HEAD
 from ingot.core.roles import ANY_ROLE
 
 _RANGES = (
@@ -47,7 +47,7 @@ def _kind(name: str, kind: type[stage.Stage]) -> list[str]:
     rows = list(_rows("", schema, schema.get("$defs", {})))
     if rows:
         lines += _table(("parameter", "value", "default", "meaning"), rows)
-    measured = [(f"`{metric}`", unit, when) for metric, unit, when in MEASURED[name]]
+    measured = [(f"`{metric}`", unit, when) for metric, unit, when in kind.measures]
     lines += ["**Measures** (a metric is there only if this build measured it):", ""]
     lines += _table(("metric", "unit", "when"), measured)
     if ANY_ROLE in kind.inputs:

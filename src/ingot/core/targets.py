@@ -214,6 +214,7 @@ def _facts(kind: str, model: stage.Stage, locate: Locate, problems: Problems) ->
         windowed=model.windowed(),
         resumes=model.goes_on(),
         device=model.device_wanted(),
+        keyless=tuple(model.keyless()),
     )
 
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 #: Fixed, so that equal measurements give equal intervals; part of the method, not a setting.
 SEED = 0
 LEVEL = 0.95
+#: Resamples where no parameter says how many.
+RESAMPLES = 2000
 _BLOCK = 4_000_000  # indices drawn at once: bounds the memory whatever the number of documents
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from ingot.kit.train.distill import size_of
 
 #: Added to the mean square under the root of a norm; that of Llama 3 and SmolLM2.
 _EPS = 1e-5
@@ -56,7 +57,7 @@ class Shape(Protocol):
 
 def rows_for(tokenizer: Any, wanted: int | None) -> int:
     """Rows of the embedding: one a token, or ``wanted``. RefusedInput (E-STUDENT-VOCABULARY) where these are fewer."""
-    needed = max(tokenizer.get_vocab().values()) + 1
+    needed = size_of(tokenizer)
     if wanted is not None and wanted < needed:
         raise RefusedInput(
             "E-STUDENT-VOCABULARY",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ingot.core.stage import Progress
+from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit import hf
 from ingot.kit.stream import pipeline
@@ -62,6 +62,14 @@ def write_weights(
     sink = SafetensorsSink(out)
     pipeline.run(weights, [sink], threads=threads, watch=watch)
     return sink
+
+
+def sizes(sink: SafetensorsSink) -> dict[str, Metric]:
+    """The metrics of what was written."""
+    return {
+        "parameters": Metric(sink.parameters, "parameters", "elements of the tensors written, tied ones once"),
+        "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
+    }
 
 
 def stored_buffers(model: Any) -> dict[str, Any]:

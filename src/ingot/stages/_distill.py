@@ -1,13 +1,23 @@
-"""The parameter ``distill`` of the kinds that may learn from a teacher."""
+"""What kinds share that may learn from a teacher: its role, the parameter ``distill``, and the memory that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Frozen
+from ingot.core.stage import Frozen, Least, Measure, Role
+from ingot.stages._shape import SIZES
+
+TEACHER = Role(accepts=("hf",), optional=True)
+
+#: What those kinds measure beside what every training does.
+MEASURES = (
+    Measure("teacher_kl_before", "nats/token", "with a teacher and held-out documents"),
+    Measure("teacher_kl_after", "nats/token", "with a teacher and held-out documents"),
+    Measure("teacher_kl_change", "nats/token", "with a teacher and held-out documents"),
+)
 
 
 class Distill(Frozen):
@@ -31,3 +41,9 @@ def misfits(distill: Distill, roles: frozenset[str]) -> Iterator[tuple[str, str]
     """A way of learning from a teacher that there is not."""
     if distill != Distill() and "teacher" not in roles:
         yield "distill", "says how to learn from a teacher, and the role 'teacher' is not filled"
+
+
+def least_memory(distill: Distill, inputs: Mapping[str, Least], each: int) -> int:
+    """A model with ``each`` bytes for a weight, and a teacher beside it; see ``Stage``."""
+    model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
+    return model * each + teacher * SIZES[distill.dtype]

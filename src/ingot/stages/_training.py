@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Reproducibility, Role, Stage
+from ingot.core.stage import Device, Keyless, Measure, Reproducibility, Role, Stage
 
 
 class Training(Stage):
@@ -31,6 +31,22 @@ class Training(Stage):
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     resumes: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("train_loss_first", "nats/token"),
+        Measure("train_loss_last", "nats/token"),
+        Measure("trainable_parameters", "parameters"),
+        Measure("steps", "1"),
+        Measure("tokens", "tokens"),
+        Measure("tokens_per_second", "tokens/s"),
+        Measure("train_seconds", "s"),
+        Measure("eval_loss_before", "nats/token", "with held-out documents"),
+        Measure("eval_loss_after", "nats/token", "with held-out documents"),
+        Measure("eval_loss_change", "nats/token", "with held-out documents"),
+        Measure("perplexity_before", "1", "with held-out documents"),
+        Measure("perplexity_after", "1", "with held-out documents"),
+        Measure("padding", "1", "unless pairs are learned"),
+        Measure("device_peak_bytes", "B", "on a GPU"),
+    )
 
     steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Optimizer steps")
     epochs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Passes over the training documents")
@@ -78,8 +94,9 @@ class Training(Stage):
     keep: Literal["best", "last"] = Field(
         default="best", description="Which weights are the result: of the scoring with the lowest loss, or the last"
     )
-    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="Seconds between checkpoints from which an ended run goes on; 0: after every step"
+    checkpoint_every: Annotated[float, Field(ge=0), Keyless()] = Field(
+        default=60.0,
+        description="Seconds between checkpoints from which an ended run goes on; 0: after every step. In no key",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Metric, Progress
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Measure, Metric, Progress
 from ingot.stages._training import Training
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ class Adapter(Training):
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "peft")
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        *Training.measures,
+        Measure("preferred_before", "1", "with held-out pairs and `objective: dpo`; losses are then in nats/pair"),
+        Measure("preferred_after", "1", "as preferred_before"),
+        Measure("preference_accuracy", "1", "as preferred_before"),
+        Measure("preference_margin", "nats", "as preferred_before"),
+    )
 
     objective: Literal["sft", "dpo"] = Field(
         default="sft",

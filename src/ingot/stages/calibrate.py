@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Format, Given, Metric, Metrics, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Format, Given, Measure, Metric, Metrics, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -45,6 +45,23 @@ class Calibrate(Stage):
     )  # fmt: skip
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("temperature", "1"),
+        Measure("platt_slope", "1"),
+        Measure("platt_offset", "1"),
+        Measure("documents_fitted", "documents"),
+        Measure("tokens_fitted", "tokens"),
+        Measure("documents_measured", "documents"),
+        Measure("tokens_measured", "tokens"),
+        Measure("accuracy", "1"),
+        Measure("nll_before", "nats/token"),
+        Measure("nll_temperature", "nats/token"),
+        Measure("ece_before", "1"),
+        Measure("ece_temperature", "1"),
+        Measure("ece_temperature_change", "1"),
+        Measure("ece_platt", "1"),
+        Measure("ece_platt_change", "1"),
+    )
 
     documents: Annotated[int, Field(ge=4)] = Field(
         default=64, description="Held-out documents, the first in content order that have tokens to score"

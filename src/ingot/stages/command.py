@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
-from ingot.core.stage import Files, Given, Metric, Metrics, Progress, Reproducibility, Role, Source, Stage
+from ingot.core.stage import Files, Given, Measure, Metric, Metrics, Progress, Reproducibility, Role, Source, Stage
 from ingot.errors import RefusedInput, StageFailed
 
 #: Placeholders of every command, beside those of its roles, and the variables of the same meaning.
@@ -48,6 +48,7 @@ class Command(Stage):
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     resumes: ClassVar[bool] = True
     inputs: ClassVar[Mapping[str, Role]] = {"*": Role()}
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("bytes", "B"),)
 
     command: tuple[str, ...] = Field(
         min_length=1,

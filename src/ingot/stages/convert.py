@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Given, Least, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Given, Least, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.stream.vocabulary import Counted, Weights
@@ -31,6 +31,13 @@ class Convert(Stage):
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("numpy", "torch", "gguf", "tokenizers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("parameters", "parameters"),
+        Measure("tensors", "tensors"),
+        Measure("weight_bytes", "B"),
+        Measure("bits_per_weight_in", "bits"),
+        Measure("bits_per_weight", "bits"),
+    )
 
     to: Literal["hf"] = Field(default="hf", description="the format to write: a Hugging Face folder")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(

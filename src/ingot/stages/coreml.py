@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,15 @@ class Coreml(Stage):
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "numpy", "safetensors", "transformers")
     extra: ClassVar[str | None] = "coreml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("parameters", "parameters"),
+        Measure("bits_per_weight", "1"),
+        Measure("operations", "1"),
+        Measure("operation_kinds", "1"),
+        Measure("module_max_difference", "1"),
+        Measure("weight_bytes_TYPE", "B", "for each type of stored weights"),
+    )
 
     weights: Literal["float16", "float32", "int8"] = Field(
         default="float16",

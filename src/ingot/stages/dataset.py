@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ingot.core.stage import Frozen, Given, Metric, Metrics, Progress, Source, Stage
+from ingot.core.stage import Frozen, Given, Measure, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
 from ingot.stages._fields import Fields, absent
 from ingot.stages._templates import Templates
@@ -140,6 +140,19 @@ class Dataset(Stage):
     needs: ClassVar[tuple[str, ...]] = ("numpy",)
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("numpy",)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("documents_read", "documents"),
+        Measure("documents_same_answers", "documents", "of preferences"),
+        Measure("documents_too_short", "documents"),
+        Measure("documents_too_long", "documents"),
+        Measure("documents_exact_duplicates", "documents"),
+        Measure("documents_near_duplicates", "documents"),
+        Measure("documents_over_limit", "documents"),
+        Measure("documents_train", "documents"),
+        Measure("documents_eval", "documents"),
+        Measure("characters_train", "characters"),
+        Measure("characters_eval", "characters"),
+    )
 
     sources: tuple[Entry, ...] = Field(min_length=1, description="where rows come from")
     form: Literal["auto", "chat", "completion", "text", "preference"] = Field(

@@ -19,6 +19,7 @@ from ingot.core.stage import (
     Frozen,
     Given,
     Least,
+    Measure,
     Metric,
     Metrics,
     Progress,
@@ -118,6 +119,24 @@ class Evaluate(Settings, Stage):
     )  # fmt: skip
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("tokens", "tokens", "unless nothing can run the candidate here (`coreml`)"),
+        Measure("documents", "documents", "as tokens"),
+        Measure("nll", "nats/token", "as tokens"),
+        Measure("perplexity", "1", "as tokens"),
+        Measure("nll_difference", "nats/token", "with a reference"),
+        Measure("kl_divergence", "nats/token", "with a reference"),
+        Measure("kl_p99", "nats", "with a reference"),
+        Measure("top1_agreement", "1", "with a reference"),
+        Measure("exact_match", "1", "with `answers`, unless nothing can run the candidate here"),
+        Measure("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
+        Measure("answers_ended", "1", "with `answers`, unless nothing can run the candidate here"),
+        Measure("bytes", "B"),
+        Measure("parameters", "parameters"),
+        Measure("bits_per_weight", "bits/parameter"),
+        Measure("prompt_tokens_per_second", "tokens/s", "as tokens"),
+        Measure("generation_tokens_per_second", "tokens/s", "as tokens"),
+    )
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The reference, which is held beside a candidate of any form."""

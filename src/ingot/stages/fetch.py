@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from ingot.core.stage import Frozen, Given, Least, Metric, Metrics, Progress, Source, Stage
+from ingot.core.stage import Frozen, Given, Keyless, Least, Measure, Metric, Metrics, Progress, Source, Stage
 from ingot.errors import RefusedInput
 
 _ORIGINS = ("pypi", "hf", "url", "path")
@@ -68,6 +68,10 @@ class Fetch(Stage):
     kind: ClassVar[str] = "fetch"
     network: ClassVar[bool] = True
     extra: ClassVar[str | None] = "ml"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("files", "files"),
+    )
 
     pypi: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*$")] | None = Field(
         default=None, description="a wheel on PyPI: NAME==VERSION"
@@ -94,8 +98,9 @@ class Fetch(Stage):
     save_as: Annotated[str, Field(pattern=f"^{_NAME}$")] | None = Field(
         default_factory=_default_name, alias="as", description="the file's name in the artifact"
     )
-    expect: Expected | None = Field(
-        default=None, description="its size before it is fetched, which plans count with: {bytes, parameters}"
+    expect: Annotated[Expected | None, Keyless()] = Field(
+        default=None,
+        description="its size before it is fetched, which plans count with: {bytes, parameters}. In no key",
     )
 
     @model_validator(mode="after")

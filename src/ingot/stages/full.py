@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Given, Least, Metric, Progress, Role
-from ingot.stages._distill import Distill, misfits
+from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Progress, Role
+from ingot.stages._distill import MEASURES, TEACHER, Distill, least_memory, misfits
 from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
 
@@ -26,11 +26,13 @@ class Full(Training):
 
     kind: ClassVar[str] = "full"
     produces: ClassVar[Format] = "hf"
-    inputs: ClassVar[Mapping[str, Role]] = {
-        "model": Role(accepts=("hf",)),
-        "data": Role(accepts=("dataset",)),
-        "teacher": Role(accepts=("hf",), optional=True),
-    }
+    inputs: ClassVar[Mapping[str, Role]] = {**Training.inputs, "teacher": TEACHER}
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("parameters", "parameters"),
+        Measure("weight_bytes", "B"),
+        *Training.measures,
+        *MEASURES,
+    )
 
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=2e-5, description="Peak learning rate")
     dtype: Literal["bfloat16", "float32"] = Field(
@@ -55,8 +57,7 @@ class Full(Training):
         """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
         each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
-        model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
-        return model * each + teacher * SIZES[self.distill.dtype]
+        return least_memory(self.distill, inputs, each)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """As many weights as the model has, none with fewer than 16 bits; see ``Stage``."""
@@ -73,7 +74,7 @@ class Full(Training):
         and what a model folder may be refused for. StageFailed: E-TRAIN-DIVERGED.
         """
         from ingot.kit.train import run, whole
-        from ingot.kit.write_model import write_weights
+        from ingot.kit.write_model import sizes, write_weights
 
         with run.prepared(self, given) as device:
             progress.phase("load")
@@ -86,16 +87,8 @@ class Full(Training):
             )
             self._write_side_files(folder, out)
             trained.outcome.write(out)
-            sizes = {
-                "parameters": Metric(sink.parameters, "parameters", "elements of the tensors written, tied ones once"),
-                "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
-            }
-            return Done(
-                {**sizes, **trained.metrics},
-                tuple(sink.files),
-                sink.tensors,
-                notes=run.notes(self, device, trained.outcome),
-            )
+            notes = run.notes(self, device, trained.outcome)
+            return Done({**sizes(sink), **trained.metrics}, tuple(sink.files), sink.tensors, notes=notes)
 
     def _kept(self, folder: Path) -> Mapping[str, torch.dtype]:
         """The dtype of each weight of the folder."""

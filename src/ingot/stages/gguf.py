@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorType, bits
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
     from ingot.kit.gguf.imatrix import Imatrix
-
-_PLAIN = ("F32", "F16", "BF16")
-
-FileType = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L",
-    "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS",
-    "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
-]  # fmt: skip
-TensorType = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
-    "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4",
-]  # fmt: skip
-#: File types some of whose tensors llama.cpp makes with an importance matrix only.
-_NEEDY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
-
-
-#: Bits for a weight in a tensor type; less than in any type that is not here is 1.5.
-_BITS = {
-    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0,
-    "Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
-}  # fmt: skip
-
-
-def _bits(name: str) -> float:
-    """Bits for a weight in a file or tensor type, at the least."""
-    return _BITS.get(re.sub(r"(_K)_[SML]$", r"\1", name), 1.5)
-
-
-class Override(Frozen):
-    """A type for the tensors whose GGUF name the pattern is found in; the first of the list that fits counts."""
-
-    tensors: str = Field(min_length=1, description="a regular expression, searched in the tensor's name in the file")
-    type: TensorType = Field(description="the type of these tensors")
-
-    @field_validator("tensors")
-    @classmethod
-    def _means_the_same_everywhere(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
-        # what Python and llama.cpp (ECMAScript) read differently
-        if re.search(r"\(\?(?![:=!])|\\[AZzGQE]|[*+?}]\+|\[\[:|\\[1-9pP]", pattern):
-            raise ValueError("uses a form that llama.cpp's regular expressions do not have")
-        return pattern
 
 
 class Checkout(Frozen):
@@ -114,6 +69,21 @@ class Gguf(Stage):
     streams: ClassVar[tuple[str, ...]] = ("model",)
     one_pass: ClassVar[bool] = True
     reuses: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("bytes_read", "B"),
+        Measure("bytes_written", "B"),
+        Measure("parameters", "parameters"),
+        Measure("bits_per_weight", "1"),
+        Measure("compression", "1"),
+        Measure("fallback_tensors", "1"),
+        Measure("probe_texts", "1"),
+        Measure("load_s", "s"),
+        Measure("tensors_TYPE", "1", "for each type of tensors in the file"),
+        Measure("reused_tensors", "1", "where tensors were copied from earlier results"),
+        Measure("reused_bytes", "B", "as reused_tensors"),
+        Measure("saved_s", "s", "as reused_tensors"),
+    )
 
     type: FileType = Field(description="The file type in llama.cpp's naming")
     overrides: tuple[Override, ...] = Field(
@@ -144,13 +114,13 @@ class Gguf(Stage):
             yield "imatrix", "the importance matrix is given twice: as a role and as a parameter"
         if self.imatrix is not None and self.imatrix.path is None:
             yield "imatrix", "an importance matrix is a file: give 'path'"
-        if self.imatrix is None and "imatrix" not in roles and self.type in _NEEDY and not self.overrides:
+        if self.imatrix is None and "imatrix" not in roles and self.type in NEEDY and not self.overrides:
             yield "type", f"{self.type} needs an importance matrix: give the role 'imatrix', or 'imatrix: {{path: …}}'"
         if self.converter is not None:
             for name in ("overrides", "token_embedding_type", "output_tensor_type", "imatrix", "split_bytes", "strict"):
                 if getattr(self, name) or name in roles:
                     yield name, "a file that another converter makes is quantized as llama.cpp does by itself"
-        if self.allow_nonfinite and self.type not in _PLAIN:
+        if self.allow_nonfinite and self.type not in PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
@@ -158,7 +128,7 @@ class Gguf(Stage):
         if self.converter is not None:
             return Least()
         named = (self.type, self.token_embedding_type, self.output_tensor_type, *(it.type for it in self.overrides))
-        return inputs["model"].stored(min(_bits(name) for name in named if name is not None))
+        return inputs["model"].stored(min(bits(name) for name in named if name is not None))
 
     def windowed(self) -> bool:
         """Blocks flow into the file; another converter holds what it likes."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
 
 
@@ -33,6 +33,12 @@ class Imatrix(Stage):
     extra: ClassVar[str | None] = "gguf"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("entries", "1"),
+        Measure("chunks", "1"),
+        Measure("tokens", "tokens"),
+        Measure("bytes", "B"),
+    )
 
     documents: int = Field(default=128, ge=1, description="Calibration documents, the first by their ids")
     context: int = Field(default=512, ge=16, le=512, description="Tokens that are seen at once")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Format, Given, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.lora import Half
@@ -35,6 +35,12 @@ class LoraGguf(Stage):
     needs: ClassVar[tuple[str, ...]] = ("gguf", "numpy", "safetensors", "transformers")
     extra: ClassVar[str | None] = "gguf"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("parameters", "parameters"),
+        Measure("adapted_tensors", "1"),
+        Measure("tensors_TYPE", "1", "for each type of tensors in the file"),
+    )
 
     type: Literal["F32", "F16", "BF16", "Q8_0"] = Field(
         default="F32", description="Of both matrices; rows that are no whole number of blocks of Q8_0 become F16"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.lora.combine import Change
@@ -57,6 +57,14 @@ class Merge(Stage):
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch",)
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("merged_tensors", "1"),
+        Measure("parameters", "parameters"),
+        Measure("weight_bytes", "B"),
+        Measure("relative_change", "1", "unless the adapted weights are all zero"),
+        Measure("change_norm", "1", "as relative_change"),
+        Measure("quantization_change", "1", "where the adapter was trained over a quantized base"),
+    )
 
     dtype: Literal["base", "bfloat16", "float16", "float32"] = Field(
         default="base", description="Of the written floating-point weights; base keeps each tensor's own"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from ingot.core.stage import Done, Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.pack.dictionary import Trained
@@ -38,6 +38,17 @@ class Pack(Stage):
     tools: ClassVar[tuple[str, ...]] = ("libzstd", "zstandard")
     needs: ClassVar[tuple[str, ...]] = ("numpy",)
     extra: ClassVar[str | None] = "ml"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("original_bytes", "B"),
+        Measure("files", "files"),
+        Measure("files_stored", "files"),
+        Measure("ratio", "1", "unless the input is empty"),
+        Measure("saved", "1", "as ratio"),
+        Measure("ratio_lowest", "1", "as ratio"),
+        Measure("ratio_highest", "1", "as ratio"),
+        Measure("dictionary_saved", "B", "with `dictionary`"),
+    )
 
     level: int = Field(default=9, ge=1, le=22, description="zstd's level: higher is smaller and slower")
     long_range: int | None = Field(

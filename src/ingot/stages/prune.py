@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import (
+    Device,
+    Done,
+    Format,
+    Frozen,
+    Given,
+    Keyless,
+    Least,
+    Measure,
+    Progress,
+    Reproducibility,
+    Role,
+    Stage,
+)
 from ingot.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -37,8 +50,8 @@ class Learning(Frozen):
         default=32, description="Held-out documents scored before and after"
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Orders the documents")
-    checkpoint_every: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="Seconds between checkpoints from which an ended run goes on"
+    checkpoint_every: Annotated[float, Field(ge=0), Keyless()] = Field(
+        default=60.0, description="Seconds between checkpoints from which an ended run goes on. In no key"
     )
 
 
@@ -78,6 +91,24 @@ class Prune(Stage):
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     streams: ClassVar[tuple[str, ...]] = ("model",)
     resumes: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("sparsity", "1", "all but depth"),
+        Measure("sparsity_lowest", "1", "all but depth"),
+        Measure("sparsity_highest", "1", "all but depth"),
+        Measure("GROUP_sparsity", "1", "for each group of modules that lost weights: attention, feed_forward, …"),
+        Measure("zeros", "parameters", "all but depth"),
+        Measure("pruned_parameters", "parameters", "all but depth"),
+        Measure("pruned_layers", "1", "all but depth"),
+        Measure("crowded_blocks", "1", "with a pattern; never above 0"),
+        Measure("levels", "1", "with a schedule"),
+        Measure("recovery_steps", "1", "with a schedule"),
+        Measure("layers", "1", "depth"),
+        Measure("layers_dropped", "1", "depth"),
+        Measure("parameters", "parameters", "depth"),
+        Measure("parameters_before", "parameters", "depth"),
+        Measure("influence_dropped", "1", "depth"),
+        Measure("influence_kept", "1", "depth"),
+    )
 
     method: Literal["magnitude", "wanda", "sparsegpt", "depth"] = Field(
         default="magnitude", description="How it is chosen what goes"

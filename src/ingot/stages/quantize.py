@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Measure, Progress, Reproducibility, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.quant.choose import Wish
@@ -61,6 +61,22 @@ class Quantize(Stage):
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers", "compressed_tensors")
     streams: ClassVar[tuple[str, ...]] = ("model",)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("weight_bytes", "B"),
+        Measure("bits_per_weight", "bits"),
+        Measure("compression", "1"),
+        Measure("layers_SCHEME", "1", "one a scheme that some modules have"),
+        Measure("quantized_layers", "1", "unless all is a cast"),
+        Measure("quantized_parameters", "parameters", "as quantized_layers"),
+        Measure("max_error_steps", "1", "where integers of compressed-tensors were rounded to nearest"),
+        Measure("relative_error", "1", "where anything was rounded"),
+        Measure("relative_error_SCHEME", "1", "with several schemes"),
+        Measure("reload_difference", "1", "of a model of at most 1 GiB as float32, unless it stays virtual"),
+        Measure("reloaded_weights", "1", "unless it stays virtual"),
+        Measure("calibration_documents", "documents", "gptq, awq"),
+        Measure("calibration_tokens", "tokens", "gptq, awq"),
+        Measure("smoothing_difference", "1", "awq"),
+    )
 
     scheme: Scheme = Field(default="W8A16", description="How the linear layers are stored")
     method: Literal["rtn", "gptq", "awq"] = Field(

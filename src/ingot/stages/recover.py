@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Given, Least, Progress, Role
-from ingot.stages._distill import Distill, misfits
+from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Progress, Role
+from ingot.stages._distill import MEASURES, TEACHER, Distill, least_memory, misfits
 from ingot.stages._shape import SIZES, TRAINED_BYTES
 from ingot.stages._training import Training
 
@@ -27,12 +27,21 @@ class Recover(Training):
 
     kind: ClassVar[str] = "recover"
     produces: ClassVar[Format] = "hf"
-    inputs: ClassVar[Mapping[str, Role]] = {
-        "model": Role(accepts=("hf",)),
-        "data": Role(accepts=("dataset",)),
-        "teacher": Role(accepts=("hf",), optional=True),
-    }
+    inputs: ClassVar[Mapping[str, Role]] = {**Training.inputs, "teacher": TEACHER}
     needs: ClassVar[tuple[str, ...]] = ("safetensors", "numpy", "jinja2", "accelerate")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        *Training.measures,
+        *MEASURES,
+        Measure("sparsity_before", "1"),
+        Measure("sparsity", "1"),
+        Measure("sparsity_lowest", "1"),
+        Measure("sparsity_highest", "1"),
+        Measure("GROUP_sparsity", "1", "for each group of modules that have zeros"),
+        Measure("zeros", "parameters"),
+        Measure("pruned_parameters", "parameters"),
+        Measure("pruned_layers", "1"),
+        Measure("crowded_blocks", "1", "where a module's zeros have a pattern; never above 0"),
+    )
 
     method: Literal["masked", "lora"] = Field(
         default="masked", description="What is trained: the weights under the mask, or low-rank matrices"
@@ -62,8 +71,7 @@ class Recover(Training):
         """The weights, with gradients and moments where all learn, and a teacher beside them; see ``Stage``."""
         del device
         each = TRAINED_BYTES[self.optimizer] if self.train == "all" else SIZES["float32"]
-        model, teacher = (inputs.get(role, Least()).stored(16).weights for role in ("model", "teacher"))
-        return model * each + teacher * SIZES[self.distill.dtype]
+        return least_memory(self.distill, inputs, each)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """As many weights as the model has; see ``Stage``."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ingot.core.digest import read_json
-from ingot.core.stage import Format, Given, Hidden, Metric, Metrics, Progress, Role, Stage
+from ingot.core.stage import Format, Given, Hidden, Measure, Metric, Metrics, Progress, Role, Stage
 from ingot.errors import RefusedInput
 from ingot.stages.evaluate import Settings
 
@@ -24,6 +24,12 @@ class Report(Settings, Stage):
         "candidates": Role(("hf", "gguf", "coreml"), many=True),
         "evaluations": Role(("evaluation",), many=True, optional=True),
     }
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("rows", "candidates"),
+        Measure("smallest_bytes", "B"),
+        Measure("best_perplexity", "1", "where a candidate has a perplexity"),
+        Measure("worst_kl_divergence", "nats/token", "with a reference"),
+    )
 
     def hidden(self) -> Hidden:
         """One ``evaluate`` for each candidate, with the settings of the report."""

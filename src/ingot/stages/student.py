@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Given, Least, Metric, Progress, Role
-from ingot.stages._distill import Distill, misfits
+from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Metric, Progress, Role
+from ingot.stages._distill import MEASURES, TEACHER, Distill, least_memory, misfits
 from ingot.stages._shape import PRESETS, SIZES, TRAINED_BYTES, Shape
 from ingot.stages._training import Training
 
@@ -49,8 +49,15 @@ class Student(Training):
     inputs: ClassVar[Mapping[str, Role]] = {
         "data": Role(accepts=("dataset",)),
         "tokenizer": Role(accepts=("tokenizer", "hf")),
-        "teacher": Role(accepts=("hf",), optional=True),
+        "teacher": TEACHER,
     }
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("parameters", "parameters"),
+        Measure("vocabulary", "tokens"),
+        Measure("weight_bytes", "B"),
+        *Training.measures,
+        *MEASURES,
+    )
 
     completion_only: bool = Field(default=False, description="Learn the completion only, not the prompt")
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Peak learning rate")
@@ -127,8 +134,7 @@ class Student(Training):
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The weights with gradients and moments, and a teacher beside them; see ``Stage``."""
         del device
-        taught = inputs.get("teacher", Least()).stored(16).weights * SIZES[self.distill.dtype]
-        return self._least_weights() * TRAINED_BYTES[self.optimizer] + taught
+        return self._least_weights() * TRAINED_BYTES[self.optimizer] + least_memory(self.distill, inputs, 0)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """Its weights; see ``Stage``."""
@@ -151,7 +157,7 @@ class Student(Training):
         """
         from ingot.kit import hf, student
         from ingot.kit.train import run, whole
-        from ingot.kit.write_model import copy_tokenizer, write_weights
+        from ingot.kit.write_model import copy_tokenizer, sizes, write_weights
 
         with run.prepared(self, given) as device:
             progress.phase("load")
@@ -165,10 +171,6 @@ class Student(Training):
             copy_tokenizer(folder, out, context=self.context)
             sink = write_weights(model, out, dtype=self.weights, threads=given.threads, watch=progress)
             trained.outcome.write(out)
-            sizes = {
-                "parameters": Metric(sink.parameters, "parameters", "elements of the tensors written, tied ones once"),
-                "vocabulary": Metric(rows, "tokens", "rows of the embedding"),
-                "weight_bytes": Metric(sink.file_bytes, "B", "size of the safetensors files"),
-            }
+            found = {**sizes(sink), "vocabulary": Metric(rows, "tokens", "rows of the embedding"), **trained.metrics}
             notes = run.notes(self, device, trained.outcome)
-            return Done({**sizes, **trained.metrics}, tuple(sink.files), sink.tensors, notes=notes)
+            return Done(found, tuple(sink.files), sink.tensors, notes=notes)

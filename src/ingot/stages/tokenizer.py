@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Format, Given, Metric, Progress, Role, Stage
+from ingot.core.stage import Format, Given, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.learn_tokenizer import Plan, Read
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 #: Special tokens that every tokenizer has, and those that a chat template adds.
 _ALWAYS, _CHAT = ("<|startoftext|>", "<|endoftext|>"), ("<|im_start|>", "<|im_end|>")
 _BYTES = 256
-_RESAMPLES = 2000
 
 
 class Tokenizer(Stage):
@@ -34,6 +33,12 @@ class Tokenizer(Stage):
     needs: ClassVar[tuple[str, ...]] = ("numpy", "safetensors", "torch", "transformers")
     extra: ClassVar[str | None] = "ml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("vocabulary", "tokens"),
+        Measure("merges", "1"),
+        Measure("bytes_per_token", "B/token", "with held-out documents"),
+        Measure("documents_read_back", "documents", "with held-out documents"),
+    )
 
     vocab_size: int = Field(default=8192, ge=_BYTES + 2, le=1 << 20, description="The most tokens, all kinds together")
     min_frequency: int = Field(default=2, ge=1, description="How often a pair must occur to become a token")
@@ -95,15 +100,15 @@ def _metrics(size: int, merges: int, read: list[Read]) -> dict[str, Metric]:
     }
     tokens = sum(one.tokens for one in read)
     if tokens:
-        from ingot.kit.bootstrap import ratio_interval
+        from ingot.kit.bootstrap import RESAMPLES, ratio_interval
 
         found["bytes_per_token"] = Metric(
             sum(one.bytes for one in read) / tokens,
             "B/token",
             "held-out documents without their special tokens; interval by bootstrap over documents, "
-            f"{_RESAMPLES} resamples",
+            f"{RESAMPLES} resamples",
             n=tokens,
-            interval=ratio_interval([one.bytes for one in read], [one.tokens for one in read], _RESAMPLES),
+            interval=ratio_interval([one.bytes for one in read], [one.tokens for one in read], RESAMPLES),
         )
         found["documents_read_back"] = Metric(len(read), "documents", "held-out documents equal after decoding")
     return found

@@ -5,15 +5,14 @@ Weights are quantized on the CPU wherever they are used then, so that ``merge`` 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ingot.errors import MissingTool, StageFailed
-from ingot.kit import hf, layers
+from ingot.errors import StageFailed
+from ingot.kit import bitsandbytes_library, hf, layers
 from ingot.kit.lora.files import Quantization
 from ingot.kit.lora.nf4 import RoundTrip, identity
 
@@ -25,15 +24,7 @@ def load(folder: Path, dtype: str, *, attention: str) -> Any:
     not compute with the weights that its own quantization gives.
     """
     layers.refuse_quantized(folder, "adapter")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that we do not ask for
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise MissingTool(
-            "E-MISSING-TOOL",
-            "bitsandbytes is not installed; 'method: qlora' quantizes the base with it",
-            hint="pip install 'ingot[ml]'",
-        ) from error
+    four_bit = bitsandbytes_library.part("nn", "'method: qlora' quantizes the base with it").Linear4bit
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -43,7 +34,7 @@ def load(folder: Path, dtype: str, *, attention: str) -> Any:
         bnb_4bit_compute_dtype=hf.torch_dtype(dtype),
     )
     model = hf.load_model(folder, dtype, quantized=config, attention=attention)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, four_bit)}
     for module in found.values():
         # Else it lays the weights out for inference when it first scores, and gives no gradient from then on.
         module.support_avx512bf16_for_cpu = False

@@ -9,14 +9,13 @@ what is held is half a byte a weight and the largest values. It equals one call 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ingot.core.digest import canonical_json, sha256_bytes
-from ingot.errors import MissingTool
+from ingot.kit import bitsandbytes_library
 from ingot.kit.lora.files import Quantization
 
 _PIECE = 1 << 18  # weights quantized at a time: a multiple of every block size
@@ -24,16 +23,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 
 def _functional() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that we do not ask for
-    try:
-        from bitsandbytes import functional
-    except ImportError as error:
-        raise MissingTool(
-            "E-MISSING-TOOL",
-            "bitsandbytes is not installed; it repeats the quantization that the adapter was trained over",
-            hint="pip install 'ingot[ml]'",
-        ) from error
-    return functional
+    use = "it repeats the quantization that the adapter was trained over"
+    return bitsandbytes_library.part("functional", use)
 
 
 class RoundTrip:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ingot.core.digest import FileRecord, sha256_bytes, walk_files
+from ingot.core.digest import FileRecord, sha256_bytes, tree_preimage, walk_files
 from ingot.core.stage import Progress
 from ingot.errors import RefusedInput, StoreDamaged
 from ingot.kit.pack import dictionary as dictionaries
@@ -79,8 +79,7 @@ class Packing:
 
     def _digest(self, packed: list[PackedFile]) -> str:
         """The digest of what was read, which must be that of the input."""
-        lines = "".join(f"{item.sha256}  {item.path}\n" for item in packed)
-        found = sha256_bytes(lines.encode())
+        found = sha256_bytes(tree_preimage((item.path, item.sha256) for item in packed))
         if found != self.original.digest:
             facts = [f"what was read has the digest {found}", f"it must be {self.original.digest}"]
             raise StoreDamaged("E-OBJECT-DAMAGED", "the input is damaged in the store", facts=facts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from ingot.errors import DiskFailed, RefusedInput, UsageError
 from ingot.kit.pack.frames import Output, Source, check_header, contents, decompressor
 from ingot.kit.pack.manifest import DICTIONARY, Manifest, PackedFile, read_manifest
 
-Watch = Callable[[int, int], None]
 
-
-def unpack(folder: Path, target: Path, watch: Watch = lambda _done, _total: None) -> Manifest:
-    """Restore the files of a packed artifact as ``target``; ``watch`` gets the bytes that are done, and all.
+def unpack(folder: Path, target: Path) -> Manifest:
+    """Restore the files of a packed artifact as ``target``.
 
     UsageError (E-UNPACK-TARGET): something is there, or its parent is not. RefusedInput: E-NOT-PACKED, E-PACK-FORM,
     E-PACK-PATH, E-PACK-DIGEST, E-PACK-FILES, E-PACK-SIZE, E-PACK-WINDOW, E-PACK-DAMAGED. DiskFailed: E-SPACE and
@@ -36,12 +34,9 @@ def unpack(folder: Path, target: Path, watch: Watch = lambda _done, _total: None
     _check_files(folder, manifest)
     _check_room(target.parent, manifest.size)
     reader = _Reader(folder, manifest)
-    done = 0
     with _aside(target) as place:
         for item in manifest.files:
             _restore(reader, item, place)
-            done += item.size
-            watch(done, manifest.size)
     return manifest
 
 

@@ -9,7 +9,6 @@ and ``M.weight_format``. The numbers are those of the library itself.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ingot.errors import MissingTool, RefusedInput, StageFailed
+from ingot.errors import RefusedInput, StageFailed
+from ingot.kit import bitsandbytes_library
 from ingot.kit.hf import torch_dtype
 from ingot.kit.quant.rounding import Part, Rounding, Seen, Sums
 from ingot.kit.quant.scheme import Scheme
@@ -34,16 +34,7 @@ _NF4_OFF = 0.16
 
 def library() -> Any:
     """``bitsandbytes.functional``. MissingTool (E-MISSING-TOOL)."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that we do not ask for
-    try:
-        from bitsandbytes import functional
-    except ImportError as error:
-        raise MissingTool(
-            "E-MISSING-TOOL",
-            "bitsandbytes is not installed; NF4 and INT8 checkpoints are made and read with it",
-            hint="pip install 'ingot[ml]'",
-        ) from error
-    return functional
+    return bitsandbytes_library.part("functional", "NF4 and INT8 checkpoints are made and read with it")
 
 
 def quantization_config(scheme: str, dtype: str, skip: Sequence[str]) -> dict[str, Any]:
@@ -257,7 +248,8 @@ class Bitsandbytes:
         module, _, part = name.rpartition(".")
         if part in {"SCB", "weight_format"} and f"{module}.weight" in self._entries:
             return f"{module}.weight"
-        return next((weight for weight in (name.partition(".weight.")[0] + ".weight",) if weight in self._four), name)
+        weight = f"{name.partition('.weight.')[0]}.weight"
+        return weight if weight in self._four else name
 
     def slot(self, name: str, load: Callable[[str], torch.Tensor]) -> Slot | None:
         """See ``plain.Format``."""

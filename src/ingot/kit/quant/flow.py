@@ -13,7 +13,7 @@ from ingot.core.stage import Done, Given, Metric, Progress
 from ingot.kit import device, hf, layers, oneshot
 from ingot.kit.calibration import read_texts
 from ingot.kit.quant import bnb, reload
-from ingot.kit.quant.calibrated import Fit, Fitted, Instead, Texts, fit
+from ingot.kit.quant.calibrated import PROBE, Fit, Fitted, Instead, Texts, fit
 from ingot.kit.quant.choose import Choice, Wish, check_shapes, choose, modules_of
 from ingot.kit.quant.reload import Meant
 from ingot.kit.quant.rounding import Known, Rounding, Seen, Sums
@@ -41,11 +41,10 @@ class Settings:
 
 @dataclass
 class Flow:
-    """Weights that flow, what they must read back as, and what the method has to tell."""
+    """Weights that flow, and what they must read back as."""
 
     weights: Weights
     meant: Meant
-    notes: Mapping[str, object]
 
 
 def flow(settings: Settings, given: Given, progress: Progress) -> Flow:
@@ -82,7 +81,7 @@ def flow(settings: Settings, given: Given, progress: Progress) -> Flow:
     weights.folder = side
     weights.passed |= passed
     weights.measure = lambda counted: Done(_metrics(sums, counted, found, choice) | extra, notes=notes)
-    return Flow(weights, meant, notes)
+    return Flow(weights, meant)
 
 
 def _apart(choice: Choice) -> tuple[str, str] | None:
@@ -131,7 +130,7 @@ def _told(fitted: Fitted, texts: Sequence[Sequence[int]]) -> dict[str, Metric]:
     }
     if fitted.smoothing is not None:
         how = "largest absolute difference of the fp32 logits that the factors made, before anything was rounded"
-        found["smoothing_difference"] = Metric(fitted.smoothing[0], "1", how, n=len(texts[0][:128]))
+        found["smoothing_difference"] = Metric(fitted.smoothing[0], "1", how, n=len(texts[0][:PROBE]))
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from ingot.core.stage import Metric
 from ingot.errors import StageFailed
 from ingot.kit import hf, layers
-from ingot.kit.quant.calibrated import logits
+from ingot.kit.quant.calibrated import PROBE, logits
 from ingot.kit.quant.plain import PlainSource, quantization
 from ingot.kit.quant.rounding import Seen, digest_of
 from ingot.kit.quant.scheme import Scheme
@@ -79,7 +79,7 @@ def _whole(folder: Path, meant: Meant) -> dict[str, Metric]:
         facts = [f"largest difference of the logits {difference:.3g}, allowed {allowed:.3g}"]
         raise _failed("its logits are others", facts)
     how = "largest absolute difference of the fp32 logits of what transformers loads from those of the model in memory"
-    return {"reload_difference": Metric(difference, "1", how, n=len(ids[:128]))} | _counted(meant)
+    return {"reload_difference": Metric(difference, "1", how, n=len(ids[:PROBE]))} | _counted(meant)
 
 
 def _weights(meant: Meant) -> list[str]:

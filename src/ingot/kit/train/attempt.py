@@ -176,7 +176,7 @@ class Attempt(Generic[ItemT]):
             "key": given.key,
             "seed": self.seed,
             "steps": self.steps,
-            "settings": asdict(self.settings),
+            "settings": {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"},
             "layout": asdict(self.task.layout),
             "unit": self.task.objective.unit,
             "held": [item.id for item in self.task.held],

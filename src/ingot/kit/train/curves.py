@@ -1,14 +1,12 @@
-"""The loss of a training as a picture: an SVG of our own, the same bytes for the same numbers.
-
-A plotting library would be in the key of every training, and its next version would train all models again.
-"""
+"""The loss of a training as a picture."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from ingot.kit import svg
 
 Point = tuple[float, float]
 
@@ -18,20 +16,15 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 64, 56
 _MOST = 600
 #: Weight of what came before in the smoothed line, and steps from which on there is one.
 _SMOOTH, _SMOOTH_FROM = 0.9, 10
-_STYLE = """
-  .paper { fill: #ffffff } .ink { fill: #1f2328 } .soft { fill: #59636e }
-  .grid { stroke: #d8dee4 } .axis { stroke: #59636e }
-  .raw { stroke: #0969da; opacity: .35 } .smooth { stroke: #0969da } .held { stroke: #bc4c00 } .dot { fill: #bc4c00 }
-  .kept { stroke: #59636e; stroke-dasharray: 4 4 }
-  @media (prefers-color-scheme: dark) {
-    .paper { fill: #0d1117 } .ink { fill: #f0f6fc } .soft { fill: #9198a1 }
-    .grid { stroke: #2b3138 } .axis { stroke: #9198a1 }
-    .raw { stroke: #58a6ff } .smooth { stroke: #58a6ff } .held { stroke: #ffa657 } .dot { fill: #ffa657 }
-    .kept { stroke: #9198a1 }
-  }
-  text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-  .title { font-size: 16px; font-weight: 600 } .line { fill: none; stroke-linejoin: round }
-"""
+_COLOURS = {
+    "raw": ("stroke", "#0969da", "#58a6ff"),
+    "smooth": ("stroke", "#0969da", "#58a6ff"),
+    "held": ("stroke", "#bc4c00", "#ffa657"),
+    "dot": ("fill", "#bc4c00", "#ffa657"),
+    "kept": ("stroke", "#59636e", "#9198a1"),
+}
+_RULES = """
+  .line { fill: none; stroke-linejoin: round } .raw { opacity: .35 } .kept { stroke-dasharray: 4 4 }"""
 
 
 @dataclass(frozen=True)
@@ -58,26 +51,20 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
-def svg(curves: Curves) -> str:
+def picture(curves: Curves) -> str:
     """The picture."""
     steps = max((step for step, _ in [*curves.train, *curves.held]), default=1.0)
     values = [value for _, value in [*curves.train, *curves.held] if math.isfinite(value)] or [0.0, 1.0]
     across = _scale(0.0, max(steps, 1.0), _LEFT, _WIDTH - _RIGHT, whole=True)
     up = _scale(min(values), max(values), _HEIGHT - _BOTTOM, _TOP, whole=False)
-    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-        f"<title>{escape(_title(curves))}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}"/>',
-        _text(_LEFT, 26, "Loss", "ink title"),
-        _text(_LEFT, 46, f"{_title(curves)}", "soft"),
+    parts = [
+        svg.text(_LEFT, 26, "Loss", "ink title"),
+        svg.text(_LEFT, 46, _title(curves), "soft"),
         *_axes(across, up, curves.unit),
         *_lines(curves, across, up),
         *_legend(curves),
-        "</svg>",
     ]
-    return "\n".join(lines) + "\n"
+    return svg.picture((_WIDTH, _HEIGHT), _title(curves), _COLOURS, parts, _RULES)
 
 
 def _title(curves: Curves) -> str:
@@ -131,24 +118,19 @@ def _axes(across: _Scale, up: _Scale, unit: str) -> Iterator[str]:
     bottom, left, right = _HEIGHT - _BOTTOM, _LEFT, _WIDTH - _RIGHT
     decimals = max(0, -math.floor(math.log10(up.ticks[1] - up.ticks[0]) + 1e-9))
     for value in up.ticks:
-        y = up(value)
-        yield f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
-        yield _text(left - 8, y + 4, f"{value:.{decimals}f}", "soft", "end")
+        yield svg.line((left, up(value), right, up(value)), "grid")
+        yield svg.text(left - 8, up(value) + 4, f"{value:.{decimals}f}", "soft", "end")
     for value in across.ticks:
-        x = across(value)
-        yield f'<line class="axis" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{bottom + 5}"/>'
-        yield _text(x, bottom + 20, f"{value:.0f}", "soft", "middle")
-    yield f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
-    yield _text((left + right) / 2, _HEIGHT - 12, "step", "soft", "middle")
-    middle = (bottom + _TOP) / 2
-    turned = f'transform="translate(18 {middle:.1f}) rotate(-90)"'
-    yield f'<text class="soft" text-anchor="middle" {turned}>{escape(unit)}</text>'
+        yield svg.line((across(value), bottom, across(value), bottom + 5), "axis")
+        yield svg.text(across(value), bottom + 20, f"{value:.0f}", "soft", "middle")
+    yield svg.line((left, bottom, right, bottom), "axis")
+    yield svg.text((left + right) / 2, _HEIGHT - 12, "step", "soft", "middle")
+    yield svg.turned(18, (bottom + _TOP) / 2, unit, "soft")
 
 
 def _lines(curves: Curves, across: _Scale, up: _Scale) -> Iterator[str]:
     if curves.kept is not None and curves.held and curves.kept != curves.held[-1][0]:
-        x = across(curves.kept)
-        yield f'<line class="kept" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_HEIGHT - _BOTTOM}"/>'
+        yield svg.line((across(curves.kept), _TOP, across(curves.kept), _HEIGHT - _BOTTOM), "kept")
     smooth = len(curves.train) >= _SMOOTH_FROM
     if smooth:
         yield _path(thinned(curves.train), across, up, "raw", 1.2)
@@ -182,10 +164,6 @@ def _legend(curves: Curves) -> Iterator[str]:
     x = float(_WIDTH - _RIGHT)
     for name, text in reversed(items):
         x -= 7.2 * len(text)
-        yield _text(x, 26, text, "ink")
-        yield f'<line class="{name}" stroke-width="2.2" x1="{x - 26:.1f}" y1="22" x2="{x - 6:.1f}" y2="22"/>'
+        yield svg.text(x, 26, text, "ink")
+        yield svg.line((x - 26, 22, x - 6, 22), name, 2.2)
         x -= 40
-
-
-def _text(x: float, y: float, text: str, name: str, anchor: str = "start") -> str:
-    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

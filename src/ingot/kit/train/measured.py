@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import ratio_interval
+from ingot.kit.bootstrap import RESAMPLES, ratio_interval
 from ingot.kit.train.loop import Step
 
 if TYPE_CHECKING:
     from ingot.kit.train.outcome import Outcome
 
-_RESAMPLES = 2000
 _MOST_NATS = 700  # whose exponential is still a number
 _TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
 
@@ -61,21 +60,28 @@ def metrics(outcome: Outcome) -> dict[str, Metric]:
 def _held_out(outcome: Outcome) -> dict[str, Metric]:
     if not outcome.evals:
         return {}
-    before, after = outcome.evals[0].sums, outcome.after().sums
-    change = [b - a for a, b in zip(before, after, strict=True)]
-    values: dict[str, Sequence[float]] = {
-        "eval_loss_before": before, "eval_loss_after": after, "eval_loss_change": change,
-    }  # fmt: skip
-    method = f"held-out documents, token-weighted; interval by bootstrap over documents, {_RESAMPLES} resamples"
-    counts = outcome.held_scored
-    found = {
-        name: Metric(
-            sum(sums) / sum(counts), outcome.unit, ("paired by document; " if sums is change else "") + method,
-            n=len(counts), interval=ratio_interval(sums, counts, _RESAMPLES),
-        )
-        for name, sums in values.items()
-    }  # fmt: skip
+    sums = outcome.evals[0].sums, outcome.after().sums
+    how = "held-out documents, token-weighted"
+    found = before_and_after("eval_loss", sums, outcome.held_scored, outcome.unit, how)
     return found | (_perplexities(found) if outcome.unit == "nats/token" else {})
+
+
+def before_and_after(
+    name: str, sums: tuple[Sequence[float], Sequence[float]], counts: Sequence[int], unit: str, how: str
+) -> dict[str, Metric]:
+    """What training changed: the means of a figure before and after it, and of the change, paired by document.
+
+    ``sums`` are those of each document before and after, ``counts`` its scored parts.
+    """
+    change = [after - before for before, after in zip(*sums, strict=True)]
+    method = f"{how}; interval by bootstrap over documents, {RESAMPLES} resamples"
+    return {
+        f"{name}_{when}": Metric(
+            sum(values) / sum(counts), unit, f"paired by document; {method}" if values is change else method,
+            n=len(counts), interval=ratio_interval(values, counts, RESAMPLES),
+        )
+        for when, values in (("before", sums[0]), ("after", sums[1]), ("change", change))
+    }  # fmt: skip
 
 
 def _perplexities(found: Mapping[str, Metric]) -> dict[str, Metric]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from ingot.errors import MissingTool
+from ingot.kit import bitsandbytes_library
 from ingot.kit.train.settings import Settings
 
 Named = Mapping[str, torch.nn.Parameter]
@@ -22,16 +21,9 @@ def make(settings: Settings, weights: Iterable[torch.nn.Parameter]) -> torch.opt
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(list(weights), **options)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that we do not ask for
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise MissingTool(
-            "E-MISSING-TOOL",
-            "bitsandbytes is not installed; 'optimizer: adamw_8bit' is its optimizer",
-            hint="pip install 'ingot[ml]', or use 'optimizer: adamw'",
-        ) from error
-    found: torch.optim.Optimizer = AdamW8bit(list(weights), **options)
+    hint = "pip install 'ingot[ml]', or use 'optimizer: adamw'"
+    library = bitsandbytes_library.part("optim", "'optimizer: adamw_8bit' is its optimizer", hint)
+    found: torch.optim.Optimizer = library.AdamW8bit(list(weights), **options)
     return found
 
 

@@ -55,8 +55,8 @@ class Outcome:
         hf.write_json(out / "training.json", measured.curves(self))
         train = [(float(step.step), step.loss) for step in self.history]
         held = [(float(scoring.step), self.held_loss(scoring)) for scoring in self.evals]
-        picture = curves.svg(curves.Curves(train, held, self.unit, self.kept if held else None))
-        (out / "loss.svg").write_text(picture, encoding="utf-8")
+        drawn = curves.picture(curves.Curves(train, held, self.unit, self.kept if held else None))
+        (out / "loss.svg").write_text(drawn, encoding="utf-8")
 
     def metrics(self) -> dict[str, Metric]:
         """What was measured; held-out figures only where items were held out."""

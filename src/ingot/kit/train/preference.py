@@ -23,13 +23,12 @@ import torch
 from ingot.core.stage import Given, Metric
 from ingot.errors import RefusedInput
 from ingot.kit import chat, hf
-from ingot.kit.bootstrap import ratio_interval
+from ingot.kit.bootstrap import RESAMPLES, ratio_interval
 from ingot.kit.train.documents import Corpus, Document, row_id
 from ingot.kit.train.layout import Layout
 from ingot.kit.train.next_token import padded_nll
 from ingot.kit.train.text import Reader, context_of
 
-_RESAMPLES = 2000
 #: One pair a pass.
 LAYOUT = Layout("single", 1)
 
@@ -177,6 +176,6 @@ def _share(values: Sequence[float], how: str) -> Metric:
 
 
 def _mean(values: Sequence[float], unit: str, how: str) -> Metric:
-    method = f"{how}; interval by bootstrap over pairs, {_RESAMPLES} resamples"
+    method = f"{how}; interval by bootstrap over pairs, {RESAMPLES} resamples"
     ones = [1.0] * len(values)
-    return Metric(math.fsum(values) / len(values), unit, method, len(values), ratio_interval(values, ones, _RESAMPLES))
+    return Metric(math.fsum(values) / len(values), unit, method, len(values), ratio_interval(values, ones, RESAMPLES))

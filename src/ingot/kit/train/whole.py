@@ -13,15 +13,13 @@ import torch
 from ingot.core.stage import Given, Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit import hf, layers
-from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.train import distill, next_token, run, text
 from ingot.kit.train.documents import Document
 from ingot.kit.train.loop import Learner
+from ingot.kit.train.measured import before_and_after
 from ingot.kit.train.outcome import Scoring
 from ingot.kit.train.settings import Settings
 from ingot.kit.write_model import refuse_other_names
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -168,13 +166,5 @@ def _to_teacher(held: Sequence[Document], before: Sequence[float], after: Sequen
     counts = [doc.scored for doc in held]
     if not counts:
         return {}
-    change = [b - a for a, b in zip(before, after, strict=True)]
-    method = "KL(teacher ‖ model) at temperature 1, held-out documents, token-weighted; interval by bootstrap "
-    method += f"over documents, {_RESAMPLES} resamples"
-    return {
-        f"teacher_kl_{name}": Metric(
-            sum(sums) / sum(counts), "nats/token", ("paired by document; " if name == "change" else "") + method,
-            n=len(counts), interval=ratio_interval(sums, counts, _RESAMPLES),
-        )
-        for name, sums in (("before", before), ("after", after), ("change", change))
-    }  # fmt: skip
+    how = "KL(teacher ‖ model) at temperature 1, held-out documents, token-weighted"
+    return before_and_after("teacher_kl", (before, after), counts, "nats/token", how)

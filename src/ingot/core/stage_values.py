@@ -1,0 +1,166 @@
+"""What a stage is given and what it gives back: plain frozen values. ``ingot.core.stage`` has them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ingot.core.digest import FileRecord
+
+if TYPE_CHECKING:
+    from ingot.core.stage import Stage
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number: its unit, how it was measured, and where sampled n and the interval.
+
+    ``interval`` is the 95 % interval (low, high). A metric exists only if this build measured it.
+    """
+
+    value: int | float
+    unit: str
+    method: str
+    n: int | None = None
+    interval: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """The metric as receipts and ``--json`` hold it; ``n`` and ``interval`` only where there are any."""
+        data: dict[str, object] = {"value": self.value, "unit": self.unit, "method": self.method}
+        if self.n is not None:
+            data["n"] = self.n
+        if self.interval is not None:
+            data["interval"] = list(self.interval)
+        return data
+
+
+Metrics = Mapping[str, Metric]
+
+
+class Progress(Protocol):
+    """How a running stage reports: ``progress(done, total, unit, loss=…)``; ``phase`` names what runs now."""
+
+    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None:
+        """``done`` of ``total`` (None: not known) in ``unit``; ``live`` are figures to show, such as loss."""
+
+    def phase(self, name: str) -> None:
+        """Name what runs now."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """What something has at the least, by arithmetic: bytes on the disk, and weights (elements of its tensors).
+
+    A floor, never an estimate: what is not known is 0.
+    """
+
+    bytes: int = 0
+    weights: int = 0
+
+    def stored(self, bits: float) -> Least:
+        """The same model as a file that has so many bits for each weight at the least.
+
+        A thousandth is taken off: a writer may leave out small tensors that follow from others (rotary tables).
+        """
+        weights = self.weights * 999 // 1000
+        return Least(int(weights * bits) // 8, weights)
+
+
+#: Where a target computes: a choice of the spec (``auto`` takes a GPU where there is one), or what came of it.
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Virtual:
+    """A virtual input: nobody has written it; the stage that would, and what that stage would be given."""
+
+    stage: Stage
+    given: Given
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier result of the same kind, revision and tools, parts of which a build may take over.
+
+    ``tensors`` and ``blocks`` are what that build gave back (see ``Done``), as the registry has them. Nobody has looked
+    at the folder: what is taken from it is compared by whoever takes it.
+    """
+
+    folder: Path
+    tensors: Mapping[str, str]
+    blocks: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Everything a stage may read. Inputs are read-only folders of the store.
+
+    ``inputs`` and ``digests`` map each role to its targets in order (one element for a single
+    role, none for an absent optional one). ``sources`` holds, per source in the order of
+    ``Stage.found_sources``, the path of its snapshot: a file, or a folder. ``scratch`` is an empty
+    folder, dropped afterwards. ``seed`` is set for ``seeded`` kinds only.
+
+    ``files`` holds, in the order of ``inputs``, what each file of an input must be (by its path): a stage that streams
+    a file compares it in the same read. ``virtual`` holds, by role, the single inputs that were never written; such
+    a role has no folder in ``inputs``, and in ``digests`` the digest only if it was streamed before.
+
+    For a kind that ``reuses``: ``earlier`` holds results, the newest first, and ``tensors``, by single role, the
+    xxh3-128 of an input's tensors as they were when it was written, where its receipt tells them.
+
+    For a kind that ``resumes``: ``checkpoints`` is a folder that outlives an attempt that was ended, and belongs to the
+    target's key alone; ``key`` is that key, which everything written there names. None: nothing is kept. Each entry
+    directly in it whose name does not begin with a dot is one checkpoint (``core.checkpoints``).
+    """
+
+    inputs: Mapping[str, tuple[Path, ...]]
+    digests: Mapping[str, tuple[str, ...]]
+    scratch: Path
+    sources: tuple[Path, ...] = ()
+    seed: int | None = None
+    threads: int = 1
+    files: Mapping[str, tuple[Mapping[str, FileRecord], ...]] = field(default_factory=dict)
+    virtual: Mapping[str, Virtual] = field(default_factory=dict)
+    earlier: tuple[Earlier, ...] = ()
+    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    checkpoints: Path | None = None
+    key: str = ""
+
+    def one(self, role: str) -> Path:
+        """The folder of a single role. KeyError when it was not given."""
+        paths = self.inputs.get(role, ())
+        if len(paths) != 1:
+            raise KeyError(role)
+        return paths[0]
+
+    def maybe(self, role: str) -> Path | None:
+        """The folder of an optional single role, or None."""
+        return self.one(role) if self.inputs.get(role) else None
+
+    def many(self, role: str) -> tuple[Path, ...]:
+        """The folders of a list role, in the order of the spec."""
+        return self.inputs.get(role, ())
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run gives back that has more to tell than metrics.
+
+    ``files``: records of files that were hashed while they were written. ``tensors``: the xxh3-128 of each tensor's
+    bytes by its name, kept as evidence. ``passed``: by role, what was measured of a virtual input that flowed through,
+    its ``files`` complete (they give its digest). ``notes``: further plain data for the receipt. ``blocks``: of a kind
+    that ``reuses``, plain data kept as evidence, from which a later build knows what of this one is the same.
+    """
+
+    metrics: Metrics
+    files: tuple[FileRecord, ...] = ()
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    passed: Mapping[str, Done] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
+    blocks: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: Metrics | Done) -> Done:
+        """What a run gave back, in the one form."""
+        return result if isinstance(result, Done) else cls(result)
