@@ -100,12 +100,15 @@ def _fixed_ids(config: Any) -> list[int]:
 def _in_memory(folder: Path, meant: Meant) -> Any:
     """The fitted model in the dtype in which it is stored, rounded to nearest where that was meant."""
     stored = hf.read_config(folder).get("dtype") or hf.read_config(folder).get("torch_dtype") or "float32"
-    model = meant.model.to(hf.torch_dtype(str(stored)))
+    model, dtype = meant.model, hf.torch_dtype(str(stored))
     with torch.no_grad():
+        # Not ``model.to``: it would round the rotary frequencies, too, which no file holds.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
         for name in set(_weights(meant)) - meant.fitted:
             weight = meant.seen.weight(f"{name}.weight")
             if name in meant.schemes and weight.shape == model.get_submodule(name).weight.shape:
-                model.get_submodule(name).weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
+                model.get_submodule(name).weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
     return model.float()
 
 
