@@ -66,11 +66,12 @@ def _held_out(outcome: Outcome) -> dict[str, Metric]:
     values: dict[str, Sequence[float]] = {
         "eval_loss_before": before, "eval_loss_after": after, "eval_loss_change": change,
     }  # fmt: skip
-    method = f"held-out documents, token-weighted; interval by bootstrap over documents, {_RESAMPLES} resamples"
+    items, weighted = ("pairs", "") if outcome.unit == "nats/pair" else ("documents", ", token-weighted")
+    method = f"held-out {items}{weighted}; interval by bootstrap over {items}, {_RESAMPLES} resamples"
     counts = outcome.held_scored
     found = {
         name: Metric(
-            sum(sums) / sum(counts), outcome.unit, ("paired by document; " if sums is change else "") + method,
+            sum(sums) / sum(counts), outcome.unit, (f"paired by {items[:-1]}; " if sums is change else "") + method,
             n=len(counts), interval=ratio_interval(sums, counts, _RESAMPLES),
         )
         for name, sums in values.items()
