@@ -20,7 +20,7 @@ from ingot.kit import hf, layers
 from ingot.kit.quant.calibrated import PROBE, logits
 from ingot.kit.quant.plain import PlainSource, quantization
 from ingot.kit.quant.rounding import Seen, digest_of
-from ingot.kit.quant.scheme import Scheme
+from ingot.kit.quant.scheme import CAST_DTYPES, Scheme
 
 #: The most bytes of a model as fp32 that are held in memory for the comparison of logits.
 WHOLE = 1 << 30
@@ -105,6 +105,11 @@ def _in_memory(folder: Path, meant: Meant) -> Any:
         # Not ``model.to``: it would round the rotary frequencies, too, which no file holds.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
+        for name, scheme in meant.schemes.items():
+            if scheme.name in CAST_DTYPES:
+                weight = model.get_submodule(name).weight
+                # In place: an output embedding that shares it is rounded with it, as in the files.
+                weight.copy_(weight.to(hf.torch_dtype(CAST_DTYPES[scheme.name])))
         for name in set(_weights(meant)) - meant.fitted:
             weight = meant.seen.weight(f"{name}.weight")
             if name in meant.schemes and weight.shape == model.get_submodule(name).weight.shape:
