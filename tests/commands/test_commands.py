@@ -99,7 +99,7 @@ def test_commands_work_from_a_folder_below(sandbox: Sandbox) -> None:
 def test_an_empty_project_is_no_failure(sandbox: Sandbox) -> None:
     plan = sandbox.json("plan")
     assert (plan["format"], plan["targets"], plan["refused"]) == (1, [], [])
-    assert plan["totals"] == {"targets": 0, "unknown": [], "wall_s": None}
+    assert plan["totals"] == {"targets": 0, "unknown": [], "wall_s": None, "costs": {}}
     assert sandbox.json("history") == []
     assert sandbox.json("audit")["ok"] is True
     assert "doit new" in sandbox.ok("plan")

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from ingot.core import procfs
-from ingot.core.executor import Executor, Outcome, _Run, environment
+from ingot.core.environment import environment
+from ingot.core.executor import Executor, Outcome, _Run
 from ingot.core.forkserver import Server
 from ingot.core.store import Store
 from ingot.errors import IngotError, StageFailed

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 
-from ingot.core.executor import _PASSED, environment
+from ingot.core.environment import _PASSED, environment
 from projectkit import Sandbox, counted
 
 CANARY = "canary-7c1e-value"

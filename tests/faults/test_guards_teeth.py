@@ -21,7 +21,7 @@ import pytest
 from ggufkit import raw_gguf, tensor_info, text
 from ingot.core import digest, executor, extends, files, matrix, names, pickles, redact, scalars, sources, spec, sweep
 from ingot.core import yaml_reader as reader
-from ingot.core.executor import environment
+from ingot.core.environment import environment
 from ingot.core.sources import SourceReader
 from ingot.core.statcache import StatCache
 from ingot.core.sweep import Forbidden
@@ -784,7 +784,7 @@ GUARDS: dict[str, Guard] = {
     # --- stages ------------------------------------------------------------------------------------------------
     "S2 environment": Guard(
         "E-TEST",
-        executor.environment,
+        environment,
         "env = {name: os.environ[name] for name in _PASSED if name in os.environ}",
         lambda folder: inverted(the_environment, folder),
         "env = dict(os.environ)",

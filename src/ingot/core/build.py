@@ -13,35 +13,32 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import checkpoints, disk, locks, receipts, reuse
+from ingot.core import checkpoints, disk, locks, passes, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
 from ingot.core.graph import Node
 from ingot.core.job import Job, Jobs
+from ingot.core.passes import AS_IT_IS, Made, Pass, Wish
 from ingot.core.plan import Planned
 from ingot.core.stage_log import named
-from ingot.core.staging import Staging, Watch, bytes_below
-from ingot.core.statement import MAX_LINE, build_statement, decision_statement
+from ingot.core.staging import Staging, Watch
+from ingot.core.statement import build_statement, decision_statement
 from ingot.core.sweep import Forbidden, sweep, sweep_text
-from ingot.errors import IngotError, RefusedInput, StageFailed, StoreDamaged
+from ingot.errors import RefusedInput, StageFailed, StoreDamaged
 
 if TYPE_CHECKING:
-    from ingot.core.predict import Prediction
     from ingot.core.project import Project
 
 Fate = Literal["fresh", "built", "restored", "virtual", "streamed"]
 
 #: Receives (target id, message) while a stage runs: ``progress``, ``phase`` and ``waiting`` messages.
 Listener = Callable[[str, dict[str, Any]], None]
-
-#: Makes an artifact of what was built: its digest and its files.
-Keep = Callable[[Staging, Sequence[FileRecord]], tuple[str, tuple[FileRecord, ...]]]
 
 
 @dataclass(frozen=True)
@@ -51,38 +48,6 @@ class Built:
     fate: Fate
     receipt: Mapping[str, Any]
     streamed: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one run of a stage builds: these targets, as wished, kept so; ``told`` hears of its progress.
-
-    ``checkpoints`` is the folder in which it leaves what the next attempt goes on from; ``found`` lay there before it.
-    """
-
-    group: Sequence[Planned]
-    wish: Wish
-    keep: Keep
-    told: str
-    checkpoints: Path | None = None
-    found: int = 0
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a pass gave: the receipts of its targets, and of all that flowed into them."""
-
-    receipts: list[dict[str, Any]]
-    flowed: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How a target is to be built: although it is fresh, with which others, and what was predicted, by id."""
-
-    force: bool = False
-    siblings: tuple[Node, ...] = ()
-    predicted: Mapping[str, Prediction | None] = field(default_factory=dict)
 
 
 class Builder:
@@ -100,7 +65,7 @@ class Builder:
         """Drop the scratch copies."""
         self._copies.close()
 
-    def ensure(self, planned: Planned, wish: Wish = Wish()) -> Built:
+    def ensure(self, planned: Planned, wish: Wish = AS_IT_IS) -> Built:
         """Bring one target up to date whose inputs are."""
         if planned.state == "virtual":
             return self._leave_virtual(planned)
@@ -126,7 +91,7 @@ class Builder:
         found = [planned]
         for node in wish.siblings:
             item = self._project.check(node)
-            if (item.state == "stale" or wish.force) and _alike(planned, item):
+            if (item.state == "stale" or wish.force) and passes.alike(planned, item):
                 found.append(item)
         return found
 
@@ -184,7 +149,7 @@ class Builder:
             what = Pass(group, wish, project.store.publish, group[0].node.id, kept, left)
             made = self._run_pass(what, staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
-            receipt.update(_observed(item, receipt))
+            receipt.update(receipts.observed(item, receipt))
         flowed = self._new_flows(made.flowed, wish)
         self._record([*flowed, *made.receipts])
         if kept is not None:
@@ -193,7 +158,7 @@ class Builder:
         found[0] = replace(found[0], streamed=tuple(flowed))
         for item, built in zip(group, found, strict=True):
             project.store.remember(item.node.id)
-            self._publish_view(item.node, str(built.receipt["digest"]))
+            project.store.link_latest(item.node.spec, item.node.name, str(built.receipt["digest"]))
         for item, built in zip(group[1:], found[1:], strict=True):
             self.taken[item.node.id] = built
         with suppress(OSError):
@@ -201,26 +166,16 @@ class Builder:
             log.unlink(missing_ok=True)
         return found[0]
 
-    @contextmanager
-    def _resuming(self, group: Sequence[Planned], staging: Staging) -> Iterator[tuple[Path | None, int]]:
-        """The folder of checkpoints for a kind that resumes, and how many are there; a failure says what is kept.
+    def _resuming(self, group: Sequence[Planned], staging: Staging) -> AbstractContextManager[tuple[Path | None, int]]:
+        """The folder of checkpoints for a kind that resumes, and how many are there.
 
         Several targets that are built in one pass are under several keys, and such a pass begins anew.
         """
         first, project = group[0], self._project
         if not first.node.resumes or group[1:]:
-            yield None, 0
-            return
-        root, key, built = project.store.root, str(first.key), project.built_here(str(first.key))
-        try:
-            folder = checkpoints.begin(root, key, built, staging, first.node.id)
-            left = checkpoints.kept(root, key, built)
-            yield folder, 0 if left is None else left.count
-        except IngotError as error:
-            left = checkpoints.kept(root, key, built)
-            if left is not None:
-                error.facts = (*error.facts, f"kept: {left.words()}; the next run goes on from there")
-            raise
+            return nullcontext((None, 0))
+        key = str(first.key)
+        return checkpoints.attempt(project.store.root, key, project.built_here(key), staging, first.node.id)
 
     def _log(self, node: Node) -> Path:
         log = self._project.log_path(node)
@@ -237,9 +192,9 @@ class Builder:
             job.data.update(checkpoints=str(what.checkpoints), key=str(what.group[0].key))
         found = [receipts.begun(project, item, job) for item in what.group]
         for receipt in found:
-            receipt.update(_predicted(what, receipt["target"]))
+            receipt.update(passes.predicted(what, receipt["target"]))
             receipt.update({"shared_with": [name for name in ids if name != receipt["target"]]} if ids[1:] else {})
-            _refuse_too_large(receipt)
+            receipts.refuse_too_large(receipt)
         with named(log, project.root):
             with self._blamed(what.group[0].node, job):
                 shared, outcome = self._run(what, job.data, log, staging)
@@ -252,7 +207,7 @@ class Builder:
                 receipt.update(receipts.with_digests(project, item, job.flows, flowed.all))
             # Before anything is published: an object that no entry can name would be rubbish.
             for receipt in [*found, *flowed.measured.values()]:
-                _refuse_too_large(receipt)
+                receipts.refuse_too_large(receipt)
             self._sweep([*found, *flowed.measured.values()], what, staging)
             for number, receipt in enumerate(found):
                 hashed = [FileRecord(**record) for record in results[number].get("files", ())]
@@ -297,18 +252,18 @@ class Builder:
             self._listener(reader.id, {"t": "phase", "name": f"write a scratch copy of {item.node.name}"})
             staging = stack.enter_context(project.store.staging())
             log = self._log(item.node)
-            made = self._run_pass(Pass([item], Wish(), project.store.measure, reader.id), staging, log)
+            made = self._run_pass(Pass([item], AS_IT_IS, project.store.measure, reader.id), staging, log)
             (receipt,) = made.receipts
-            receipt |= {"stored": False} | _observed(item, receipt)
+            receipt |= {"stored": False} | receipts.observed(item, receipt)
             if "observed" not in receipt or not receipt["observed"]["agrees"]:
-                self._record([*self._new_flows(made.flowed, Wish()), receipt])
+                self._record([*self._new_flows(made.flowed, AS_IT_IS), receipt])
             with suppress(OSError):
                 log.unlink(missing_ok=True)
             self._copies.put(name, Copy(staging.out, receipt["files"]), stack.pop_all())
 
     def _run(self, what: Pass, job: dict[str, Any], log: Path, staging: Staging) -> tuple[dict[str, Any], Outcome]:
         """Run the stage; the fields of a receipt that all results of the pass share, and what the stage gave."""
-        source_bytes = _source_bytes(what.group[0].node, staging)
+        source_bytes = staging.source_bytes(what.group[0].node.sources)
         started, clock = _now(), time.monotonic()
         with Watch(staging, what.checkpoints) as beside:
             outcome = self._project.executor.run(
@@ -326,7 +281,7 @@ class Builder:
                 "peak_rss_bytes": outcome.peak_rss,
                 "peak_scratch_bytes": beside.most,
                 "source_bytes": source_bytes,
-                **_of_devices(outcome),
+                **receipts.of_devices(outcome),
                 **({"resumed_checkpoints": what.found} if what.found else {}),
             },
         }
@@ -357,69 +312,6 @@ class Builder:
 
     def _publish_view(self, node: Node, digest: str) -> None:
         self._project.store.link_latest(node.spec, node.name, digest)
-
-
-def _source_bytes(node: Node, staging: Staging) -> int:
-    """Bytes of the project files in the snapshot, counted as ``SourceReader.size`` does."""
-    return sum(
-        bytes_below(staging.sources / str(index))
-        for index, (_pointer, source, _base) in enumerate(node.sources)
-        if not source.get("python_stdlib")
-    )
-
-
-def _of_devices(outcome: Outcome) -> dict[str, int | float]:
-    """What was measured of GPUs, where anything was."""
-    found: dict[str, int | float] = {}
-    if outcome.peak_device is not None:
-        found["peak_device_bytes"] = outcome.peak_device
-    if outcome.energy_j is not None:
-        found["device_energy_j"] = round(outcome.energy_j, 3)
-    return found
-
-
-def _alike(one: Planned, other: Planned) -> bool:
-    """Whether two targets have the same key but for their parameters, so that one pass can build both."""
-    if one.parts is None or other.parts is None or one.key == other.key:
-        return False
-    return {**one.parts, "params": None} == {**other.parts, "params": None}
-
-
-def _predicted(what: Pass, name: str) -> dict[str, Any]:
-    """What was predicted of a target; of one pass the seconds of all its parts, since it is that which is measured."""
-    found = [what.wish.predicted.get(item.node.id) for item in what.group]
-    own = what.wish.predicted.get(name)
-    if own is None:
-        return {}
-    walls = [None if it is None else it.wall_s for it in found]
-    known = [wall for wall in walls if wall is not None]
-    return {"predicted": replace(own, wall_s=sum(known) if len(known) == len(walls) else None).to_dict()}
-
-
-def _observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
-    known = item.receipt
-    # What was accepted was built under another key: this key has not been observed to give it.
-    if known is None or "accepted" in known:
-        return {}
-    if item.presence != "present" and known.get("stored") is not False and not item.node.virtual:
-        return {}
-    return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
-
-
-def _refuse_too_large(receipt: Mapping[str, Any]) -> None:
-    """RefusedInput (E-LEAF-SIZE) when the entry of a build would not fit in a line of the log, whatever its files."""
-    if len(json.dumps(receipt)) < MAX_LINE // 4:
-        # A statement repeats little of a receipt: it is nowhere near the limit.
-        return
-    nothing = "0" * 64
-    try:
-        bare = {name: value for name, value in receipt.items() if name not in ("files", "tensors", "blocks")}
-        named = dict.fromkeys(("files_evidence", "tensors_evidence", "blocks_evidence"), nothing)
-        build_statement({**bare, "digest": nothing, **named})
-    except RefusedInput as error:
-        error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
-        raise
 
 
 def _now() -> str:

@@ -24,7 +24,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from typing import Any
 from ingot.core import disk, locks
 from ingot.core.quantities import about_text
 from ingot.core.staging import Staging, bytes_below, remove_tree
-from ingot.errors import Busy
+from ingot.errors import Busy, IngotError
 
 _FOLDER = "checkpoints"
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +60,23 @@ class Kept:
         """``3 checkpoints, the newest of 4 min ago``."""
         age = max((time.time() if now is None else now) - self.written, 0.0)
         return f"{self.count} checkpoint{'s' * (self.count != 1)}, the newest of {about_text(age)} ago"
+
+
+@contextmanager
+def attempt(store: Path, key: str, built: int, staging: Staging, target: str) -> Iterator[tuple[Path, int]]:
+    """The folder that an attempt is given (``begin``), and how many checkpoints lie there.
+
+    A failure says what is kept.
+    """
+    try:
+        folder = begin(store, key, built, staging, target)
+        left = kept(store, key, built)
+        yield folder, 0 if left is None else left.count
+    except IngotError as error:
+        left = kept(store, key, built)
+        if left is not None:
+            error.facts = (*error.facts, f"kept: {left.words()}; the next run goes on from there")
+        raise
 
 
 def begin(store: Path, key: str, built: int, staging: Staging, target: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ingot.core import gpu, reasons, virtual
 from ingot.core.acceptance import given_by, place_of
-from ingot.core.executor import environment
+from ingot.core.environment import environment
 from ingot.core.graph import Node
 from ingot.core.index import Index
 from ingot.core.key import NOT_INSTALLED, by_key, key_of, key_parts

@@ -6,6 +6,7 @@ form that all keys have; ``streamed`` keeps what each such input was known by, f
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.digest import FileRecord, canonical_json, tree_digest
-from ingot.core.executor import Result
+from ingot.core.executor import Outcome, Result
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
 from ingot.core.job import Flow, Job
 from ingot.core.key import forms_of, is_by_key, key_of
 from ingot.core.plan import input_ids
-from ingot.errors import StageFailed
+from ingot.core.statement import MAX_LINE, build_statement
+from ingot.errors import RefusedInput, StageFailed
 from ingot.version import __version__
 
 if TYPE_CHECKING:
@@ -165,3 +167,39 @@ def _measured(role: str, flow: Flow, results: Sequence[Result]) -> Iterator[tupl
     for below_role, below in flow.below.items():
         yield from _measured(below_role, below, found)
     yield flow, found[0] if found else None
+
+
+def observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
+    known = item.receipt
+    # What was accepted was built under another key: this key has not been observed to give it.
+    if known is None or "accepted" in known:
+        return {}
+    if item.presence != "present" and known.get("stored") is not False and not item.node.virtual:
+        return {}
+    return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
+
+
+def refuse_too_large(receipt: Mapping[str, Any]) -> None:
+    """RefusedInput (E-LEAF-SIZE) when the entry of a build would not fit in a line of the log, whatever its files."""
+    if len(json.dumps(receipt)) < MAX_LINE // 4:
+        # A statement repeats little of a receipt: it is nowhere near the limit.
+        return
+    nothing = "0" * 64
+    try:
+        bare = {name: value for name, value in receipt.items() if name not in ("files", "tensors", "blocks")}
+        named = dict.fromkeys(("files_evidence", "tensors_evidence", "blocks_evidence"), nothing)
+        build_statement({**bare, "digest": nothing, **named})
+    except RefusedInput as error:
+        error.hint = "keep long texts in a file that the target reads, or split a target with hundreds of inputs in two"
+        raise
+
+
+def of_devices(outcome: Outcome) -> dict[str, int | float]:
+    """What was measured of GPUs, where anything was."""
+    found: dict[str, int | float] = {}
+    if outcome.peak_device is not None:
+        found["peak_device_bytes"] = outcome.peak_device
+    if outcome.energy_j is not None:
+        found["device_energy_j"] = round(outcome.energy_j, 3)
+    return found

@@ -12,10 +12,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import checkpoints
-from ingot.core.build import Builder, Built, Listener, Wish
+from ingot.core.build import Builder, Built, Listener
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
 from ingot.core.graph import Node
+from ingot.core.passes import Wish
 from ingot.core.plan import Planned
 from ingot.core.project import Project
 from ingot.errors import DiskFailed, GateFailed, IngotError

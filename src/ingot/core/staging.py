@@ -13,11 +13,11 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ingot.core import disk
 
@@ -60,6 +60,14 @@ class Staging:
     def bytes_beside(self) -> int:
         """Bytes of what lies here and will be dropped: scratch files and snapshots of sources."""
         return sum(bytes_below(folder) for folder in (self.scratch, self.sources, self.streamed))
+
+    def source_bytes(self, sources: Iterable[tuple[str, Mapping[str, Any], str]]) -> int:
+        """Bytes of the project files in the snapshot of a node's sources, counted as ``SourceReader.size`` does."""
+        return sum(
+            bytes_below(self.sources / str(index))
+            for index, (_pointer, source, _base) in enumerate(sources)
+            if not source.get("python_stdlib")
+        )
 
 
 class Watch:

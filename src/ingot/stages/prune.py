@@ -116,7 +116,7 @@ class Prune(Stage):
     sparsity: Share | Mapping[str, MaybeShare] | None = Field(
         default=None,
         description="Share of the weights that become zero; or shares by name: a group (attention, feed_forward,"
-        " embeddings, all-linear), parts of a module's name (mlp, layers.0), or a pattern with *",
+        " embeddings, all-linear), words of a module's name (mlp, layers.0), or a pattern with *",
     )
     pattern: str | Mapping[str, str] | None = Field(
         default=None, description="N:M, such as 2:4: at most N of every M in a row stay; or by name, as sparsity"

@@ -31,7 +31,8 @@ class Override(Frozen):
     """Another scheme for some modules: linear layers or embeddings. The first of the list that fits counts."""
 
     modules: tuple[str, ...] = Field(
-        min_length=1, description="names, last parts of names (`q_proj`), or patterns over whole names (`*.layers.0.*`)"
+        min_length=1,
+        description="words of names side by side (`q_proj`, `layers.0`), or patterns over whole names (`*.layers.0.*`)",
     )
     scheme: Literal["W8A16", "W4A16", "W8A8", "FP8", "FP16", "BF16"] = Field(description="their scheme")
     group_size: Size | None = Field(default=None, description="inputs that share a scale; unless given, a row does")

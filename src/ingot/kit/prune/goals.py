@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from ingot.core.stage import Frozen
 from ingot.errors import RefusedInput
 from ingot.kit.lora.modules import kinds_of
+from ingot.kit.naming import RULE, means
 
 #: Parts of a module's name by which it belongs to a group.
 _PARTS: Mapping[str, frozenset[str]] = {
@@ -111,9 +111,7 @@ def _rank(prunable: Prunable, module: str, name: str) -> int:
         return 2 * (prunable.group(module) == name)
     if module == name:
         return 1 << 16
-    parts = f".{name}." in f".{module}."
-    words = 3 + name.count(".")
-    return words * (parts or fnmatchcase(module, name) or fnmatchcase(module, f"*.{name}"))
+    return (3 + name.count(".")) * means(name, module)
 
 
 def _nothing(prunable: Prunable, unknown: Sequence[str]) -> RefusedInput:
@@ -126,5 +124,5 @@ def _nothing(prunable: Prunable, unknown: Sequence[str]) -> RefusedInput:
             f"linear layers: {', '.join(kinds_of(prunable.linear)) or 'none'}",
             f"embeddings: {', '.join(prunable.embeddings) or 'none'}",
         ],
-        hint="name a group, parts of a name (mlp, layers.0), or a pattern such as 'model.layers.*.mlp.*'",
+        hint=f"name a group, {RULE}",
     )

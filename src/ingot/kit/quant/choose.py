@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import layers
+from ingot.kit.naming import RULE, means
 from ingot.kit.quant.scheme import CASTS, COMPRESSED, Scheme, quantization_config
 from ingot.kit.stream.vocabulary import Slot
 
@@ -104,8 +104,8 @@ def choose(modules: Modules, wish: Wish) -> Choice:
     ignored = wish.ignore if wish.ignore is not None else (modules.head,) if modules.head else ()
     schemes: dict[str, Scheme] = {}
     for name in modules.named:
-        instead = next((scheme for some, scheme in wish.overrides if any(matches(name, one) for one in some)), None)
-        general = name in modules.linear and not any(matches(name, one) for one in ignored)
+        instead = next((scheme for some, scheme in wish.overrides if any(means(one, name) for one in some)), None)
+        general = name in modules.linear and not any(means(one, name) for one in ignored)
         if instead is not None or general:
             schemes[name] = _embedded(name, instead) if name in modules.embeddings else instead or wish.scheme
     apart = _apart(modules, schemes)
@@ -150,24 +150,19 @@ def _refuse_shared(modules: Modules, wish: Wish) -> None:
 
 def refuse_unknown(patterns: Sequence[str], names: Sequence[str]) -> None:
     """RefusedInput (E-QUANTIZE-MODULES) for a pattern that means no module."""
-    missing = [pattern for pattern in patterns if not any(matches(name, pattern) for name in names)]
+    missing = [pattern for pattern in patterns if not any(means(pattern, name) for name in names)]
     if missing:
         raise RefusedInput(
             "E-QUANTIZE-MODULES",
             f"no linear layer or embedding is named {', '.join(missing)}",
             facts=[_there(names)],
-            hint="a name, its last parts (q_proj, mlp.up_proj), or a pattern over the whole name (*.layers.0.*)",
+            hint=RULE,
         )
 
 
 def _there(names: Sequence[str]) -> str:
     last = sorted({name.rpartition(".")[2] for name in names})
     return f"there are {', '.join(last) or 'none'}; a whole name is, for example, {max(names, key=len, default='-')}"
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means a module: its name, its last parts, or a pattern of shells over the whole name."""
-    return name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
 
 
 def check_shapes(choice: Choice, slots: Sequence[Slot]) -> None:

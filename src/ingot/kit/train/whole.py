@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from ingot.core.stage import Given, Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit import hf, layers
+from ingot.kit.naming import RULE, means
 from ingot.kit.train import distill, next_token, run, text
 from ingot.kit.train.documents import Document
 from ingot.kit.train.loop import Learner
@@ -62,31 +62,24 @@ def load(folder: Path, names: str | Sequence[str], device: torch.device) -> Any:
 
 
 def parameters_named(model: Any, names: Sequence[str]) -> set[str]:
-    """The weights whose names hold the words of one of ``names`` side by side; ``*`` in a word stands for anything.
+    """The weights that ``names`` mean (``kit.naming``).
 
     RefusedInput (E-FULL-MODULES) for one that names nothing, with the words that there are.
     """
     found: set[str] = set()
     known = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for wanted in names:
-        more = {name for name in known if _holds(name.split("."), wanted.strip(".").split("."))}
+        more = {name for name in known if means(wanted.strip("."), name)}
         if not more:
             words = sorted({word for name in known for word in name.split(".") if not word.isdigit()})
             raise RefusedInput(
                 "E-FULL-MODULES",
                 f"'train' names {wanted!r}, and no weight of the model has it in its name",
                 facts=[f"words: {', '.join(words[:30])}"],
-                hint="a layer is named by its number, as in layers.0; * stands for anything within a word",
+                hint=RULE,
             )
         found |= more
     return found
-
-
-def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
-    return any(
-        all(fnmatchcase(word, pattern) for word, pattern in zip(words[at:], wanted, strict=False))
-        for at in range(len(words) - len(wanted) + 1)
-    )
 
 
 def train(stage: Any, given: Given, trainee: Trainee, tokenizer: Path, progress: Progress) -> Trained:
