@@ -115,6 +115,7 @@ def test_ranks_and_scales_by_pattern(inputs: dict[str, Path], tmp_path: Path) ->
     [
         ("rank_pattern", {"c_attn": 4}, "'c_attn' matches no adapted module"),
         ("alpha_pattern", {"_proj": 4}, "'_proj' matches no adapted module"),
+        ("rank_pattern", {r"layers\.77\..*": 4}, r"'layers\.77\..*' matches no adapted module"),
         ("rank_pattern", {"q_proj": 4, ".*_proj": 2}, "'.*_proj' and 'q_proj' both match model.layers.0.self_attn.q"),
         ("rank_pattern", {"(": 4}, "no regular expression"),
         ("rank_pattern", {"k_proj": 4}, "'k_proj' matches no adapted module"),
