@@ -125,7 +125,7 @@ def test_a_missing_program_is_named_before_anything_runs(sandbox: Sandbox) -> No
         "targets:\n  a: {kind: command, command: [sh, -c, 'echo > {out}/o'], tools: {nope: [no-such-program-x, -v]}}\n"
     )
     text = sandbox.ok("plan")
-    assert "note: not everything that the stale targets need is installed" in text
+    assert "doit would refuse: E-MISSING-TOOL: not everything that the stale targets need is installed" in text
     assert "nope" in text
 
 

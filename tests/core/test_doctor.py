@@ -89,10 +89,10 @@ def forecast(room: Room = ROOM, **needs: tuple[int, int] | None) -> Forecast:
 
 def test_a_disk_too_small_for_what_is_known() -> None:
     check = doctor.disk(forecast(a=(9 * GB, 1)))
-    assert (check.word, check.detail) == ("ok", "10.0 GB free, 9.0 GB needed by s:a")
+    assert (check.word, check.detail) == ("ok", "10.0 GB free, 9.0 GB needed in all")
     check = doctor.disk(forecast(a=(12 * GB, 1), b=None))
     assert (check.word, check.detail) == (
-        "missing", "10.0 GB free, 12.0 GB needed by s:a, 1 target with no history yet",
+        "missing", "10.0 GB free, 12.0 GB needed in all, 1 target with no history yet",
     )  # fmt: skip
     assert check.fix.startswith("free 3.0 GB")
     assert doctor.disk(forecast()).detail == "10.0 GB free"

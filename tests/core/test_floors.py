@@ -147,6 +147,8 @@ def test_memory_that_even_arithmetic_denies_is_refused() -> None:
     assert refusal.what == "s:a needs at least 112.0 GB of memory, and 24.0 GB are available"
     assert refusal.facts[0] == "s:a: at least 112.0 GB by arithmetic on its parameters and inputs"
     assert refusal.facts[-1] == "no history yet, and not counted: s:b"
+    # The machine has 24 GB: ending programs cannot make 112 of them.
+    assert refusal.hint.startswith("make it smaller, or build it on a machine with more memory; ")
     assert made({"a": Floor(24 * GB, 16 * GB)}, ROOM).refusal() is None
     assert made({"a": Floor(0, 99 * GB)}, ROOM).refusal() is None
     (space,) = made({"a": Floor(0, 99 * GB + 1)}, ROOM).refusals()

@@ -213,5 +213,10 @@ def test_nothing_runs_where_a_later_target_wants_a_gpu(sandbox: Sandbox) -> None
     assert done.returncode == 2
     assert "E-DEVICE: the spec asks for 'device: cuda'" in done.stdout + done.stderr
     assert not (sandbox.root / "registry").exists()
-    assert "note: the spec asks for 'device: cuda'" in sandbox.ok("plan")
+    assert "doit would refuse: E-DEVICE: the spec asks for 'device: cuda'" in sandbox.ok("plan")
+    # With ``-c`` doit goes on to the other targets: what is lacking is told at length once.
+    done = sandbox.doit("-c")
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("hint: use 'device: auto'") == 1
+    assert "E-DEVICE: not started: the spec asks for" in done.stdout + done.stderr
     assert sandbox.doit("doctor").returncode == 1

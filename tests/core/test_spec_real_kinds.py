@@ -64,6 +64,16 @@ def test_a_wrong_parameter_of_adapter_is_one_problem(folder: Folder) -> None:
     assert lines(folder, HF, DATA, adapter) == ["E-SPEC-TYPE targets.a.rank: must be a whole number, not 'three'"]
 
 
+def test_a_share_out_of_range_is_one_problem(folder: Folder) -> None:
+    """A mapping of names would do as well; that a number is none is no second mistake."""
+    assert lines(folder, HF, "p: {kind: prune, from: {model: w}, sparsity: 1.5}") == [
+        "E-SPEC-VALUE targets.p.sparsity: must be less than 1.0, not 1.5"
+    ]
+    assert lines(folder, HF, "p: {kind: prune, from: {model: w}, sparsity: [1]}") == [
+        "E-SPEC-TYPE targets.p.sparsity: must be a number or a mapping, not a list"
+    ]
+
+
 def test_a_misspelt_role_is_not_also_missing(folder: Folder) -> None:
     assert lines(folder, HF, "g: {kind: gguf, type: F16, from: {modl: w}}") == [
         "E-SPEC-ROLE targets.g.from.modl: unknown role 'modl' of kind 'gguf' [did you mean 'model'?]"

@@ -184,6 +184,12 @@ def test_a_model_learns_what_is_preferred(inputs: dict[str, Path], tmp_path: Pat
     assert metrics["eval_loss_before"].value == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["eval_loss_after"].value < 0.5
     assert metrics["preference_accuracy"].value == 1.0
+    # All of eight pairs are no certainty.
+    low, high = metrics["preference_accuracy"].interval or (0.0, 0.0)
+    assert 0.6 < low < 0.7
+    assert high == 1.0
+    assert "pairs" in metrics["eval_loss_after"].method
+    assert "documents" not in metrics["eval_loss_change"].method
     assert metrics["preference_margin"].value > 0.5
     assert metrics["preference_margin"].interval is not None
     assert metrics["preferred_after"].value >= metrics["preferred_before"].value

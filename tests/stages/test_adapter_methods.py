@@ -115,6 +115,7 @@ def test_ranks_and_scales_by_pattern(inputs: dict[str, Path], tmp_path: Path) ->
     [
         ("rank_pattern", {"c_attn": 4}, "'c_attn' matches no adapted module"),
         ("alpha_pattern", {"_proj": 4}, "'_proj' matches no adapted module"),
+        ("rank_pattern", {r"layers\.77\..*": 4}, r"'layers\.77\..*' matches no adapted module"),
         ("rank_pattern", {"q_proj": 4, ".*_proj": 2}, "'.*_proj' and 'q_proj' both match model.layers.0.self_attn.q"),
         ("rank_pattern", {"(": 4}, "no regular expression"),
         ("rank_pattern", {"k_proj": 4}, "'k_proj' matches no adapted module"),
@@ -173,17 +174,24 @@ def test_a_gpu_that_is_not_there_is_refused(inputs: dict[str, Path], tmp_path: P
 
 @pytest.mark.parametrize(
     ("params", "code"),
-    [({"too_long": "refuse", "max_length": 24}, "E-DATASET-LONG"), ({"max_length": 4096}, "E-CONTEXT")],
+    [
+        ({"too_long": "refuse", "max_length": 24}, "E-DATASET-LONG"),
+        ({"too_long": "refuse", "max_length": 4096}, "E-CONTEXT"),
+    ],
 )
 def test_documents_that_are_too_long_are_refused(
     params: dict[str, Any], code: str, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     short = make_llama(tmp_path / "short", dtype="float32", **SIZES, max_position_embeddings=32)
     with pytest.raises(IngotError) as caught:
-        build({"dtype": "float32", **params}, {**inputs, "model": short}, tmp_path)
+        build({"dtype": "float32", "too_long": "refuse", **params}, {**inputs, "model": short}, tmp_path)
     assert caught.value.code == code
-    out, _ = build({"dtype": "float32", "steps": 1, "max_length": 24}, {**inputs, "model": short}, tmp_path / "cut")
-    assert json.loads((out / "training.json").read_text())["train"]
+    # Cut as the spec says by default, to max_length and to what the model can read.
+    for length in (24, 4096):
+        cut = {"dtype": "float32", "steps": 1, "max_length": length, "packing": False}
+        out, _ = build(cut, {**inputs, "model": short}, tmp_path / f"cut{length}")
+        curve = json.loads((out / "training.json").read_text())
+        assert 0 < curve["train"][0]["tokens"] <= 4 * min(length, 32)
 
 
 def test_bitsandbytes_is_in_the_key_where_it_changes_the_bytes() -> None:

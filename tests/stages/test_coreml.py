@@ -156,8 +156,10 @@ def test_the_module_survives_large_activations_in_float16() -> None:
         norm.float()
 
 
-def test_a_compressed_checkpoint_is_accepted(tiny: Path, tmp_path: Path) -> None:
-    quantized, _ = run_stage("quantize", {"scheme": "W8A16"}, {"model": tiny}, tmp_path, name="quantized")
+@pytest.mark.parametrize("scheme", ["W8A16", "W8A8"])
+def test_a_compressed_checkpoint_is_accepted(tiny: Path, tmp_path: Path, scheme: str) -> None:
+    """Its weights are taken. That W8A8 rounds inputs, too, is no difference of the module."""
+    quantized, _ = run_stage("quantize", {"scheme": scheme}, {"model": tiny}, tmp_path, name="quantized")
     _, metrics = run_stage("coreml", {**INT8, "sequence_lengths": [8]}, {"model": quantized}, tmp_path)
     assert metrics["weight_bytes_int8"].value > 60_000
 

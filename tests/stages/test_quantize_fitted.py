@@ -157,6 +157,22 @@ def test_mixed_schemes_and_embeddings_go_with_gptq(model: Path, rows: Path, tmp_
     assert told == {"w4a16": 20, "w8a16": 6, "fp8": 5, "w8a8": 5}
 
 
+def test_modules_that_are_only_rounded_stand_beside_fitted_ones(model: Path, rows: Path, tmp_path: Path) -> None:
+    """The docs' own example. The proof takes the rounding of a cast for what was meant, not for a fault."""
+    params = {
+        **FIT, "method": "gptq", "documents": 2, "group_size": 4,
+        "overrides": [
+            {"modules": ["*.layers.0.*"], "scheme": "BF16"}, {"modules": ["down_proj"], "scheme": "W8A16"},
+            {"modules": ["embed_tokens"], "scheme": "FP16"},
+        ],
+    }  # fmt: skip
+    done = run_done("quantize", params, {"model": model, "calibration": rows}, tmp_path)
+    told = {name: done.metrics[f"layers_{name}"].value for name in ("w4a16", "w8a16", "bf16", "fp16")}
+    assert told == {"w4a16": 24, "w8a16": 4, "bf16": 7, "fp16": 1}
+    written = state(tmp_path / "out")["model.layers.0.mlp.up_proj.weight"]
+    assert written.equal(state(model)["model.layers.0.mlp.up_proj.weight"].to(torch.bfloat16))
+
+
 def test_the_same_documents_give_the_same_bytes(
     built: dict[str, tuple[Path, Done]], model: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -182,3 +198,12 @@ def test_nothing_to_look_at_and_no_device_are_refused(
         run_stage("quantize", {**FIT, **params}, {"model": model, "calibration": nothing}, tmp_path)
     assert caught.value.code == code
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_model_in_16_bits_loads_as_it_was_in_memory(model: Path, rows: Path, tmp_path: Path) -> None:
+    """Rotary frequencies are no weights: rounding them with the weights would make the comparison fail."""
+    run_stage("convert", {"to": "hf", "dtype": "bfloat16"}, {"model": model}, tmp_path, name="half")
+    inputs = {"model": tmp_path / "half", "calibration": rows}
+    done = run_done("quantize", {**FIT, "documents": 2, "method": "gptq"}, inputs, tmp_path, name="gptq")
+    assert done.notes["dtype"] == "bfloat16"
+    assert done.metrics["reload_difference"].value <= 1e-3

@@ -364,6 +364,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_training(
         run_stage("student", PUPIL, inputs, tmp_path, seed=7, threads=1)
     assert caught.value.code == "E-DISTILL-VOCABULARY"
     assert caught.value.facts
+    assert not any("None" in fact for fact in caught.value.facts)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -47,7 +47,7 @@ class Run:
             1,
             "seeded",
             "any",
-            {},
+            more.get("params", {}),
             more.get("sources", ()),
             spec=spec,
             name=short,
@@ -125,6 +125,21 @@ def test_a_model_of_python_documentation_is_asked_about_python(run: Run) -> None
     run.target("s:data", "dataset", sources=(("/sources/0", {"python_stdlib": "docstrings"}, "specs"),))
     run.target("s:gguf", "gguf")
     assert run.page()[-1].endswith('"What does textwrap.dedent do?"')
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [("{ask} find {what.name}?", '"Will I find gold?"'), ("Is {{it}} ${ask}?", "'Is {it} $Will I?'")],
+)
+def test_what_is_made_from_templates_is_asked_a_question_of_them(run: Run, prompt: str, asked: str) -> None:
+    """A fortune teller knows no capitals. What a shell would change within double quotes stands in single ones."""
+    case = {"prompts": [prompt], "completions": ["Yes."], "slots": {"ask": ["Will I", "Shall I"]}, "pattern": None}
+    slots = {"ask": ["Do I"], "what": [{"name": "gold"}, {"name": "tin"}]}
+    templates = {"count": 1, "seed": 0, "slots": slots, "cases": {"only": case}, "apart": []}
+    run.target("s:data", "dataset", params={"sources": [{"path": None, "templates": templates}]})
+    run.target("s:gguf", "gguf")
+    assert run.page()[-1].endswith(f"model.gguf {asked}")
 
 
 def test_without_llama_cpp_nobody_is_sent_to_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

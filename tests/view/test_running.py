@@ -24,21 +24,30 @@ def adapter() -> Running:
 
 
 def test_rate_and_eta_come_from_the_messages(adapter: Running) -> None:
-    assert adapter.rate() == pytest.approx(2.0)
+    assert adapter.rate(112.0) == pytest.approx(2.0)
     assert adapter.eta(112.0) == pytest.approx(10.0)
     assert adapter.eta(114.0) == pytest.approx(8.0), "the clock runs on between two messages"
+
+
+def test_what_stands_still_has_no_end_in_sight(adapter: Running) -> None:
+    """A search between two bursts of progress: the rate of the burst says nothing of it any more."""
+    assert adapter.eta(121.0) is not None
+    assert adapter.eta(123.0) is None
+    assert adapter.rate(123.0) is None
+    (line,) = rows([adapter], 140, 123.0, short=True)
+    assert "eta" not in render(line, color=False)
 
 
 def test_nothing_is_estimated_from_one_message() -> None:
     item = Running("s:a", "k", started=0.0)
     item.hear(progress(3), 1.0)
-    assert item.rate() is None
+    assert item.rate(1.0) is None
     assert item.eta(1.0) is None
 
 
 def test_a_new_phase_or_unit_forgets_the_old_rate(adapter: Running) -> None:
     adapter.hear(progress(1, 10, "documents"), 113.0)
-    assert adapter.rate() is None
+    assert adapter.rate(113.0) is None
     adapter.hear({"t": "phase", "name": "scoring"}, 114.0)
     assert (adapter.count(), adapter.figures(), adapter.phase) == ("", [], "scoring")
 

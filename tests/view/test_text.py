@@ -54,6 +54,13 @@ def test_the_headline_joins_before_and_after() -> None:
     assert text.headline(metrics) == ["eval_loss 3.10 → 2.41", "135 M parameters"]
 
 
+def test_the_headline_begins_with_what_was_asked_for() -> None:
+    """Answers and preferences are what a run is about; losses come after them."""
+    loss = {"eval_loss_before": metric(0.693, "nats/pair"), "eval_loss_after": metric(0.46, "nats/pair")}
+    assert text.headline({**loss, "preference_accuracy": metric(0.9)})[0] == "preference_accuracy 0.90"
+    assert text.headline({"perplexity": metric(1.23), "pattern_accuracy": metric(1.0)})[0] == "pattern_accuracy 1"
+
+
 def test_the_headline_of_an_unknown_kind_is_empty() -> None:
     assert text.headline({"anything": metric(1)}) == []
 

@@ -229,7 +229,10 @@ def _totals(found: Forecast) -> str:
     counts = sorted({it.n for it in found.predictions.values() if it is not None})
     seconds, parts = found.work.seconds(), []
     if seconds is not None:
-        parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}")
+        untimed = [name for name in found.untimed if name not in found.uncounted]
+        more = f" and {len(untimed) - _NAMED} more" if len(untimed) > _NAMED else ""
+        beside = f" without {', '.join(untimed[:_NAMED])}{more}" if untimed else ""
+        parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}{beside}")
     parts += [f"{cost:.2f} {currency}" for currency, cost in sorted(found.costs().items())]
     if found.memory is not None:
         parts.append(f"peak {size_text(found.memory.needed_bytes)}")
@@ -289,7 +292,4 @@ def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:
     needed = [item.node for item in items if item.is_needed]
     for error in filter(None, (missing_tools(needed), missing_device(needed))):
         screen.line()
-        screen.line(f"note: {error.what}")
-        for fact in error.facts:
-            screen.line(f"  {fact}")
-        screen.line(f"  fix: {error.hint}")
+        screen.text(f"doit would refuse: {error}")

@@ -55,6 +55,7 @@ def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate:
     """Add a problem for each finding; the alternatives of a union at one place become one sentence."""
     wanted: dict[Path, dict[str, None]] = {}
     values: dict[Path, object] = {}
+    fitting: set[Path] = set()  # values of a type that one alternative takes: that others do not is no news
     for finding in error.errors(include_url=False):
         path, value, rest = _follow(raw, finding["loc"])
         kind_of = str(finding["type"])
@@ -69,15 +70,18 @@ def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate:
             continue  # it only counts the items that are valid, and those that are not are reported themselves
         elif kind_of == "string_pattern_mismatch":
             what, hint = _form(kind, path, str(finding["ctx"]["pattern"]), value)
+            fitting.add(path)
             problems.add(locate(path), "E-SPEC-VALUE", what, hint)
         elif kind_of in _WANTED:
             wanted.setdefault(path, {})[_WANTED[kind_of]] = None
             values[path] = value
         else:
             what, hint = _sentence(kind_of, finding.get("ctx", {}), str(finding["msg"]), value)
+            fitting.add(path)
             problems.add(locate(path), "E-SPEC-VALUE", what, hint)
     for path, words in wanted.items():
-        _wrong_type(" or ".join(words), values[path], locate(path), problems)
+        if path not in fitting:
+            _wrong_type(" or ".join(words), values[path], locate(path), problems)
 
 
 def _follow(raw: object, loc: tuple[str | int, ...]) -> tuple[Path, object, tuple[str | int, ...]]:

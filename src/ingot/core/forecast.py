@@ -92,6 +92,12 @@ class Forecast:
         """Targets of which nothing is known at all."""
         return tuple(name for name in self.unknown if name not in self.floors)
 
+    @property
+    def untimed(self) -> tuple[str, ...]:
+        """Targets of which no build says how long they take: those, and of which every build was ended and went on."""
+        found = ((name, self.predictions[name]) for name in self.work.names)
+        return tuple(name for name, it in found if it is None or it.wall_s is None)
+
     def refusals(self) -> list[Refusal]:
         """What does not fit; empty when all does, as far as it is known."""
         return [found for found in (_no_space(self), _no_memory(self), _no_gpu_memory(self)) if found is not None]
@@ -177,7 +183,10 @@ def _no_memory(found: Forecast) -> Refusal | None:
     facts.append(f"available: {there} of {size_text(room.total_bytes)}")
     alone = replace(found.work, parallel=1).memory()
     fewer = ", or build one at a time (-n 1)" if alone and alone.needed_bytes <= room.available_bytes else ""
-    hint = f"end other programs{fewer}{_smaller(found)}; {_FORCE}"
+    # Of more than the machine has nothing is won by ending programs.
+    within = peak.needed_bytes <= room.total_bytes
+    first = "end other programs" if within else "make it smaller, or build it on a machine with more memory"
+    hint = f"{first}{fewer}{_smaller(found)}; {_FORCE}"
     return Refusal(
         "E-MEMORY", peak.at[0], peak.needed_bytes, room.available_bytes, what, (*facts, *_unknown(found)), hint
     )

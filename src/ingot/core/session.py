@@ -19,7 +19,7 @@ from ingot.core.graph import Node
 from ingot.core.passes import Wish
 from ingot.core.plan import Planned
 from ingot.core.project import Project
-from ingot.errors import DiskFailed, GateFailed, WillNotFit
+from ingot.errors import DiskFailed, GateFailed, IngotError
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
@@ -37,8 +37,8 @@ class Session:
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
         self._force, self._parallel = False, 1
-        #: Why this run was not started, when there is no room for it.
-        self.refused: WillNotFit | None = None
+        #: Why this run was not started: something is lacking, or there is no room for it.
+        self.refused: IngotError | None = None
         self._predictions: Mapping[str, Prediction | None] = {}
         self._builder = Builder(project, self._tell)
         self._checked = False
@@ -133,7 +133,14 @@ class Session:
             if not self._checked:
                 names = self.selected if self.selected is not None else tuple(self.project.nodes)
                 known = [name for name in names if name in self.project.nodes]
-                self._foresee(self.project.require_everything(known, force=self._always), known)
+                if self.refused is not None:
+                    # With ``-c`` or ``-n`` others ask too: it was said at length once.
+                    raise type(self.refused)(self.refused.code, f"not started: {self.refused.what}")
+                try:
+                    self._foresee(self.project.require_everything(known, force=self._always), known)
+                except IngotError as error:
+                    self.refused = error
+                    raise
                 # The state of the project is that from which is built, not that after an hour.
                 git_state(self.project.root)
                 self._checked = True
@@ -143,13 +150,10 @@ class Session:
         # Imported with the first target that is built: most runs build nothing.
         from ingot.core.forecast import forecast
 
-        if self.refused is not None:
-            # With ``-c`` or ``-n`` others ask too: it was said at length once.
-            raise WillNotFit(self.refused.code, f"not started: {self.refused.what}")
         found = forecast(self.project, plan, names, parallel=self._parallel, always=self._always)
-        self.refused = None if self._force else found.refusal()
-        if self.refused is not None:
-            raise self.refused
+        refusal = None if self._force else found.refusal()
+        if refusal is not None:
+            raise refusal
         self._predictions = found.predictions
 
     def _judge(self, name: str, *streamed: str) -> None:

@@ -25,7 +25,9 @@ def named(log: Path, root: Path) -> Iterator[None]:
     except IngotError as error:
         if isinstance(error, StageFailed) or _size(log):
             shown = f"log: {os.path.relpath(log, root)}"
-            error.facts = (*error.facts, *_last_lines(log), *_no_room(log), shown)
+            # What a stage refuses it explains: the chatter of libraries before that would only bury it.
+            tail = _last_lines(log) if isinstance(error, StageFailed) else []
+            error.facts = (*error.facts, *tail, *_no_room(log), shown)
         raise
 
 

@@ -85,7 +85,7 @@ def ask(
         tokens, ended = generate(backend, ids, max_tokens)
         answers.append(_judged(question, backend.text(tokens), (len(tokens), ended), matcher))
         right = sum(answer.exact if answer.pattern is None else answer.pattern for answer in answers)
-        progress(number, len(asked), "questions", right=right / number)
+        progress(number, len(asked), "questions", right=f"{100 * right / number:.0f} %")
     return answers
 
 

@@ -135,7 +135,8 @@ def encode_prompt(tokenizer: Any, row: Row) -> list[int]:
 
 def _tokenize(tokenizer: Any, row: Row) -> Callable[[str], list[int]]:
     def tokenize(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=special_tokens(row))["input_ids"]
+        # verbose: transformers warns of texts beyond the context, which are cut or refused here.
+        ids: list[int] = tokenizer(text, add_special_tokens=special_tokens(row), verbose=False)["input_ids"]
         return ids
 
     return tokenize

@@ -102,7 +102,7 @@ def refuse_quantized(folder: Path, what: str) -> None:
             "E-QUANTIZED",
             f"{what} needs plain weights; this model is quantized already",
             facts=[f"quant_method: {found.get('quant_method')}"],
-            hint=f"put {what} before quantize in the chain",
+            hint="give it the model from before, or put 'kind: convert' between, which makes plain weights again",
         )
 
 

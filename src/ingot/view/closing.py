@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ingot.view.text import Line, Piece, duration, join, plural, size
 #: More artifacts than this are counted, not listed.
 _ARTIFACTS_MAX = 20
 _PYDOC_QUESTION = "What does textwrap.dedent do?"
+#: A slot of a template, ``{name}`` or ``{name.field}``, or a brace written twice.
+_SLOT = re.compile(r"\{\{|\}\}|\{(\w+)(?:\.(\w+))?\}")
 _QUESTION = "What is the capital of France?"
 
 Item = Line | Table
@@ -177,7 +180,7 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     if models and tool_version("llama-cpp-python") != NOT_INSTALLED:
         path = shlex.quote(_model_path(session, models[0]))
         question = _question(session.project.nodes.values(), models[0].spec)
-        yield "chat with it", f'python -m ingot.chat {path} "{question}"'
+        yield "chat with it", f"python -m ingot.chat {path} {_quoted(question)}"
 
 
 def _others(session: Session, board: Board) -> list[str]:
@@ -194,5 +197,33 @@ def _others(session: Session, board: Board) -> list[str]:
 
 
 def _question(nodes: Iterable[Node], spec: str) -> str:
-    sources: Sequence[Mapping[str, Any]] = [src for node in nodes if node.spec == spec for _, src, _ in node.sources]
-    return _PYDOC_QUESTION if any(source.get("python_stdlib") for source in sources) else _QUESTION
+    """What to ask a model of the spec: the first question of its templates, else one that its data can answer."""
+    own = [node for node in nodes if node.spec == spec]
+    for node in own:
+        listed = node.params.get("sources")
+        for source in listed if isinstance(listed, list) else []:
+            if isinstance(source, dict) and (question := _templated(source.get("templates"))) is not None:
+                return question
+    docstrings = any(source.get("python_stdlib") for node in own for _, source, _ in node.sources)
+    return _PYDOC_QUESTION if docstrings else _QUESTION
+
+
+def _templated(templates: Any) -> str | None:
+    """The first prompt of the first case, with the first filler of each slot."""
+    if not isinstance(templates, dict):
+        return None
+    case = next(iter(templates["cases"].values()))
+    slots = templates["slots"] | case["slots"]
+
+    def part(found: re.Match[str]) -> str:
+        if not found[1]:
+            return found[0][0]
+        filler = slots[found[1]][0]
+        return str(filler[found[2]] if found[2] else filler)
+
+    return _SLOT.sub(part, case["prompts"][0])
+
+
+def _quoted(text: str) -> str:
+    """Text as one word of a command line: in double quotes, unless a shell would change it there."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'

@@ -87,7 +87,7 @@ class PlainScreen:
 
 def progress_line(item: Running, now: float) -> str:
     """How far a target is, as one plain line: ``          pydoc:adapter  train  12/40 steps (30 %)  loss 2.31  …``."""
-    speed, eta = item.rate(), item.eta(now)
+    speed, eta = item.rate(now), item.eta(now)
     share = f" ({100 * item.done / item.total:.0f} %)" if item.total else ""
     parts = [
         item.name,

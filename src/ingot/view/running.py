@@ -11,6 +11,8 @@ from ingot.view.text import Line, Piece, amount, cells, clock, cut, figure, join
 
 #: Seconds over which a rate is measured.
 _WINDOW_S = 15.0
+#: For so long at least a rate holds although nothing is heard.
+_STILL_S = 5.0
 _NAME_MAX = 34
 _BAR = (8, 24)
 
@@ -54,16 +56,18 @@ class Running:
         while self._samples[0][0] < now - _WINDOW_S:
             self._samples.popleft()
 
-    def rate(self) -> float | None:
-        """Units per second over the last seconds; None until it can be told."""
+    def rate(self, now: float) -> float | None:
+        """Units per second over the last seconds; None until it can be told, and of what has stood still for longer."""
         if len(self._samples) < 2:
             return None
         (first, before), (last, after) = self._samples[0], self._samples[-1]
+        if now - last > max(last - first, _STILL_S):
+            return None
         return (after - before) / (last - first) if last - first >= 0.2 and after > before else None
 
     def eta(self, now: float) -> float | None:
         """Seconds to the end of this phase at the present rate; None when nothing tells it."""
-        speed = self.rate()
+        speed = self.rate(now)
         if speed is None or self.total is None or self.done >= self.total:
             return None
         return max((self.total - self.done) / speed - (now - self._samples[-1][0]), 0.0)
@@ -102,7 +106,7 @@ def _row(item: Running, name: str, widths: tuple[int, int, int], now: float) -> 
 
 def _body(item: Running, room: int, now: float) -> Line:
     """Phase, bar, count, rate, ETA and live figures: what matters least goes first when space is short."""
-    eta, speed, figures = item.eta(now), item.rate(), item.figures()
+    eta, speed, figures = item.eta(now), item.rate(now), item.figures()
     working = speed is not None and (item.total is None or item.done < item.total)
     parts = {
         "phase": (item.phase or ("" if item.unit else _starting(item)), "cyan"),

@@ -24,10 +24,14 @@ STYLES: Mapping[str, str] = {
 
 #: Metrics that say most of a target, best first; the first two that a receipt has are shown.
 HEADLINE = (
+    "pattern_accuracy",
+    "preference_accuracy",
     "eval_loss",
     "perplexity",
     "kl_divergence",
     "sparsity",
+    "ratio",
+    "ece_temperature",
     "bits_per_weight",
     "bytes_per_token",
     "vocabulary",

@@ -27,12 +27,12 @@ def checked(field: str, patterns: Mapping[str, Number], modules: Sequence[str]) 
         try:
             found = [module for module in modules if re.match(rf"(.*\.)?({pattern})$", module)]
         except re.error as error:
-            raise _refused(f"{field}: {pattern!r} is no regular expression ({error})", modules) from error
+            raise _refused(f"{field}: '{pattern}' is no regular expression ({error})", modules) from error
         if not found:
-            raise _refused(f"{field}: {pattern!r} matches no adapted module", modules)
+            raise _refused(f"{field}: '{pattern}' matches no adapted module", modules)
         for module in found:
             if module in claimed:
-                raise _refused(f"{field}: {claimed[module]!r} and {pattern!r} both match {module}", modules)
+                raise _refused(f"{field}: '{claimed[module]}' and '{pattern}' both match {module}", modules)
             claimed[module] = pattern
     return {pattern: patterns[pattern] for pattern in sorted(patterns)}
 

@@ -162,7 +162,7 @@ def refuse_unknown(patterns: Sequence[str], names: Sequence[str]) -> None:
 
 def _there(names: Sequence[str]) -> str:
     last = sorted({name.rpartition(".")[2] for name in names})
-    return f"there are {', '.join(last) or 'none'}; a whole name is, for example, {names[-1] if names else '-'}"
+    return f"there are {', '.join(last) or 'none'}; a whole name is, for example, {max(names, key=len, default='-')}"
 
 
 def check_shapes(choice: Choice, slots: Sequence[Slot]) -> None:

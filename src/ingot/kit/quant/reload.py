@@ -20,7 +20,7 @@ from ingot.kit import hf, layers
 from ingot.kit.quant.calibrated import PROBE, logits
 from ingot.kit.quant.plain import PlainSource, quantization
 from ingot.kit.quant.rounding import Seen, digest_of
-from ingot.kit.quant.scheme import Scheme
+from ingot.kit.quant.scheme import CAST_DTYPES, Scheme
 
 #: The most bytes of a model as fp32 that are held in memory for the comparison of logits.
 WHOLE = 1 << 30
@@ -100,12 +100,20 @@ def _fixed_ids(config: Any) -> list[int]:
 def _in_memory(folder: Path, meant: Meant) -> Any:
     """The fitted model in the dtype in which it is stored, rounded to nearest where that was meant."""
     stored = hf.read_config(folder).get("dtype") or hf.read_config(folder).get("torch_dtype") or "float32"
-    model = meant.model.to(hf.torch_dtype(str(stored)))
+    model, dtype = meant.model, hf.torch_dtype(str(stored))
     with torch.no_grad():
+        # Not ``model.to``: it would round the rotary frequencies, too, which no file holds.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        for name, scheme in meant.schemes.items():
+            if scheme.name in CAST_DTYPES:
+                weight = model.get_submodule(name).weight
+                # In place: an output embedding that shares it is rounded with it, as in the files.
+                weight.copy_(weight.to(hf.torch_dtype(CAST_DTYPES[scheme.name])))
         for name in set(_weights(meant)) - meant.fitted:
             weight = meant.seen.weight(f"{name}.weight")
             if name in meant.schemes and weight.shape == model.get_submodule(name).weight.shape:
-                model.get_submodule(name).weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
+                model.get_submodule(name).weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
     return model.float()
 
 

@@ -16,7 +16,7 @@ tokenizer's tokens, which pad it, are left out of the distributions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,7 @@ def refuse_other_vocabulary(tokenizer: Any, teachers: Any) -> None:
             "the teacher's vocabulary is not the student's, so their predictions cannot be compared",
             f"{len(mine)} tokens of the student, {len(theirs)} of the teacher, {len(other)} not the same in both",
             *(
-                f"{token!r}: id {mine.get(token)} of the student, {theirs.get(token)} of the teacher"
+                f"{token!r}: {_id(mine, token)} of the student, {_id(theirs, token)} of the teacher"
                 for token in other[:3]
             ),
         )
@@ -186,6 +186,10 @@ def refuse_other_vocabulary(tokenizer: Any, teachers: Any) -> None:
         if (found := _ids(tokenizer, text)) != (taught := _ids(teachers, text)):
             what = "the teacher has the student's tokens, but splits texts into others of them"
             raise _other(what, f"{text!r}: {found} of the student, {taught} of the teacher")
+
+
+def _id(vocabulary: Mapping[str, int], token: str) -> str:
+    return f"id {vocabulary[token]}" if token in vocabulary else "no token"
 
 
 def _other(what: str, *facts: str) -> RefusedInput:

@@ -13,6 +13,7 @@ from ingot.kit.train.loop import Step
 if TYPE_CHECKING:
     from ingot.kit.train.outcome import Outcome
 
+_PAIRS = "nats/pair"
 _MOST_NATS = 700  # whose exponential is still a number
 _TAIL = 8  # at most so many steps' mean loss stands for the start and for the end of training
 
@@ -61,7 +62,7 @@ def _held_out(outcome: Outcome) -> dict[str, Metric]:
     if not outcome.evals:
         return {}
     sums = outcome.evals[0].sums, outcome.after().sums
-    how = "held-out documents, token-weighted"
+    how = "held-out pairs" if outcome.unit == _PAIRS else "held-out documents, token-weighted"
     found = before_and_after("eval_loss", sums, outcome.held_scored, outcome.unit, how)
     return found | (_perplexities(found) if outcome.unit == "nats/token" else {})
 
@@ -69,15 +70,16 @@ def _held_out(outcome: Outcome) -> dict[str, Metric]:
 def before_and_after(
     name: str, sums: tuple[Sequence[float], Sequence[float]], counts: Sequence[int], unit: str, how: str
 ) -> dict[str, Metric]:
-    """What training changed: the means of a figure before and after it, and of the change, paired by document.
+    """What training changed: the means of a figure before and after it, and of the change, paired by what is scored.
 
     ``sums`` are those of each document before and after, ``counts`` its scored parts.
     """
     change = [after - before for before, after in zip(*sums, strict=True)]
-    method = f"{how}; interval by bootstrap over documents, {RESAMPLES} resamples"
+    items = "pairs" if unit == _PAIRS else "documents"
+    method = f"{how}; interval by bootstrap over {items}, {RESAMPLES} resamples"
     return {
         f"{name}_{when}": Metric(
-            sum(values) / sum(counts), unit, f"paired by document; {method}" if values is change else method,
+            sum(values) / sum(counts), unit, f"paired by {items[:-1]}; {method}" if values is change else method,
             n=len(counts), interval=ratio_interval(values, counts, RESAMPLES),
         )
         for when, values in (("before", sums[0]), ("after", sums[1]), ("change", change))

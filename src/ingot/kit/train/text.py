@@ -12,6 +12,9 @@ from ingot.errors import RefusedInput
 from ingot.kit import chat, hf
 from ingot.kit.train.documents import Corpus, Document, document, row_id
 
+#: No cut.
+_WHOLE = 1 << 40
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -30,9 +33,9 @@ class Texts:
 def read(stage: Any, given: Given, model: Any, tokenizer: Path | None = None) -> Texts:
     """The documents in role ``data``, with the tokenizer of the folder ``tokenizer`` (of role ``model`` unless given).
 
-    Of ``stage`` it reads ``max_length``, ``too_long``, ``completion_only`` and ``eval_documents``. RefusedInput:
-    E-DATASET-LONG for a document beyond max_length where the spec refuses such, E-CONTEXT for one beyond what the model
-    can read; both when it is drawn.
+    Of ``stage`` it reads ``max_length``, ``too_long``, ``completion_only`` and ``eval_documents``. Where
+    the spec refuses long documents, RefusedInput when one is drawn: E-DATASET-LONG beyond max_length, E-CONTEXT beyond
+    what the model can read; else they are cut to the lesser of both.
     """
     reader = Reader(
         hf.load_lone_tokenizer(tokenizer or given.one("model")),
@@ -64,23 +67,24 @@ class Reader:
     context: int | None = None
 
     def document(self, row: chat.Row) -> Document | None:
-        """The document of a row, cut to ``max_length``; None when it is cut before its completion."""
-        found = chat.encode(self.tokenizer, row, max_length=self.max_length + int(self.refuse))
+        """The document of a row, cut to ``max_length`` and the context; None when it is cut before its completion."""
+        most = self.max_length if self.context is None else min(self.max_length, self.context)
+        found = chat.encode(self.tokenizer, row, max_length=_WHOLE if self.refuse else most)
         self._check(row, len(found.ids))
         return document(row, found, completion_only=self.completion_only)
 
     def _check(self, row: chat.Row, length: int) -> None:
-        if length > self.max_length:
+        if self.refuse and length > self.max_length:
             raise RefusedInput(
                 "E-DATASET-LONG",
-                f"a document has more than max_length {self.max_length} tokens, and the spec says 'too_long: refuse'",
+                f"a document has {length} tokens, beyond max_length {self.max_length}; spec: 'too_long: refuse'",
                 facts=[f"id {row_id(row)}"],
                 hint="raise max_length, use 'too_long: truncate', or leave long documents out of the data set",
             )
-        if self.context is not None and length > self.context:
+        if self.refuse and self.context is not None and length > self.context:
             raise RefusedInput(
                 "E-CONTEXT",
-                f"a document is longer than what the model can read ({self.context} tokens)",
-                facts=[f"id {row_id(row)}", f"{length} tokens, cut to max_length {self.max_length}"],
-                hint=f"set max_length to {self.context} or less",
+                f"a document has {length} tokens, and the model reads {self.context}; the spec says 'too_long: refuse'",
+                facts=[f"id {row_id(row)}"],
+                hint="use 'too_long: truncate', or leave long documents out of the data set",
             )
