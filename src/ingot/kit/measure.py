@@ -167,10 +167,17 @@ def _aligned(
 def _log(logits: torch.Tensor) -> torch.Tensor:
     log = logits.float().log_softmax(-1)
     if not torch.isfinite(log).all():
-        raise RefusedInput(
-            "E-EVAL-NAN", "a model's logits are not finite numbers: its weights or its runtime are broken"
-        )
+        raise not_finite()
     return log
+
+
+def not_finite() -> RefusedInput:
+    """E-EVAL-NAN."""
+    return RefusedInput(
+        "E-EVAL-NAN",
+        "a model's logits are not finite numbers: its weights or its runtime are broken",
+        hint="build the model again, and let it compute in 'dtype: float32'",
+    )
 
 
 def _picked(log: torch.Tensor, targets: torch.Tensor) -> float:

@@ -34,7 +34,8 @@ class Matcher:
         if answer is None:
             raise _limit(pattern, f"one match gets {self._process.limits}")
         if "why" in answer:
-            raise RefusedInput("E-PATTERN", f"{_shown(pattern)} is no regular expression: {answer['why']}")
+            what = f"{_shown(pattern)} is no regular expression: {answer['why']}"
+            raise RefusedInput("E-PATTERN", what, hint="it is one of Python's (re)")
         return bool(answer["matches"])
 
     def close(self) -> None:

@@ -213,7 +213,9 @@ def _refuse_less(expected: Expected, size: int, out: Path) -> None:
             parameters = facts_of(out).elements
         except ValueError as error:
             raise RefusedInput(
-                "E-FETCH-EXPECT", f"the parameters of what was fetched cannot be counted: {error}"
+                "E-FETCH-EXPECT",
+                f"the parameters of what was fetched cannot be counted: {error}",
+                hint="leave 'parameters' out of 'expect'",
             ) from error
     for name, wanted, found in (("bytes", expected.bytes, size), ("parameters", expected.parameters, parameters)):
         if found < wanted:

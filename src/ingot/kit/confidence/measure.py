@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ingot.core.stage import Progress
-from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.chat import Example, Row
 from ingot.kit.confidence.logits import Floats, OnDisk, Sure, chance, sure
 from ingot.kit.confidence.reliability import Documents
 from ingot.kit.confidence.scaling import Fit, fit_platt, fit_temperature
+from ingot.kit.measure import not_finite
 
 Chosen = Sequence[tuple[Row, Example]]
 
@@ -91,8 +91,7 @@ def _rows(backend: Backend, chosen: Chosen, progress: Progress) -> Iterator[tupl
         at = example.labels_from
         for logits in backend.logits(example.ids, at):
             if not torch.isfinite(logits).all():
-                what = "a model's logits are not finite numbers: its weights or its runtime are broken"
-                raise RefusedInput("E-EVAL-NAN", what)
+                raise not_finite()
             yield number, logits.float().cpu(), np.array(example.ids[at : at + len(logits)])
             at += len(logits)
             done += len(logits)

@@ -20,6 +20,7 @@ import zstandard
 from ingot.core import disk, files
 from ingot.core.digest import FileRecord
 from ingot.errors import RefusedInput
+from ingot.kit.pack import AGAIN
 
 #: What is read, and what is handed on, at once.
 BLOCK = 1 << 20
@@ -145,7 +146,7 @@ def contents(source: Source, most: int, opened: Any | None) -> Iterator[bytes]:
         try:
             piece = reader.read(min(BLOCK, left))
         except zstandard.ZstdError as error:
-            raise RefusedInput("E-PACK-DAMAGED", "a frame is damaged", facts=[str(error)]) from error
+            raise RefusedInput("E-PACK-DAMAGED", "a frame is damaged", facts=[str(error)], hint=AGAIN) from error
         if not piece:
             return
         left -= len(piece)
@@ -160,12 +161,12 @@ def check_header(path: Path, size: int, window_log: int) -> None:
     try:
         header = zstandard.get_frame_parameters(files.read_regular(path, 32))
     except zstandard.ZstdError as error:
-        raise RefusedInput("E-PACK-DAMAGED", f"{path.name} is no zstd frame", facts=[str(error)]) from error
+        raise RefusedInput("E-PACK-DAMAGED", f"{path.name} is no zstd frame", facts=[str(error)], hint=AGAIN) from error
     except OSError as error:
         raise disk.failure(error, path) from error
     if header.content_size != size:
         what = f"the frame {path.name} says that it holds {header.content_size:,} bytes, and pack.json {size:,}"
-        raise RefusedInput("E-PACK-SIZE", what)
+        raise RefusedInput("E-PACK-SIZE", what, hint=AGAIN)
     if header.window_size > max(1 << window_log, 1 << 10):
         what = f"the frame {path.name} wants a window of {header.window_size:,} bytes"
-        raise RefusedInput("E-PACK-WINDOW", what, facts=[f"pack.json allows {1 << window_log:,}"])
+        raise RefusedInput("E-PACK-WINDOW", what, facts=[f"pack.json allows {1 << window_log:,}"], hint=AGAIN)

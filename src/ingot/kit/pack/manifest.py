@@ -19,6 +19,7 @@ from ingot.core.digest import MAX_DEPTH, MAX_FILES, check_name, read_json, sha25
 from ingot.core.names import twins
 from ingot.core.stage import Frozen
 from ingot.errors import RefusedInput
+from ingot.kit.pack import AGAIN
 
 NAME = "pack.json"
 DICTIONARY = "dictionary.zstd"
@@ -110,12 +111,12 @@ def read_manifest(folder: Path) -> Manifest:
     _check_paths([item.path for item in found.files])
     if sha256_bytes(tree_preimage((item.path, item.sha256) for item in found.files)) != found.artifact:
         what = f"the files that {NAME} lists do not have the digest that it names"
-        raise RefusedInput("E-PACK-DIGEST", what, facts=[f"artifact {found.artifact}"])
+        raise RefusedInput("E-PACK-DIGEST", what, facts=[f"artifact {found.artifact}"], hint=AGAIN)
     return found
 
 
 def _form(why: str) -> RefusedInput:
-    return RefusedInput("E-PACK-FORM", f"{NAME} is damaged or of another form: {why}")
+    return RefusedInput("E-PACK-FORM", f"{NAME} is damaged or of another form: {why}", hint=AGAIN)
 
 
 def _check_paths(paths: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from ingot.core import disk, files, staging
 from ingot.core.digest import sha256_bytes, walk_files
 from ingot.errors import DiskFailed, RefusedInput, UsageError
+from ingot.kit.pack import AGAIN
 from ingot.kit.pack.frames import Output, Source, check_header, contents, decompressor
 from ingot.kit.pack.manifest import DICTIONARY, Manifest, PackedFile, read_manifest
 
@@ -63,7 +64,7 @@ class _Reader:
             return None
         found = self._trained if item.dictionary else self._plain
         if found is None:
-            raise RefusedInput("E-PACK-FORM", f"{item.path!r} needs a dictionary, and pack.json names none")
+            raise RefusedInput("E-PACK-FORM", f"{item.path!r} needs a dictionary, and pack.json names none", hint=AGAIN)
         return found
 
 
@@ -76,7 +77,7 @@ def _restore(reader: _Reader, item: PackedFile, place: Path) -> None:
         for piece in contents(source, item.size, opened):
             if output.size + len(piece) > item.size:
                 what = f"{item.place} holds more than the {item.size:,} bytes that pack.json says"
-                raise RefusedInput("E-PACK-SIZE", what)
+                raise RefusedInput("E-PACK-SIZE", what, hint=AGAIN)
             output.write(piece)
         found, packed_sha = output.record(), source.rest()
     if (source.size, packed_sha) != (item.packed_size, item.packed_sha256):
@@ -87,8 +88,7 @@ def _restore(reader: _Reader, item: PackedFile, place: Path) -> None:
 
 
 def _damaged(name: str, what: str) -> RefusedInput:
-    hint = "fetch or build the packed artifact again"
-    return RefusedInput("E-PACK-DAMAGED", f"{name} {what}", hint=hint)
+    return RefusedInput("E-PACK-DAMAGED", f"{name} {what}", hint=AGAIN)
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -98,7 +98,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         return
     facts = [f"missing: {name}" for name in sorted(wanted - found)][:8]
     facts += [f"not in pack.json: {name}" for name in sorted(found - wanted)][:8]
-    raise RefusedInput("E-PACK-FILES", "the folder does not hold the files that pack.json lists", facts=facts)
+    raise RefusedInput(
+        "E-PACK-FILES", "the folder does not hold the files that pack.json lists", facts=facts, hint=AGAIN
+    )
 
 
 def _check_target(target: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from ingot.errors import RefusedInput
 from ingot.kit.stream.vocabulary import Route, Slot
 
+_OTHERWISE = "make it smaller by another method: magnitude, wanda or sparsegpt"
 #: Fields of a config that say by number which layers are of another kind: nothing renumbers them.
 _NUMBERED = ("mlp_only_layers", "first_k_dense_replace", "num_kv_shared_layers", "cross_attention_layers")
 
@@ -33,6 +34,7 @@ def stack_of(model: Any) -> str:
             "E-PRUNE-DEPTH",
             f"the architecture {model.config.model_type} has no single list of layers to drop some of",
             facts=[f"num_hidden_layers {count}; lists of that length: {', '.join(found) or 'none'}"],
+            hint=_OTHERWISE,
         )
     return str(found[0])
 
@@ -95,6 +97,7 @@ def config_without(config: Mapping[str, Any], resolved: Mapping[str, Any], dropp
             "E-PRUNE-DEPTH",
             "the model's config names layers by number, which would be others when some are dropped",
             facts=[f"{name}: {resolved[name]}" for name in numbered or ["decoder_sparse_step"]],
+            hint=_OTHERWISE,
         )
     gone = set(dropped)
     lists = {
@@ -125,6 +128,7 @@ class DropLayers:
                 "E-PRUNE-DEPTH",
                 f"no tensor is named {self.stack}.{missing[0]}.…",
                 facts=[f"tensors: {', '.join(slot.name for slot in slots[:4])}, …"],
+                hint=_OTHERWISE,
             )
 
     def routes(self, slot: Slot) -> Sequence[Route]:

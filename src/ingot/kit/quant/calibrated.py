@@ -174,7 +174,8 @@ class Instead:
         names = {slot.name for slot in slots}
         missing = sorted(f"{name}.weight" for name in self._fitted.schemes if f"{name}.weight" not in names)
         if missing:
-            raise RefusedInput("E-MODEL-ARCH", f"the files hold no tensor {missing[0]!r}, which transformers has")
+            what = f"the files hold no tensor {missing[0]!r}, which transformers has"
+            raise RefusedInput("E-MODEL-ARCH", what, hint="use 'method: rtn', which needs no names but the files'")
 
     def routes(self, slot: Slot) -> Sequence[Route]:
         """See ``Transform``."""

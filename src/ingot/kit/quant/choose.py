@@ -113,7 +113,12 @@ def choose(modules: Modules, wish: Wish) -> Choice:
         _refuse_shared(modules, wish)
         schemes.pop(modules.head, None)  # it has no weights of its own
     if not schemes:
-        raise RefusedInput("E-QUANTIZE-MODULES", "no module is left to quantize", facts=[_there(modules.named)])
+        raise RefusedInput(
+            "E-QUANTIZE-MODULES",
+            "no module is left to quantize",
+            facts=[_there(modules.named)],
+            hint="let 'ignore' name fewer modules",
+        )
     return Choice(schemes, modules, apart)
 
 

@@ -50,7 +50,10 @@ def scales_of(
         reach = float((1 << scheme.bits) - 1)
     if not bool(torch.isfinite(spread).all()):
         raise RefusedInput(
-            "E-QUANTIZE-VALUE", "a weight is not a finite number", facts=[f"shape {tuple(weight.shape)}"]
+            "E-QUANTIZE-VALUE",
+            "a weight is not a finite number",
+            facts=[f"shape {tuple(weight.shape)}"],
+            hint="leave out 'allow_nonfinite' to be told its name; such weights can be left to 'ignore'",
         )
     scale = _rounded_up(spread, reach, dtype or weight.dtype)
     return scale, None if scheme.symmetric else _zeros(groups, scale, scheme.bits)
@@ -63,7 +66,10 @@ def _rounded_up(spread: torch.Tensor, reach: float, dtype: torch.dtype) -> torch
     scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
     if not bool(torch.isfinite(scale).all()):
         raise RefusedInput(
-            "E-QUANTIZE-VALUE", f"a scale is too large for {dtype}", facts=[f"weights span {spread.max()}"]
+            "E-QUANTIZE-VALUE",
+            f"a scale is too large for {dtype}",
+            facts=[f"weights span {spread.max()}"],
+            hint="convert the model to bfloat16 or float32 first ('kind: convert')",
         )
     return torch.where(spread == 0, torch.ones_like(scale), scale)
 

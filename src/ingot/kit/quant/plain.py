@@ -30,6 +30,8 @@ _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantiz
 _PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _INPUTS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
+_UNQUANTIZED = "use the model that it was quantized from"
+
 Load = Callable[[str], torch.Tensor]
 
 
@@ -149,7 +151,7 @@ def format_of(folder: Path, entries: Mapping[str, Entry]) -> Format:
         "E-QUANTIZED",
         "the model is quantized in a format that is not known here",
         facts=[f"quant_method: {found.get('quant_method')}", "known: compressed-tensors, bitsandbytes"],
-        hint="use the model that it was quantized from",
+        hint=_UNQUANTIZED,
     )
 
 
@@ -166,6 +168,7 @@ class _Compressed:
                 "E-QUANTIZED",
                 "this form of compressed-tensors cannot be read as plain weights",
                 facts=[f"format {', '.join(formats) or config.get('format')}", f"known: {', '.join(_FORMATS)}"],
+                hint=_UNQUANTIZED,
             )
         self._groups = [{**group, "format": group.get("format") or config.get("format")} for group in groups]
         self._schemes: dict[str, Any] | None = None
@@ -202,7 +205,7 @@ class _Compressed:
             return self._schemes[module]
         except KeyError:
             raise RefusedInput(
-                "E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed"
+                "E-QUANTIZED", f"config.json has no scheme for {module!r}, whose weights are packed", hint=_UNQUANTIZED
             ) from None
 
 

@@ -7,7 +7,8 @@ files once more, one at a time, by the scheme that the library finds for it, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,21 +140,18 @@ def _rebuilt(folder: Path, meant: Meant) -> Any:
     return model
 
 
-class _inputs_rounded:  # noqa: N801 - used as a function
+@contextmanager
+def _inputs_rounded(model: Any, schemes: Mapping[str, Scheme]) -> Iterator[None]:
     """While it is open, the inputs of layers whose scheme says so are rounded, one scale a token."""
-
-    def __init__(self, model: Any, schemes: Mapping[str, Scheme]) -> None:
-        self._hooks = [
-            model.get_submodule(name).register_forward_pre_hook(_rounder(scheme))
-            for name, scheme in schemes.items()
-            if scheme.name in {"W8A8", "FP8"}
-        ]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(_rounder(scheme))
+        for name, scheme in schemes.items()
+        if scheme.name in {"W8A8", "FP8"}
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
 
