@@ -115,12 +115,12 @@ def write_rows(project: Project, work: Work, path: Path) -> None:
     """The documents in the order in which ingot draws them, as token ids and labels."""
     from ingot.kit import chat, hf
     from ingot.kit.train.documents import Corpus
+    from ingot.kit.train.text import Reader
 
-    tokenizer = hf.load_tokenizer(project.artifact("base"))
-    rows = list(chat.read_rows(project.artifact("dataset"), "train"))
-    corpus = Corpus(rows, lambda row: chat.encode(tokenizer, row, max_length=work.max_length), completion_only=True)
+    reader = Reader(hf.load_tokenizer(project.artifact("base")), work.max_length)
+    corpus = Corpus(list(chat.read_rows(project.artifact("dataset"), "train")), reader.document)
     with path.open("w", encoding="utf-8") as file:
-        for batch in islice(corpus.batches(SEED, work.batch_size), work.steps):
+        for batch, _position in islice(corpus.batches(SEED, work.batch_size), work.steps):
             for doc in batch:
                 labels = [-100] * doc.start + list(doc.ids[doc.start :])
                 file.write(json.dumps({"input_ids": list(doc.ids), "labels": labels}) + "\n")
