@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ingot.core import capacity
 from ingot.core.capacity import Peak, Room, Work
-from ingot.core.floors import Floor
+from ingot.core.floors import Floor, floors
 from ingot.core.forecast import Forecast
 from ingot.core.graph import Node
 from ingot.core.plan import Planned
 from ingot.core.predict import Prediction
 from ingot.core.stage import Least
+from ingot.core.store import Store
 from projectkit import Sandbox
 from stagekit import stage_of
 
@@ -116,6 +118,27 @@ def test_what_a_kind_writes_at_the_least(
     kind: str, params: dict[str, Any], inputs: Mapping[str, Least], bits: float
 ) -> None:
     assert stage_of(kind, params).least_output(inputs) == Least(int(999_000 * bits / 8), 999_000)
+
+
+class Closed:
+    """A store that nobody may look into."""
+
+    def object_path(self, digest: str) -> Path:
+        raise AssertionError(digest)
+
+
+def test_only_what_the_work_is_made_of_is_looked_at() -> None:
+    """A project may hold hundreds of results; their headers tell nothing of a target that is made of none of them."""
+    plan = {
+        name: Planned(Node("command", 1, "seeded", "any", {"command": ["true"]}, spec="s", name=name), "stale")
+        for name in ("old", "new")
+    }
+    receipt: dict[str, Any] = {"files": [], "metrics": {}, "digest": "0" * 64}
+    known = {f"s:{name}": item for name, item in plan.items()} | {"s:old": replace(plan["old"], receipt=receipt)}
+    assert floors(known, {"s:new"}, cast("Store", Closed())) == {}
+    made_of = replace(plan["new"], node=replace(plan["new"].node, inputs={"data": ("old",)}))
+    with pytest.raises(AssertionError):
+        floors({**known, "s:new": made_of}, {"s:new"}, cast("Store", Closed()))
 
 
 # --- what counts, and what is refused ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core import gpu, weights_facts
 from ingot.core.graph import Node
-from ingot.core.plan import Planned
+from ingot.core.plan import Planned, input_ids
 from ingot.core.store import Store
 
 if TYPE_CHECKING:
@@ -46,9 +46,13 @@ def floors(plan: Mapping[str, Planned], todo: Collection[str], store: Store) -> 
     """The floors of the targets of ``todo`` of which arithmetic says anything; ``plan`` has inputs before consumers."""
     least: dict[str, Least] = {}
     found: dict[str, Floor] = {}
-    for name, item in plan.items() if todo else ():
-        if name not in todo and item.receipt is not None:
-            least[name] = _recorded(item.receipt, store)
+    known = {name: item.receipt for name, item in plan.items() if name not in todo and item.receipt is not None}
+    asked = _asked(plan, todo, known)
+    for name, item in plan.items():
+        if name not in asked:
+            continue
+        if name in known:
+            least[name] = _recorded(known[name], store)
             continue
         stage, inputs, device = _made(item), _inputs(item, least), device_of(item.node)
         least[name] = stage.least_output(inputs)
@@ -57,6 +61,15 @@ def floors(plan: Mapping[str, Planned], todo: Collection[str], store: Store) -> 
             if floor.memory_bytes or floor.bytes:
                 found[name] = floor
     return found
+
+
+def _asked(plan: Mapping[str, Planned], todo: Collection[str], known: Collection[str]) -> set[str]:
+    """The targets of ``todo`` and whatever they are made of, down to results that are ``known``."""
+    asked = set(todo)
+    for name, item in reversed(list(plan.items())):
+        if name in asked and name not in known:
+            asked.update(input_ids(item.node))
+    return asked
 
 
 def _made(item: Planned) -> Stage:
