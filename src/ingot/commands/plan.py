@@ -78,7 +78,6 @@ def _building(project: Project, item: Planned) -> Planned:
 
 def to_json(project: Project, item: Planned) -> dict[str, Any]:
     """One target of ``doit plan --json``."""
-    kept = project.checkpoints_of(item)
     return {
         "target": item.node.id,
         "kind": item.node.kind,
@@ -88,13 +87,14 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
         "key": item.key,
         "digest": item.digest,
         "gate": gate_word(project, item),
-        "resumes": None if kept is None else kept.to_dict(),
     }
 
 
 def _foreseen(found: Forecast, item: Planned) -> dict[str, Any]:
     prediction, floor = found.predictions.get(item.node.id), found.floors.get(item.node.id)
+    kept = found.kept.get(item.node.id)
     return {
+        "resumes": None if kept is None else kept.to_dict(),
         "predicted": None if prediction is None else prediction.to_dict(),
         "at_least": None if floor is None else floor.to_dict(),
         "cost": _cost_json(found.cost(item.node.id)),
@@ -149,7 +149,7 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], found: For
     with_gates = ("gate",) if any(gates) else ()
     columns = _columns(screen, found)
     rows = [
-        (*_fate(item), *(word or "" for _ in with_gates), *_cells(found, item, columns), _reasons(project, item))
+        (*_fate(item), *(word or "" for _ in with_gates), *_cells(found, item, columns), _reasons(found, item))
         for item, word in zip(shown, gates, strict=True)
     ]
     start = 3 + len(with_gates)
@@ -243,13 +243,13 @@ def _totals(found: Forecast) -> str:
     return f"{', '.join(parts)} (from {span} each)"
 
 
-def _reasons(project: Project, item: Planned) -> str:
+def _reasons(found: Forecast, item: Planned) -> str:
     if item.restored and item.receipt is not None:
         from ingot.core.reasons import found_again
 
         # The word that the run will say.
         return f"restored: {found_again(item.receipt, item.node.id).detail}"
-    kept = project.checkpoints_of(item)
+    kept = found.kept.get(item.node.id)
     resumes = [] if kept is None or item.state == "building" else [f"resumes from {kept.words()}"]
     return "; ".join([*(reason.detail for reason in item.reasons), *resumes])
 

@@ -158,7 +158,7 @@ class Builder:
         found[0] = replace(found[0], streamed=tuple(flowed))
         for item, built in zip(group, found, strict=True):
             project.store.remember(item.node.id)
-            project.store.link_latest(item.node.spec, item.node.name, str(built.receipt["digest"]))
+            self._publish_view(item.node, str(built.receipt["digest"]))
         for item, built in zip(group[1:], found[1:], strict=True):
             self.taken[item.node.id] = built
         with suppress(OSError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core import capacity
 from ingot.core.capacity import Peak, Room, Work
+from ingot.core.checkpoints import Kept
 from ingot.core.floors import Floor, device_of, floors
 from ingot.core.predict import Prediction, predict
 from ingot.core.prices import Prices
@@ -66,6 +67,8 @@ class Forecast:
     room: Room
     #: The prices of each spec, by its name.
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: What ended builds have left of targets of this run, by name.
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def floors(self) -> Mapping[str, Floor]:
@@ -98,6 +101,15 @@ class Forecast:
         found = ((name, self.predictions[name]) for name in self.work.names)
         return tuple(name for name, it in found if it is None or it.wall_s is None)
 
+    def size_predicted(self, name: str) -> Prediction | None:
+        """The prediction that gives the size of a target; None where arithmetic says more."""
+        it = self.predictions[name]
+        return it if it is not None and self.work.written(name) == it.bytes else None
+
+    def memory_predicted(self, name: str) -> Prediction | None:
+        """The prediction that gives the memory of a target; None where arithmetic says more."""
+        return None if self.work.by_arithmetic(name) else self.predictions[name]
+
     def refusals(self) -> list[Refusal]:
         """What does not fit; empty when all does, as far as it is known."""
         return [found for found in (_no_space(self), _no_memory(self), _no_gpu_memory(self)) if found is not None]
@@ -128,15 +140,17 @@ def forecast(
     # What flows takes the time and the memory of what it flows into, and no disk.
     todo = [name for name in names if _is_work(plan[name], copied, always=always)]
     predictions = predict(plan, todo, project.index.history, project.sources)
-    kept = {name: it.bytes for name in todo if (it := project.checkpoints_of(plan[name])) is not None}
+    kept = {name: it for name in todo if (it := project.checkpoints_of(plan[name])) is not None}
     work = replace(
-        capacity.work(plan, todo, predictions, parallel), floors=floors(plan, set(todo), project.store), kept=kept
+        capacity.work(plan, todo, predictions, parallel),
+        floors=floors(plan, set(todo), project.store),
+        kept={name: it.bytes for name, it in kept.items()},
     )
     devices = any(floor.device == "cuda" for floor in work.floors.values())
     unknown = tuple(name for name in todo if predictions[name] is None)
     room = capacity.room(project.store.root, devices=devices)
     prices = {name: graph.prices for name, graph in project.graphs.items() if graph.prices}
-    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room, prices)
+    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room, prices, kept)
 
 
 def _is_work(item: Planned, copied: set[str], *, always: bool) -> bool:
@@ -161,7 +175,7 @@ def _no_space(found: Forecast) -> Refusal | None:
     )
     sizes = {name: size for name in found.work.names if (size := found.work.written(name)) is not None}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
-    facts = [_size_fact(name, sizes[name], found.predictions[name]) for name in largest]
+    facts = [_fact(name, sizes[name], found.size_predicted(name)) for name in largest]
     facts.append(
         f"free: {size_text(room.free_bytes)}, of which {size_text(room.reserve_bytes)} are kept for the registry"
     )
@@ -179,7 +193,7 @@ def _no_memory(found: Forecast) -> Refusal | None:
     verb = "need" if together else "needs"
     least = "at least " if any(found.work.by_arithmetic(name) for name in peak.at) else ""
     what = f"{_names(peak.at)}{together} {verb} {least}{needed} of memory, and {there} are available"
-    facts = [_memory_fact(found, name) for name in peak.at]
+    facts = [_fact(name, found.work.memory_of(name) or 0, found.memory_predicted(name)) for name in peak.at]
     facts.append(f"available: {there} of {size_text(room.total_bytes)}")
     alone = replace(found.work, parallel=1).memory()
     fewer = ", or build one at a time (-n 1)" if alone and alone.needed_bytes <= room.available_bytes else ""
@@ -200,23 +214,15 @@ def _no_gpu_memory(found: Forecast) -> Refusal | None:
     if name is None or there is None or needs[name] <= there:
         return None
     what = f"{name} needs at least {size_text(needs[name])} of GPU memory, and the largest GPU has {size_text(there)}"
-    fact = f"{name}: at least {size_text(needs[name])} by arithmetic on its parameters and inputs"
     hint = f"use a smaller dtype, fewer trained weights or 'device: cpu'; {_FORCE}"
-    return Refusal("E-MEMORY", name, needs[name], there, what, (fact,), hint)
+    return Refusal("E-MEMORY", name, needs[name], there, what, (_fact(name, needs[name], None),), hint)
 
 
-def _size_fact(name: str, size: int, prediction: Prediction | None) -> str:
-    if prediction is None or size > prediction.bytes:
+def _fact(name: str, size: int, prediction: Prediction | None) -> str:
+    """How much of something a target takes, and where that comes from; without a prediction from arithmetic."""
+    if prediction is None:
         return f"{name}: at least {size_text(size)} by arithmetic on its parameters and inputs"
     return f"{name}: {size_text(size)} predicted from {prediction.source_text()}"
-
-
-def _memory_fact(found: Forecast, name: str) -> str:
-    needed, prediction = found.work.memory_of(name), found.predictions[name]
-    assert needed is not None
-    if prediction is None or found.work.by_arithmetic(name):
-        return f"{name}: at least {size_text(needed)} by arithmetic on its parameters and inputs"
-    return f"{name}: {size_text(needed)} predicted from {prediction.source_text()}"
 
 
 def _unknown(found: Forecast) -> Iterator[str]:
