@@ -11,6 +11,7 @@ from typing import Any
 
 from ingot.core import stage
 from ingot.core.roles import ANY_ROLE
+from ingot.core.spec_prices import LONGEST, NUMBERS
 
 _TARGET = "^[a-z0-9][a-z0-9_-]{0,63}$"
 _SPEC = "^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -73,10 +74,10 @@ def _prices() -> dict[str, Any]:
     price = {"type": "number", "minimum": 0}
     return {
         "type": "object",
-        "properties": {"machine_hour": price, "gpu_hour": price, "currency": {"type": "string", "maxLength": 12}},
+        "properties": {**dict.fromkeys(NUMBERS, price), "currency": {"type": "string", "maxLength": LONGEST}},
         "required": ["currency"],
         "additionalProperties": False,
-        "anyOf": [{"required": ["machine_hour"]}, {"required": ["gpu_hour"]}],
+        "anyOf": [{"required": [name]} for name in NUMBERS],
         "description": "What an hour of the machine and of a GPU costs; with them builds tell what they cost.",
     }
 

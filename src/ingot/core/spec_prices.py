@@ -10,9 +10,10 @@ from ingot.core.names import suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
 
-_NUMBERS = ("machine_hour", "gpu_hour")
-FIELDS = (*_NUMBERS, "currency")
-_LONGEST = 12
+NUMBERS = ("machine_hour", "gpu_hour")
+FIELDS = (*NUMBERS, "currency")
+#: The most characters of the name of a currency.
+LONGEST = 12
 
 
 def read_prices(value: object, problems: Problems) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def read_prices(value: object, problems: Problems) -> dict[str, Any]:
         if name not in FIELDS:
             what = f"unknown field {shorten(name)!r}"
             problems.add((*path, name), "E-SPEC-FIELD", what, suggestion(name, FIELDS), key=True)
-    for name in _NUMBERS:
+    for name in NUMBERS:
         price = value.get(name)
         if name not in value:
             continue
@@ -33,12 +34,12 @@ def read_prices(value: object, problems: Problems) -> dict[str, Any]:
             problems.add((*path, name), "E-SPEC-TYPE", f"must be a number, not {describe(price)}")
         elif not math.isfinite(price) or price < 0:
             problems.add((*path, name), "E-SPEC-VALUE", f"must be at least 0, not {price}")
-    if not any(name in value for name in _NUMBERS):
-        problems.add(path, "E-SPEC-MISSING", f"needs a price: {' or '.join(_NUMBERS)}")
+    if not any(name in value for name in NUMBERS):
+        problems.add(path, "E-SPEC-MISSING", f"needs a price: {' or '.join(NUMBERS)}")
     currency = value.get("currency")
     if "currency" not in value:
         problems.add(path, "E-SPEC-MISSING", "a required field is missing: currency")
-    elif not isinstance(currency, str) or not currency.strip() or len(currency) > _LONGEST:
-        what = f"must be the name of a currency, of at most {_LONGEST} characters, not {describe(currency)}"
+    elif not isinstance(currency, str) or not currency.strip() or len(currency) > LONGEST:
+        what = f"must be the name of a currency, of at most {LONGEST} characters, not {describe(currency)}"
         problems.add((*path, "currency"), "E-SPEC-TYPE", what)
     return {name: value[name] for name in FIELDS if name in value}
