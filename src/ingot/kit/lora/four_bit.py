@@ -25,15 +25,7 @@ def load(folder: Path, dtype: str, *, attention: str) -> Any:
     """
     layers.refuse_quantized(folder, "adapter")
     four_bit = bitsandbytes_library.part("nn", "'method: qlora' quantizes the base with it").Linear4bit
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=hf.torch_dtype(dtype),
-    )
-    model = hf.load_model(folder, dtype, quantized=config, attention=attention)
+    model = hf.load_model(folder, dtype, quantized=bitsandbytes_library.nf4_config(dtype), attention=attention)
     found = {name: module for name, module in model.named_modules() if isinstance(module, four_bit)}
     for module in found.values():
         # Else it lays the weights out for inference when it first scores, and gives no gradient from then on.

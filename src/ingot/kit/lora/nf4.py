@@ -16,10 +16,10 @@ import torch
 
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.kit import bitsandbytes_library
+from ingot.kit.hf import torch_dtype
 from ingot.kit.lora.files import Quantization
 
 _PIECE = 1 << 18  # weights quantized at a time: a multiple of every block size
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def _functional() -> Any:
@@ -43,7 +43,7 @@ class RoundTrip:
         """(four-bit codes, two a byte; each block's largest value as it is read back) of a whole weight."""
         flat = weight.reshape(-1)
         if self.how.dtype:
-            flat = flat.to(_DTYPES[self.how.dtype])
+            flat = flat.to(torch_dtype(self.how.dtype))
         codes, largest = [], []
         for piece in flat.split(_PIECE):
             code, state = self._lib.quantize_4bit(
@@ -62,7 +62,7 @@ class RoundTrip:
         """Gives rows [start, stop) of the weight after the round trip, rounded to its dtype, as fp32."""
         codes, largest = self.packed(weight)
         width, size = weight.numel() // max(1, weight.shape[0]), self.how.blocksize
-        dtype = _DTYPES[self.how.dtype] if self.how.dtype else weight.dtype
+        dtype = torch_dtype(self.how.dtype) if self.how.dtype else weight.dtype
 
         def read(start: int, stop: int) -> torch.Tensor:
             begin, end = start * width, stop * width
@@ -81,7 +81,7 @@ class RoundTrip:
 def identity(how: Quantization) -> str:
     """SHA-256 over what this machine's bitsandbytes makes of a fixed tensor: equal round trips have equal ones."""
     numbers = torch.arange(1 << 16, dtype=torch.int64) * 2654435761 % (1 << 32)
-    probe = ((numbers.double() / (1 << 31) - 1) ** 3).to(_DTYPES[how.dtype or "bfloat16"]).reshape(64, -1)
+    probe = ((numbers.double() / (1 << 31) - 1) ** 3).to(torch_dtype(how.dtype or "bfloat16")).reshape(64, -1)
     trip = RoundTrip(how)
     codes, largest = trip.packed(probe)
     back = trip.reader(probe)(0, probe.shape[0])

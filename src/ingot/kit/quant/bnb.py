@@ -22,7 +22,7 @@ from ingot.kit.hf import torch_dtype
 from ingot.kit.quant.rounding import Part, Rounding, Seen, Sums
 from ingot.kit.quant.scheme import Scheme
 from ingot.kit.safetensors_check import Entry
-from ingot.kit.stream.vocabulary import TORCH_DTYPES, MapRows, Route, Slot
+from ingot.kit.stream.vocabulary import DTYPE_NAMES, MapRows, Route, Slot
 
 _BLOCK, _NESTED_BLOCK = 64, 256
 #: JSON that holds a mean of the whole weight has a length that is known only at the end: it is filled up with spaces.
@@ -39,15 +39,12 @@ def library() -> Any:
 
 def quantization_config(scheme: str, dtype: str, skip: Sequence[str]) -> dict[str, Any]:
     """``quantization_config`` of config.json; ``skip`` are the linear layers that stay as they are."""
-    from transformers import BitsAndBytesConfig
-
     modules = sorted(skip)  # never None, for which the library leaves out what it finds by itself
     if scheme == "NF4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch_dtype(dtype), llm_int8_skip_modules=modules,
-        )  # fmt: skip
+        config = bitsandbytes_library.nf4_config(dtype, modules)
     else:
+        from transformers import BitsAndBytesConfig
+
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=modules)
     value = dict(config.to_dict())
     # What it derives from these when it is made again.
@@ -152,7 +149,7 @@ class BnbRounding:
 
     def _integers(self, slot: Slot) -> MapRows:
         def integers(rows: torch.Tensor, start: int) -> torch.Tensor:
-            values, largest = self._vectorwise(slot, rows)
+            values, largest = self._vectorwise(slot, rows, start)
             decoded = self._lib.int8_vectorwise_dequant(values, largest).to(rows.dtype)
             step = (largest / 127).float().unsqueeze(1)
             # half a step for the integer; the library rounds to float16 first, and we to the weights' dtype after
@@ -163,9 +160,17 @@ class BnbRounding:
         return integers
 
     def _largest(self, slot: Slot) -> MapRows:
-        return lambda rows, _start: self._vectorwise(slot, rows)[1]
+        return lambda rows, start: self._vectorwise(slot, rows, start)[1]
 
-    def _vectorwise(self, slot: Slot, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _vectorwise(self, slot: Slot, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integers and the largest of each row; both routes of a weight ask for them, on one thread."""
+        where = slot.name, start, rows.shape[0]
+        if getattr(self._last, "where", None) != where:
+            self._last.vectors, self._last.where = self._rounded(slot, rows), where
+        found: tuple[torch.Tensor, torch.Tensor] = self._last.vectors
+        return found
+
+    def _rounded(self, slot: Slot, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         half = rows.to(torch.float16)
         if not bool(torch.isfinite(half).all()):
             raise RefusedInput(
@@ -255,9 +260,9 @@ class Bitsandbytes:
         """See ``plain.Format``."""
         if name in self._four:
             stated = json.loads(bytes(load(f"{name}.quant_state.bitsandbytes__{self._four[name]}").numpy().tobytes()))
-            return Slot(name, tuple(stated["shape"]), _DTYPE_NAMES[stated["dtype"]])
+            return Slot(name, tuple(stated["shape"]), DTYPE_NAMES[torch_dtype(stated["dtype"])])
         if f"{name.removesuffix('.weight')}.SCB" in self._entries:
-            return Slot(name, tuple(self._entries[name].shape), _NAMES[self._dtype])
+            return Slot(name, tuple(self._entries[name].shape), DTYPE_NAMES[self._dtype])
         return None
 
     def decode(self, name: str, load: Callable[[str], torch.Tensor]) -> torch.Tensor:
@@ -270,7 +275,3 @@ class Bitsandbytes:
         parts = {part.removeprefix(f"{name}."): load(part) for part in self._entries if part.startswith(f"{name}.")}
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
         return dequantized(load(name), state)
-
-
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
