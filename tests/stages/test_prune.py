@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from ingot.core.stage import load_kind
 from ingot.errors import IngotError, RefusedInput, StageFailed
-from ingot.kit import hf, sparsity, wanda
+from ingot.kit import hf, sparsity
+from ingot.kit.prune import wanda
 from stagekit import run_stage
 from tinymodels import chat_model, dataset, llama, save, state
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import chat
@@ -25,3 +28,23 @@ def read_texts(folder: Path, tokenizer: Any, *, documents: int, max_length: int)
             hint="loosen the filters or the split of the data set",
         )
     return texts
+
+
+def watched(
+    model: Any, texts: Sequence[Sequence[int]], hooks: Sequence[Any], report: Callable[[int, int], None]
+) -> int:
+    """Have a model read texts, one a pass, gradients off; ``hooks`` are handles of what watches it, removed at the end.
+
+    ``report`` gets (texts, tokens) done. Returns the number of tokens.
+    """
+    tokens = 0
+    try:
+        for done, ids in enumerate(texts, 1):
+            with torch.no_grad():
+                model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
+            tokens += len(ids)
+            report(done, tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tokens

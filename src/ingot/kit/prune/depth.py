@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ingot.errors import RefusedInput
+from ingot.kit.calibration import watched
 from ingot.kit.stream.vocabulary import Route, Slot
 
 _OTHERWISE = "make it smaller by another method: magnitude, wanda or sparsegpt"
@@ -55,16 +56,7 @@ def influences(
         return hook
 
     handles = [layer.register_forward_hook(watch(n), with_kwargs=True) for n, layer in enumerate(layers)]
-    tokens = 0
-    try:
-        for done, ids in enumerate(rows, 1):
-            with torch.no_grad():
-                model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
-            tokens += len(ids)
-            report(done, tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    tokens = watched(model, rows, handles, report)
     return [total / tokens for total in sums]
 
 

@@ -13,13 +13,13 @@ import torch
 
 from ingot.core.stage import Given, Progress
 from ingot.kit import device as devices
-from ingot.kit import hf, oneshot, wanda
-from ingot.kit.prune import rules
+from ingot.kit import hf, oneshot
+from ingot.kit.prune import rules, wanda
+from ingot.kit.prune.flowing import Rule
 from ingot.kit.prune.goals import Goal
 from ingot.kit.prune.held import Held
 from ingot.kit.prune.rules import Goals
 from ingot.kit.prune.sparsegpt import SparseGpt
-from ingot.kit.pruning import Rule
 from ingot.kit.train import next_token, run, text
 from ingot.kit.train.settings import Settings
 

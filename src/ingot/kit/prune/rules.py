@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ingot.kit import sparsity, wanda
+from ingot.kit import sparsity
+from ingot.kit.prune import wanda
+from ingot.kit.prune.flowing import Rule
 from ingot.kit.prune.goals import Goal
-from ingot.kit.pruning import Rule
 from ingot.kit.stream.vocabulary import Slot
 
 #: By module: its goal, and the slot of its weight.

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ingot.kit.calibration import watched
+
 
 def input_norms(
     model: Any, modules: Sequence[str], rows: Sequence[Sequence[int]], report: Callable[[int, int], None]
@@ -26,16 +28,7 @@ def input_norms(
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in modules]
-    tokens = 0
-    try:
-        for done, ids in enumerate(rows, 1):
-            with torch.no_grad():
-                model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
-            tokens += len(ids)
-            report(done, tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched(model, rows, handles, report)
     return {name: total.sqrt().float().cpu() for name, total in squares.items()}
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core.stage import Done, Given, Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit import hf, layers, wanda
+from ingot.kit import hf, layers
 from ingot.kit.calibration import read_texts
-from ingot.kit.prune import rules
+from ingot.kit.prune import rules, wanda
+from ingot.kit.prune.flowing import Pruning, Rule
 from ingot.kit.prune.goals import Goal, Prunable
 from ingot.kit.prune.rules import Goals
-from ingot.kit.pruning import Pruning, Rule
 from ingot.kit.stream.chain import slots
 from ingot.kit.stream.inputs import side_folder
 from ingot.kit.stream.vocabulary import Weights
