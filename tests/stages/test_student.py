@@ -50,7 +50,7 @@ def built(shape: Shape, rows: int) -> Any:
         bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
 
     with torch.device("meta"):
-        return student.new_model(shape, rows, Tokens, deviation=0.02, seed=1)
+        return student.new_model(shape.config(), rows, Tokens, deviation=0.02, seed=1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -159,7 +159,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(
 def test_initial_weights_follow_from_the_seed(tokenizer: Path) -> None:
     tokens = hf.load_lone_tokenizer(tokenizer)
     shape = Shape(2, 32, 4, 2, 96, 128, 10_000.0, tied=False)
-    one, same, other = (student.new_model(shape, 300, tokens, deviation=0.1, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (student.new_model(shape.config(), 300, tokens, deviation=0.1, seed=seed) for seed in (1, 1, 2))
     for name, weight in one.named_parameters():
         assert torch.equal(weight, same.get_parameter(name)), name
         if weight.dim() > 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,46 +14,6 @@ from ingot.kit.train.distill import size_of
 
 #: Added to the mean square under the root of a norm; that of Llama 3 and SmolLM2.
 _EPS = 1e-5
-
-
-class Shape(Protocol):
-    """What ``stages/_shape.py`` says of a model."""
-
-    @property
-    def layers(self) -> int:
-        """Blocks."""
-
-    @property
-    def width(self) -> int:
-        """Numbers that stand for a token."""
-
-    @property
-    def heads(self) -> int:
-        """Heads of attention."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-
-    @property
-    def head_size(self) -> int:
-        """Numbers a head has."""
-
-    @property
-    def feed_forward(self) -> int:
-        """Numbers between the feed-forward matrices."""
-
-    @property
-    def context(self) -> int:
-        """The most tokens."""
-
-    @property
-    def rope_theta(self) -> float:
-        """Base of the rotary positions."""
-
-    @property
-    def tied(self) -> bool:
-        """One matrix for both embeddings."""
 
 
 def rows_for(tokenizer: Any, wanted: int | None) -> int:
@@ -68,24 +29,19 @@ def rows_for(tokenizer: Any, wanted: int | None) -> int:
     return needed if wanted is None else wanted
 
 
-def new_model(shape: Shape, rows: int, tokenizer: Any, *, deviation: float, seed: int) -> Any:
-    """A LlamaForCausalLM in float32 with normal weights of ``deviation``: equal bytes for equal seeds."""
+def new_model(sizes: Mapping[str, Any], rows: int, tokenizer: Any, *, deviation: float, seed: int) -> Any:
+    """A LlamaForCausalLM in float32 with normal weights of ``deviation``: equal bytes for equal seeds.
+
+    ``sizes`` are fields of config.json (``Shape.config``).
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=rows,
-        hidden_size=shape.width,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        max_position_embeddings=shape.context,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         rms_norm_eps=_EPS,
         initializer_range=deviation,
-        tie_word_embeddings=shape.tied,
         attn_implementation="eager",
+        **sizes,
         **token_ids(tokenizer),
     )
     torch.manual_seed(seed)

@@ -45,6 +45,20 @@ class Shape:
         block = attention + 3 * self.width * self.feed_forward + 2 * self.width
         return self.layers * block + self.width + vocabulary * self.width * (1 if self.tied else 2)
 
+    def config(self) -> dict[str, object]:
+        """The fields of a Llama's config.json that say so."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.feed_forward,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "max_position_embeddings": self.context,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "tie_word_embeddings": self.tied,
+        }
+
     def faults(self) -> Iterator[str]:
         """What cannot be, a sentence each."""
         if self.width % self.heads:

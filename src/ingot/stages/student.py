@@ -164,7 +164,8 @@ class Student(Training):
             folder = given.one("tokenizer")
             tokenizer = hf.load_lone_tokenizer(folder)
             rows = student.rows_for(tokenizer, self.vocabulary)
-            model = student.new_model(self.shape, rows, tokenizer, deviation=self.deviation, seed=given.seed or 0)
+            fields, seed = self.shape.config(), given.seed or 0
+            model = student.new_model(fields, rows, tokenizer, deviation=self.deviation, seed=seed)
             trained = whole.train(self, given, whole.Trainee(model.to(device)), folder, progress)
             progress.phase("write")
             student.write_configs(model, out, dtype=self.weights)
