@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workload import REPO, doit_program, environment
+from workload import REPO, doit_program, environment, told
 
 SPEC = """\
 format: 1
@@ -87,12 +87,6 @@ def write_spec(folder: Path, chosen: Mapping[str, str], documents: int) -> None:
     (folder / "specs" / "compress.yaml").write_text("".join(lines))
 
 
-def ask(folder: Path, env: dict[str, str], *arguments: str) -> Any:
-    """What a reading command says."""
-    done = subprocess.run([doit_program(), *arguments, "--json"], cwd=folder, env=env, check=True, capture_output=True)
-    return json.loads(done.stdout)
-
-
 def _span(metric: Mapping[str, Any], digits: int) -> str:
     low, high = metric["interval"]
     return f"{metric['value']:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
@@ -129,7 +123,7 @@ def main() -> None:
 
 def show(folder: Path, env: dict[str, str], names: list[str]) -> None:
     """The table, and which of the expected orders hold."""
-    receipts = {name: ask(folder, env, "show", f"compress:{name}") for name in ["base", *names]}
+    receipts = {name: told(folder, env, "show", f"compress:{name}") for name in ["base", *names]}
     report = folder / "cache" / "latest" / "compress" / "report" / "report.json"
     rows = {row["candidate"]: row for row in json.loads(report.read_text())["rows"]}
     print("| target | weights | perplexity (95 %) | KL to base, nats/token (95 %) | stage | memory |")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from measured import Measured, measure
-from workload import REPO, doit_program, environment
+from workload import REPO, doit_program, environment, told
 
 THREADS = len(os.sched_getaffinity(0))
 PEER = Path(__file__).with_name("train_peer.py")
@@ -93,9 +93,7 @@ class Project:
 
     def receipt(self) -> dict[str, Any]:
         """What was recorded of the adapter."""
-        command = [doit_program(), "show", "bench:adapter", "--json"]
-        done = subprocess.run(command, cwd=self.root, env=self.env, check=True, capture_output=True)
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: dict[str, Any] = told(self.root, self.env, "show", "bench:adapter")
         return found
 
     def twin(self, folder: Path) -> Project:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +30,7 @@ from gguf import GGMLQuantizationType
 
 from measured import Measured, measure
 from random_model import SIZES, Size, write_adapter, write_model
-from workload import REPO, doit_program, environment
+from workload import REPO, doit_program, environment, told
 
 RANK = 64
 THREADS = len(os.sched_getaffinity(0))
@@ -69,9 +67,7 @@ class Project:
 
     def show(self, target: str) -> dict[str, Any]:
         """The receipt of a target."""
-        command = [doit_program(), "show", target, "--json"]
-        done = subprocess.run(command, cwd=self.root, env=self.env, check=True, capture_output=True)
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: dict[str, Any] = told(self.root, self.env, "show", target)
         return found
 
 

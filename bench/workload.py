@@ -15,6 +15,7 @@ import time
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 DVC_VERSION = "3.67.0"
 CHAIN = 6
@@ -90,6 +91,12 @@ def timed(command: Sequence[str], cwd: Path, env: dict[str, str]) -> float:
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return seconds
+
+
+def told(cwd: Path, env: dict[str, str], *arguments: str) -> Any:
+    """What a reading command of ingot says as JSON."""
+    command = [doit_program(), *arguments, "--json"]
+    return json.loads(subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True).stdout)
 
 
 def median(command: Sequence[str], cwd: Path, env: dict[str, str], repeats: int) -> float:
