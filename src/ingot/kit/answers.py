@@ -29,6 +29,11 @@ class Answer:
     exact: bool
     pattern: bool | None
 
+    @property
+    def right(self) -> bool:
+        """Whether it matches its pattern or, where there is none, is exactly the answer of the data set."""
+        return self.exact if self.pattern is None else self.pattern
+
 
 @dataclass(frozen=True)
 class Question:
@@ -73,6 +78,7 @@ def ask(
     RefusedInput (E-EVAL-CONTEXT) where a question and an answer of ``max_tokens`` do not fit its context.
     """
     answers: list[Answer] = []
+    right = 0
     for number, question in enumerate(asked, 1):
         ids = backend.question(question.row)
         if len(ids) + max_tokens > backend.context:
@@ -84,7 +90,7 @@ def ask(
             )
         tokens, ended = generate(backend, ids, max_tokens)
         answers.append(_judged(question, backend.text(tokens), (len(tokens), ended), matcher))
-        right = sum(answer.exact if answer.pattern is None else answer.pattern for answer in answers)
+        right += answers[-1].right
         progress(number, len(asked), "questions", right=f"{100 * right / number:.0f} %")
     return answers
 
@@ -111,10 +117,7 @@ def _judged(question: Question, text: str, length: tuple[int, bool], matcher: Ma
 
 
 def metrics(answers: Sequence[Answer], max_tokens: int) -> dict[str, Metric]:
-    """The shares of right answers, each with its 95 % interval; that of patterns where a row has one.
-
-    A row without a pattern counts there as right when it is exactly the answer of the data set.
-    """
+    """The shares of right answers, each with its 95 % interval; that of patterns where a row has one."""
     how = f"greedy answers to held-out prompts, at most {max_tokens} tokens"
 
     def share(right: Callable[[Answer], bool], what: str) -> Metric:
@@ -128,7 +131,7 @@ def metrics(answers: Sequence[Answer], max_tokens: int) -> dict[str, Metric]:
     }
     if any(answer.pattern is not None for answer in answers):
         found["pattern_accuracy"] = share(
-            lambda answer: answer.exact if answer.pattern is None else answer.pattern,
+            lambda answer: answer.right,
             "that match the pattern of their row in full",
         )
     return found

@@ -87,8 +87,9 @@ def refuse_other_names(model: Any, folder: Path) -> None:
 
     RefusedInput (E-MODEL-ARCH): written as they are in memory, nobody could load them.
     """
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(stored_buffers(model))
-    single = {name for name, _ in model.named_parameters()} | set(stored_buffers(model))
+    buffers = set(stored_buffers(model))
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | buffers
+    single = {name for name, _ in model.named_parameters()} | buffers
     found = set(hf.tensor_names(folder))
     strange = sorted((single - found) | {name for name in found - known if not name.endswith(_COMPUTED)})
     if strange:

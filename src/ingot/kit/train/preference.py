@@ -27,7 +27,7 @@ from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
 from ingot.kit.train.documents import Corpus, Document, row_id
 from ingot.kit.train.layout import Layout
 from ingot.kit.train.next_token import padded_nll
-from ingot.kit.train.text import Reader, context_of
+from ingot.kit.train.text import reader_for
 
 #: One pair a pass.
 LAYOUT = Layout("single", 1)
@@ -66,9 +66,7 @@ def read(stage: Any, given: Given, model: Any) -> Pairs:
     RefusedInput: E-DATASET-FORM for rows that are no preferences, and what ``text.read`` raises. A pair of which an
     answer is cut off before it begins, or whose answers are the same once they are cut, teaches nothing.
     """
-    tokenizer = hf.load_tokenizer(given.one("model"))
-    reader = Reader(tokenizer, stage.max_length, refuse=stage.too_long == "refuse", context=context_of(model))
-    make = pair_maker(reader.document)
+    make = pair_maker(reader_for(stage, hf.load_tokenizer(given.one("model")), model).document)
     data = given.one("data")
     held = list(chat.read_rows(data, "eval")) if stage.eval_documents else []
     return Pairs(Corpus(list(chat.read_rows(data, "train")), make), Corpus(held, make).first(stage.eval_documents))

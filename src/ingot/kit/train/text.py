@@ -37,17 +37,22 @@ def read(stage: Any, given: Given, model: Any, tokenizer: Path | None = None) ->
     the spec refuses long documents, RefusedInput when one is drawn: E-DATASET-LONG beyond max_length, E-CONTEXT beyond
     what the model can read; else they are cut to the lesser of both.
     """
-    reader = Reader(
-        hf.load_lone_tokenizer(tokenizer or given.one("model")),
+    reader = reader_for(stage, hf.load_lone_tokenizer(tokenizer or given.one("model")), model)
+    data = given.one("data")
+    held_rows = list(chat.read_rows(data, "eval")) if stage.eval_documents else []
+    held = Corpus(held_rows, reader.document).first(stage.eval_documents)
+    return Texts(Corpus(list(chat.read_rows(data, "train")), reader.document), held, given.seed or 0)
+
+
+def reader_for(stage: Any, tokenizer: Any, model: Any) -> Reader:
+    """What makes documents of rows for a model; of ``stage`` as ``read`` says."""
+    return Reader(
+        tokenizer,
         stage.max_length,
         refuse=stage.too_long == "refuse",
         completion_only=stage.completion_only,
         context=context_of(model),
     )
-    data = given.one("data")
-    held_rows = list(chat.read_rows(data, "eval")) if stage.eval_documents else []
-    held = Corpus(held_rows, reader.document).first(stage.eval_documents)
-    return Texts(Corpus(list(chat.read_rows(data, "train")), reader.document), held, given.seed or 0)
 
 
 def context_of(model: Any) -> int | None:
