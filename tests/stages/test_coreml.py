@@ -128,12 +128,15 @@ def test_a_fixed_shape_in_float32(tiny: Path, tmp_path: Path) -> None:
 def test_the_module_computes_what_transformers_computes(tmp_path: Path, sizes: dict[str, Any]) -> None:
     import torch
 
-    from ingot.kit.coreml_llama import build_llama
+    from ingot.kit.coreml.prefill import Prefill
+    from ingot.kit.decoder.build import build_decoder
+    from ingot.kit.decoder.layers import Form
+    from ingot.kit.decoder.shape import decoder_shape
     from ingot.kit.hf import iter_tensors, load_model, read_config
-    from ingot.kit.llama_config import llama_shape
 
     folder = make_llama(tmp_path / "hf", **sizes)
-    module = build_llama(llama_shape(read_config(folder), "E-COREML-ARCH"), iter_tensors(folder), 64)
+    shape = decoder_shape(read_config(folder), "E-COREML-ARCH")
+    module = Prefill(build_decoder(shape, iter_tensors(folder), Form(), "E-COREML-TENSOR"), 64)
     reference = load_model(folder, "float32")
     for length in (1, 7, 64):
         ids = torch.randint(300, (1, length), generator=torch.Generator().manual_seed(length))
@@ -145,7 +148,7 @@ def test_the_module_survives_large_activations_in_float16() -> None:
     """Squares of 1,000 overflow in fp16; the norm divides first."""
     import torch
 
-    from ingot.kit.coreml_llama import RmsNorm
+    from ingot.kit.decoder.layers import RmsNorm
 
     norm = RmsNorm(64, 1e-5)
     for scale in (1e-4, 1.0, 3e4):
@@ -167,10 +170,10 @@ def test_a_compressed_checkpoint_is_accepted(tiny: Path, tmp_path: Path, scheme:
 def test_a_module_that_computes_something_else_is_found(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingot.kit import coreml_llama
+    from ingot.kit.decoder import build, layers
 
-    tables = coreml_llama.rope_tables
-    monkeypatch.setattr(coreml_llama, "rope_tables", lambda *args: tuple(reversed(tables(*args))))
+    tables = layers.rope_tables
+    monkeypatch.setattr(build, "rope_tables", lambda *args: tuple(reversed(tables(*args))))
     with pytest.raises(StageFailed, match="does not compute what transformers computes") as caught:
         run_stage("coreml", INT8, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-COREML-SELFCHECK"
@@ -186,7 +189,7 @@ def test_a_module_that_computes_something_else_is_found(
     ],
 )
 def test_a_package_that_is_not_what_was_asked_for_is_found(package: Path, change: dict[str, Any], what: str) -> None:
-    from ingot.kit.coreml_package import Settings, check
+    from ingot.kit.coreml.package import Settings, check
 
     right: dict[str, Any] = {"lengths": (16, 8), "precision": "float16", "int8": True, "target": "iOS17"}
     assert check(package, (300, 64), Settings(**right)).operations > 50
@@ -199,7 +202,7 @@ def test_a_package_that_is_not_what_was_asked_for_is_found(package: Path, change
 def test_a_changed_program_is_found(package: Path, tmp_path: Path, fault: str) -> None:
     import coremltools as ct
 
-    from ingot.kit import coreml_package
+    from ingot.kit.coreml import package as coreml_package
 
     root = Path("Data/com.apple.CoreML/model.mlmodel")
     spec = ct.utils.load_spec(str(package / root))
@@ -225,14 +228,15 @@ def test_a_length_above_the_context_is_refused(tiny: Path, tmp_path: Path) -> No
 def test_weights_that_do_not_fit_are_refused(tiny: Path) -> None:
     import torch
 
-    from ingot.kit.coreml_llama import build_llama
+    from ingot.kit.decoder.build import build_decoder
+    from ingot.kit.decoder.layers import Form
+    from ingot.kit.decoder.shape import decoder_shape
     from ingot.kit.hf import iter_tensors, read_config
-    from ingot.kit.llama_config import llama_shape
 
-    shape = llama_shape(read_config(tiny), "E-COREML-ARCH")
-    tensors = dict(iter_tensors(tiny)) | {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}
+    shape = decoder_shape(read_config(tiny), "E-COREML-ARCH")
+    tensors = dict(iter_tensors(tiny)) | {"model.layers.0.self_attn.r_norm.weight": torch.ones(16)}
     with pytest.raises(RefusedInput, match="do not fit") as caught:
-        build_llama(shape, tensors.items(), 8)
+        build_decoder(shape, tensors.items(), Form(), "E-COREML-TENSOR")
     assert caught.value.code == "E-COREML-TENSOR"
 
 

@@ -57,6 +57,7 @@ Format = Literal[
     "gguf_adapter",
     "imatrix",
     "coreml",
+    "onnx",
     "dataset",
     "tokenizer",
     "packed",

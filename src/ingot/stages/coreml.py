@@ -11,10 +11,8 @@ from pydantic import Field, model_validator
 from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
 
 if TYPE_CHECKING:
-    import torch
-
-    from ingot.kit.coreml_llama import Llama
-    from ingot.kit.llama_config import LlamaShape
+    from ingot.kit.decoder.layers import Decoder
+    from ingot.kit.decoder.shape import DecoderShape
 
 Length = Annotated[int, Field(ge=1, le=32768)]
 
@@ -73,21 +71,22 @@ class Coreml(Stage):
         """RefusedInput: E-COREML-ARCH, E-COREML-LENGTH, E-COREML-TENSOR; StageFailed: E-COREML-SELFCHECK."""
         import torch
 
-        from ingot.kit import coreml_package as package
+        from ingot.kit.coreml import package
+        from ingot.kit.coreml.prefill import Prefill
+        from ingot.kit.decoder.shape import decoder_shape
         from ingot.kit.hf import read_config
-        from ingot.kit.llama_config import llama_shape
         from ingot.kit.quant.plain import quantization
 
         torch.set_num_threads(given.threads)
         model = given.one("model")
-        shape = llama_shape(read_config(model), "E-COREML-ARCH")
+        shape = decoder_shape(read_config(model), "E-COREML-ARCH")
         _refuse_long(shape, self.sequence_lengths)
         settings = package.Settings(
             self.sequence_lengths, self.compute_precision, self.weights == "int8", self.minimum_deployment_target
         )
         module, difference, parameters = _module(model, shape, max(self.sequence_lengths), progress)
         progress.phase("convert")
-        converted = package.convert(module, settings)
+        converted = package.convert(Prefill(module, max(self.sequence_lengths)), settings)
         del module
         progress.phase("save and check")
         target = out / "model.mlpackage"
@@ -98,7 +97,7 @@ class Coreml(Stage):
         return Done(_metrics(target, parameters, difference, facts), notes=notes)
 
 
-def _refuse_long(shape: LlamaShape, lengths: tuple[int, ...]) -> None:
+def _refuse_long(shape: DecoderShape, lengths: tuple[int, ...]) -> None:
     from ingot.errors import RefusedInput
 
     if max(lengths) > shape.context:
@@ -108,48 +107,16 @@ def _refuse_long(shape: LlamaShape, lengths: tuple[int, ...]) -> None:
         )
 
 
-def _module(model: Path, shape: LlamaShape, length: int, progress: Progress) -> tuple[Llama, float, int]:
+def _module(model: Path, shape: DecoderShape, length: int, progress: Progress) -> tuple[Decoder, float, int]:
     """Our module, its largest difference from transformers, and the number of weights."""
-    import torch
-
-    from ingot.errors import StageFailed
-    from ingot.kit.coreml_llama import build_llama
+    from ingot.kit.decoder.build import build_decoder, compare_with_transformers, parameters
+    from ingot.kit.decoder.layers import Form
     from ingot.kit.quant.plain import iter_plain_tensors
 
     progress.phase("compare with transformers")
-    count = min(length, 64)
-    ids = torch.randint(shape.vocabulary, (1, count), generator=torch.Generator().manual_seed(0))
-    wanted = _reference_logits(model, ids)
-    module = build_llama(shape, iter_plain_tensors(model), length)
-    with torch.no_grad():
-        found = module(ids.to(torch.int32))
-    difference = float((found - wanted).abs().max())
-    # both compute in fp32 and differ in the order of sums only
-    allowed = 1e-3 * max(1.0, float(wanted.abs().max()))
-    if not difference <= allowed:
-        raise StageFailed(
-            "E-COREML-SELFCHECK",
-            "the module to convert does not compute what transformers computes",
-            facts=[f"largest difference of the logits {difference:.3g}, allowed {allowed:.3g}"],
-        )
-    own = {parameter.data_ptr(): parameter.numel() for parameter in module.parameters()}
-    return module, difference, sum(own.values())
-
-
-def _reference_logits(model: Path, ids: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    from ingot.kit.hf import load_model
-
-    # in its own type first, so that compressed weights are rounded as the checkpoint's users get them
-    reference = load_model(model).float()
-    # The package computes with plain inputs; W8A8 and FP8 round them, too, which is no matter of weights.
-    for module in reference.modules():
-        if hasattr(module, "quantization_scheme"):
-            module.quantization_enabled = False
-    with torch.no_grad():
-        logits: torch.Tensor = reference(input_ids=ids, use_cache=False).logits.float()
-    return logits
+    module = build_decoder(shape, iter_plain_tensors(model), Form(), "E-COREML-TENSOR")
+    difference = compare_with_transformers(module, model, min(length, 64), "E-COREML-SELFCHECK")
+    return module, difference, parameters(module)
 
 
 def _metrics(package: Path, parameters: int, difference: float, facts: Any) -> dict[str, Metric]:

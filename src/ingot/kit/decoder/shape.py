@@ -1,4 +1,4 @@
-"""The shape of a Llama model as its config.json states it, with transformers' defaults for what is left out."""
+"""The shape of a decoder as its config.json states it, with transformers' defaults for what is left out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ingot.errors import RefusedInput
 
-#: transformers' name of the architecture → the name in config.json's ``model_type``.
-SUPPORTED: dict[str, str] = {"LlamaForCausalLM": "llama"}
+#: The architectures that the decoder of this package computes, by transformers' names.
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,12 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class LlamaShape:
-    """The sizes of a Llama model. ``explicit_head_dim`` says whether config.json names the head size."""
+class DecoderShape:
+    """The sizes of a decoder. ``explicit_head_dim`` says whether config.json names the head size.
+
+    ``context`` is how many positions it has; of a model that attends over a sliding window, how many lie in the window:
+    up to there the window changes nothing, and beyond it nothing is exported.
+    """
 
     layers: int
     hidden: int
@@ -62,8 +66,8 @@ class LlamaShape:
     explicit_head_dim: bool
 
 
-def llama_shape(config: Mapping[str, Any], code: str) -> LlamaShape:
-    """The shape of a config. RefusedInput (``code``) when it is no Llama or has a part that is not supported."""
+def decoder_shape(config: Mapping[str, Any], code: str) -> DecoderShape:
+    """The shape of a config. RefusedInput (``code``) when it is no such decoder or has a part that is not supported."""
     names: Sequence[str] = config.get("architectures") or [f"model_type {config.get('model_type')}"]
     if len(names) != 1 or names[0] not in SUPPORTED:
         raise RefusedInput(
@@ -79,10 +83,10 @@ def llama_shape(config: Mapping[str, Any], code: str) -> LlamaShape:
         raise RefusedInput(code, f"config.json lacks a size or holds one that is no number: {error}") from error
 
 
-def _shape(config: Mapping[str, Any], code: str) -> LlamaShape:
+def _shape(config: Mapping[str, Any], code: str) -> DecoderShape:
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     head_dim = config.get("head_dim")
-    shape = LlamaShape(
+    shape = DecoderShape(
         layers=int(config["num_hidden_layers"]),
         hidden=hidden,
         feed_forward=int(config["intermediate_size"]),
@@ -90,7 +94,7 @@ def _shape(config: Mapping[str, Any], code: str) -> LlamaShape:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(head_dim) if head_dim else hidden // heads,
         vocabulary=int(config["vocab_size"]),
-        context=int(config.get("max_position_embeddings", 2048)),
+        context=min(int(config.get("max_position_embeddings", 2048)), _window(config)),
         eps=float(config.get("rms_norm_eps", 1e-6)),
         rope=_rope(config, code),
         tied=bool(config.get("tie_word_embeddings", False)),
@@ -99,6 +103,13 @@ def _shape(config: Mapping[str, Any], code: str) -> LlamaShape:
     if shape.heads % shape.kv_heads or shape.head_dim % 2:
         raise ValueError("heads do not divide into key-value heads, or the head size is odd")
     return shape
+
+
+def _window(config: Mapping[str, Any]) -> int:
+    """Positions in the sliding window where layers have one: Mistral's unless it is null, Qwen's if told so."""
+    window = config.get("sliding_window")
+    mistral = "MistralForCausalLM" in (config.get("architectures") or ())
+    return int(window) if window and (mistral or config.get("use_sliding_window")) else 1 << 40
 
 
 def _rope(config: Mapping[str, Any], code: str) -> Rope:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingot.errors import RefusedInput
-from ingot.kit.llama_config import Rope, llama_shape
+from ingot.kit.decoder.shape import Rope, decoder_shape
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -20,7 +20,7 @@ LLAMA3 = {
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    shape = llama_shape(BASE, "E-X")
+    shape = decoder_shape(BASE, "E-X")
     assert (shape.kv_heads, shape.head_dim, shape.context, shape.eps, shape.tied) == (4, 16, 2048, 1e-6, False)
     assert shape.rope == Rope(10000.0, "default")
     assert not shape.explicit_head_dim
@@ -38,7 +38,7 @@ def test_llama3_scaling_equals_transformers(config: dict[str, Any]) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = llama_shape({**BASE, **config}, "E-X").rope
+    rope = decoder_shape({**BASE, **config}, "E-X").rope
     divisors = rope.divisors(16)
     assert divisors is not None
     reference = LlamaConfig(
@@ -65,5 +65,5 @@ def test_llama3_scaling_equals_transformers(config: dict[str, Any]) -> None:
 )
 def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], what: str) -> None:
     with pytest.raises(RefusedInput, match=what) as caught:
-        llama_shape({**BASE, **change}, "E-GGUF-ARCH")
+        decoder_shape({**BASE, **change}, "E-GGUF-ARCH")
     assert caught.value.code == "E-GGUF-ARCH"

@@ -24,7 +24,7 @@ from coremltools import optimize
 from coremltools.proto import MIL_pb2
 
 from ingot.errors import StageFailed
-from ingot.kit.coreml_llama import Llama
+from ingot.kit.coreml.prefill import Prefill
 from ingot.kit.hf import write_json
 
 INPUT, OUTPUT = "input_ids", "logits"
@@ -46,7 +46,7 @@ class Settings:
     target: str
 
 
-def convert(module: Llama, settings: Settings) -> Any:
+def convert(module: Prefill, settings: Settings) -> Any:
     """The module as a coremltools model (an ML program): traced once, converted, quantized where asked for."""
     lengths = sorted(settings.lengths)
     module.whole = len(lengths) == 1

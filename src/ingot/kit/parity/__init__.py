@@ -1,0 +1,1 @@
+"""Proof that an export computes what its source computes: golden texts through both, compared layer by layer."""
