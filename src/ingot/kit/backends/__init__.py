@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit.chat import Example, Row, Template
+
+if TYPE_CHECKING:
+    import torch
 
 #: Positions whose logits are in memory at once (positions x vocabulary x 4 bytes, per model).
 SEGMENT = 256
@@ -63,6 +65,15 @@ class Backend(Protocol):
 def likeliest(row: Next) -> int:
     """The token that greedy decoding takes; of equals the one with the lowest id."""
     return int(row.argmax())
+
+
+def not_finite() -> RefusedInput:
+    """E-EVAL-NAN."""
+    return RefusedInput(
+        "E-EVAL-NAN",
+        "a model's logits are not finite numbers: its weights or its runtime are broken",
+        hint="build the model again, and let it compute in 'dtype: float32'",
+    )
 
 
 def segments(length: int, first: int) -> Iterator[tuple[int, int, range]]:
