@@ -143,11 +143,10 @@ def _parsed(value: dict[str, Any]) -> Contract:
     tokenizer = value.pop("tokenizer")
     for name in ("files", "end_tokens"):
         tokenizer[name] = tuple(tokenizer[name])
-    ports = {name: tuple(_tensor(item) for item in value.pop(name)) for name in ("inputs", "outputs")}
-    contract = Contract(**value, **ports, tokenizer=Tokenizer(**tokenizer))
-    if not all(
-        isinstance(number, int) for number in (contract.parameters, contract.layers, contract.limits["context"])
-    ):
+    inputs, outputs = (tuple(_tensor(item) for item in value.pop(name)) for name in ("inputs", "outputs"))
+    contract = Contract(**value, inputs=inputs, outputs=outputs, tokenizer=Tokenizer(**tokenizer))
+    numbers = contract.parameters, contract.layers, contract.limits["context"]
+    if not all(isinstance(number, int) for number in numbers):
         raise ValueError("a number is none")
     if contract.container not in {"coreml", "onnx"} or not isinstance(contract.precision, str):
         raise ValueError("the container or the precision is none")
