@@ -17,7 +17,7 @@ import torch
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, likeliest
 from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.chat import Example, Row
 
@@ -266,12 +266,12 @@ def speed(backend: Backend, prompt: Sequence[int], generated: int, repeats: int)
     prompts, generations = [], []
     for index in range(repeats + 1):
         begin = time.perf_counter()
-        token = backend.prefill(prompt)
+        token = likeliest(backend.prefill(prompt))
         middle = time.perf_counter()
         # the warm-up of generation needs the first steps only
         count = generated if index else min(generated, 4)
         for _ in range(count):
-            token = backend.step(token)
+            token = likeliest(backend.step(token))
         end = time.perf_counter()
         if index:
             prompts.append(len(prompt) / (middle - begin))

@@ -12,7 +12,7 @@ import torch
 from gguf import LlamaFileType
 
 from ingot.kit import chat
-from ingot.kit.backends import SEGMENT, segments
+from ingot.kit.backends import SEGMENT, Next, segments
 from ingot.kit.gguf.reader import Gguf, parts_of, read_gguf
 from ingot.kit.llama_cpp import Model
 
@@ -71,18 +71,15 @@ class GgufBackend:
             if kept:
                 yield torch.from_numpy(rows)
 
-    def prefill(self, ids: Sequence[int]) -> int:
-        """Read a prompt into an empty cache; the likeliest next token."""
+    def prefill(self, ids: Sequence[int]) -> Next:
+        """Read a prompt, at least one token, into an empty cache; the logits of the next token."""
         self._model.forget()
-        token = 0
-        for start in range(0, len(ids), SEGMENT):
-            part = ids[start : start + SEGMENT]
-            token = int(self._model.read(part, range(len(part) - 1, len(part)))[-1].argmax())
-        return token
+        parts = [ids[start : start + SEGMENT] for start in range(0, len(ids), SEGMENT)]
+        return [self._model.read(part, range(len(part) - 1, len(part))) for part in parts][-1].reshape(-1)
 
-    def step(self, token: int) -> int:
-        """Append one token; the likeliest next one."""
-        return int(self._model.read([token], range(1))[-1].argmax())
+    def step(self, token: int) -> Next:
+        """Append one token; the logits of the next one."""
+        return self._model.read([token], range(1)).reshape(-1)
 
 
 def precision(facts: Gguf) -> str:
