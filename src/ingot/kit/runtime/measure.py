@@ -17,6 +17,7 @@ from ingot.errors import RefusedInput
 from ingot.kit.runtime.contestants import Contestant, Entry, Watch
 from ingot.kit.runtime.figures import Measured, figures
 from ingot.kit.runtime.hardware import hardware
+from ingot.kit.runtime.opening import find
 from ingot.kit.runtime.timing import Run
 
 #: Baselines by name that run an archive, which is made first.
@@ -60,7 +61,8 @@ class Racer:
 
 
 def measure(bench: Bench, exports: Sequence[Path | None], progress: Progress) -> list[Measured]:
-    """What was measured of each export, with the baselines' figures beside it; None: it cannot be run here.
+    """What was measured of each export, with the baselines' figures beside it; of one that cannot run here (None, or
+    Core ML, which the reference interpreter stands in for at a speed that says nothing) these alone.
 
     RefusedInput (E-BENCHMARK-CONTEXT) where a run is longer than the model's context; StageFailed (E-BENCHMARK) where
     a runtime fails or crashes.
@@ -94,7 +96,7 @@ def _entries(bench: Bench, exports: Sequence[Path | None], progress: Progress) -
     """The exports, then the baselines, whose archives are made here."""
     context, threads = bench.context, bench.threads
     for index, folder in enumerate(exports):
-        if folder is not None:
+        if folder is not None and find(folder)[0] != "coreml":
             yield Entry(_name(index), EXPORT, folder, context, threads)
     for name in bench.workload.baselines:
         source = Entry(name, name, bench.model, context, threads)
