@@ -18,14 +18,14 @@ class HfBackend:
 
     container = "hf"
 
-    def __init__(self, folder: Path, *, dtype: str, threads: int) -> None:
+    def __init__(self, folder: Path, *, dtype: str, threads: int, attention: str = "eager") -> None:
         torch.set_num_threads(threads)
         config = hf.read_config(folder)
         self.precision = precision(folder, config)
         self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
         self.tokenizer = hf.load_tokenizer(folder)
         self.template = chat.Template.of(self.tokenizer)
-        self.model = hf.load_model(folder, dtype)
+        self.model = hf.load_model(folder, dtype, attention=attention)
         # of the architecture: a quantized folder also holds scales and shapes
         self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)

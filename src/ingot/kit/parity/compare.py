@@ -54,7 +54,8 @@ def top1_agrees(export: Wide, source: Wide, tie: float) -> npt.NDArray[np.bool_]
 def kl(source: Wide, export: Wide) -> Wide:
     """KL(source‖export) in nats, row by row; what rounding leaves below zero is zero."""
     log_p, log_q = log_softmax(source), log_softmax(export)
-    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+    result: Wide = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+    return result
 
 
 def log_softmax(logits: Wide) -> Wide:

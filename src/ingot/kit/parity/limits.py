@@ -48,6 +48,8 @@ _COMPUTED: Mapping[str, Limits] = {
 _STORED: Mapping[str, Limits] = {
     # a 127th of the largest weight of a row: a relative error of about 1 % a matrix
     "int8": Limits(cosine=0.99, top1=0.9, kl=3e-2, layer=1e-1),
+    # inputs, too, and with one scale for all tokens of a call: a single large one leaves few steps to the others
+    "int8_dynamic": Limits(cosine=0.85, top1=0.5, kl=1.0, layer=4e-1),
     # a 7th of the largest weight of a block of 32: about 8 % a matrix
     "int4": Limits(cosine=0.85, top1=0.5, kl=1.0, layer=4e-1),
     # 2^bits values for a whole matrix, placed where its weights are
@@ -56,4 +58,30 @@ _STORED: Mapping[str, Limits] = {
     "palettized4": Limits(cosine=0.8, top1=0.4, kl=1.5, layer=5e-1),
 }
 
-LIMITS: Mapping[str, Limits] = {**_COMPUTED, **_STORED}
+#: llama.cpp on a CPU computes products of quantized weights with inputs rounded to 8 bits, in blocks of 32 or 256, and
+#: keeps keys and values in F16: measured with a file's own weights in fp32 on the other side.
+_LLAMA_CPP = Limits(cosine=0.95, top1=0.93, kl=3e-2, layer=0.25)
+
+#: GGUF files by their types (loss), as many bits as they have for a weight.
+_GGUF: Mapping[str, Limits] = {
+    **dict.fromkeys(("F32", "F16"), _COMPUTED["float16"]),
+    "BF16": _COMPUTED["bfloat16"],
+    "Q8_0": Limits(cosine=0.95, top1=0.9, kl=5e-2, layer=0.25),
+    **dict.fromkeys(
+        ("Q6_K", "Q5_K", "Q5_K_S", "Q5_K_M", "Q5_0", "Q5_1"), Limits(cosine=0.9, top1=0.7, kl=2e-1, layer=0.3)
+    ),
+    **dict.fromkeys(
+        ("Q4_K", "Q4_K_S", "Q4_K_M", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4"),
+        Limits(cosine=0.8, top1=0.5, kl=1.0, layer=0.5),
+    ),
+    **dict.fromkeys(
+        ("Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M"),
+        Limits(cosine=0.6, top1=0.3, kl=3.0, layer=0.7),
+    ),
+    **dict.fromkeys(
+        ("Q2_K", "Q2_K_S", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "TQ1_0", "TQ2_0"),
+        Limits(cosine=0.2, top1=0.05, kl=8.0, layer=1.5),
+    ),
+}
+
+LIMITS: Mapping[str, Limits] = {**_COMPUTED, **_STORED, **_GGUF, "llama.cpp": _LLAMA_CPP}

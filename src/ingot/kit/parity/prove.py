@@ -234,6 +234,7 @@ def _of_text(text: Positions) -> dict[str, float | int]:
     return {
         "tokens": len(text.kl),
         "cosine": float(text.cosine.min()),
+        "cosine_mean": float(text.cosine.mean()),
         "max_difference": float(text.difference.max()),
         "top1_agreement": float(text.agrees.mean()),
         "kl": float(text.kl.mean()),
