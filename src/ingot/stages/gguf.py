@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 from pydantic import BeforeValidator, Field
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage import (
+    Done,
+    Format,
+    Frozen,
+    Given,
+    Least,
+    Measure,
+    Metrics,
+    Progress,
+    Role,
+    Serving,
+    Source,
+    Stage,
+)
 from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorType, bits
 
 if TYPE_CHECKING:
@@ -125,10 +138,15 @@ class Gguf(Stage):
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """All weights in the smallest type that is asked for: the rules of a file type only ever take larger ones."""
-        if self.converter is not None:
-            return Least()
+        return Least() if self.converter is not None else inputs["model"].stored(self._least_bits())
+
+    def serving(self, model: Least) -> Serving:
+        """As llama.cpp runs it by default: keys and values in F16."""
+        return Serving.of(model, self._least_bits() if self.converter is None else 0, cached=2)
+
+    def _least_bits(self) -> float:
         named = (self.type, self.token_embedding_type, self.output_tensor_type, *(it.type for it in self.overrides))
-        return inputs["model"].stored(min(bits(name) for name in named if name is not None))
+        return min(bits(name) for name in named if name is not None)
 
     def windowed(self) -> bool:
         """Blocks flow into the file; another converter holds what it likes."""
