@@ -26,7 +26,7 @@ from tiny_llama import make_llama
 from ingot import registry
 from ingot.core.key import key_of
 from ingot.core.project import Project
-from ingot.kit.gguf.check import PROBES
+from ingot.kit.parity.probes import PROBES
 from ingot.version import __version__
 from projectkit import REPO, Sandbox
 from recordkit import append, audited, copied, object_of

@@ -13,13 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import vocabkit
 from ingot.errors import RefusedInput
-from ingot.kit.gguf import check, pretokenizers
+from ingot.kit.gguf import pretokenizers
 from ingot.kit.gguf.pretokenizers import RULES, Rule, byte_level_steps, rules_of
 from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.gguf.tokenizer import pre_tokenizer, write_tokenizer
 from ingot.kit.gguf.tokenizer_folder import Added, filler
 from ingot.kit.gguf.writer import i32s, text, texts
 from ingot.kit.hf import load_tokenizer
+from ingot.kit.parity.probes import PROBES
 
 #: Whether a token goes before or after a text is always written: the oldest of the files leave it to llama.cpp.
 _AROUND = {"tokenizer.ggml.add_bos_token": (None, False), "tokenizer.ggml.add_eos_token": (None, False)}
@@ -80,7 +81,7 @@ def test_a_real_vocabulary_both_ways(name: str, tmp_path: Path) -> None:
     with vocabkit.opened(path) as vocabulary:
         for words, ids in cases:
             assert vocabulary.ids(words) == ids, words
-        for words in check.PROBES:
+        for words in PROBES:
             rule = pretokenizers.rule_named(str(ours.get("tokenizer.ggml.pre")))
             if rule is None or rule.agrees_on(words):
                 assert vocabulary.ids(words) == tokenizer(words, add_special_tokens=False)["input_ids"], words
@@ -107,7 +108,7 @@ def test_other_vocabularies_are_refused_by_name(name: str, what: str, tmp_path: 
 @pytest.fixture(scope="module")
 def learned() -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
     """A vocabulary whose merges cross every border between words, so that each other split gives other ids."""
-    words = [probe for probe in check.PROBES if probe]
+    words = [probe for probe in PROBES if probe]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()

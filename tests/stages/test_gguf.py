@@ -16,10 +16,11 @@ from tiny_llama import make_llama
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.stage import Done, Given, Virtual, load_kind
 from ingot.errors import RefusedInput, StageFailed, StoreDamaged
-from ingot.kit.gguf import check, pretokenizers
+from ingot.kit.gguf import pretokenizers
 from ingot.kit.gguf.layout import Layout
 from ingot.kit.gguf.mixture import Wish
 from ingot.kit.gguf.reader import Gguf, read_gguf
+from ingot.kit.parity.probes import PROBES
 from quantref import quantize
 from stagekit import Recorder, digest_of, run_done, run_stage, stage_of
 
@@ -376,7 +377,7 @@ def test_chat_is_rendered_and_tokenized_as_in_training(tiny: Path, tmp_path: Pat
         assert token_ids(model, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert model.ends_turn(2)
         assert model.metadata("general.no_such_key") is None
-    assert metrics["probe_texts"].value == len(check.PROBES) + len(set(tokenizer.all_special_tokens)) + 1
+    assert metrics["probe_texts"].value == len(PROBES) + len(set(tokenizer.all_special_tokens)) + 1
 
 
 def test_sentencepiece_without_its_model_file(stories: Path, tmp_path: Path) -> None:

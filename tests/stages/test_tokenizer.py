@@ -13,7 +13,8 @@ from tokenizers import normalizers
 import vocabkit
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit import chat, hf, learn_tokenizer
-from ingot.kit.gguf import check, pretokenizers
+from ingot.kit.gguf import pretokenizers
+from ingot.kit.parity.probes import PROBES
 from stagekit import digest_of, run_stage, stage_of
 from tinymodels import dataset
 
@@ -126,7 +127,7 @@ def test_llama_cpp_gives_the_same_ids(data: Path, tmp_path: Path, split: str) ->
     rule = pretokenizers.rule_named(split)
     assert rule is not None
     with vocabkit.opened(vocabkit.written(folder, tmp_path / "vocabulary.gguf")) as vocabulary:
-        for text in [*check.PROBES, *some_texts(60)]:
+        for text in [*PROBES, *some_texts(60)]:
             if rule.agrees_on(text):
                 assert vocabulary.ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
         for text in ("a", "a<|tool|>b<|im_end|>\n"):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from ingot.errors import RefusedInput
 from ingot.kit.chat import Example, Row, Template
 
+if TYPE_CHECKING:
+    import torch
+
 #: Positions whose logits are in memory at once (positions x vocabulary x 4 bytes, per model).
 SEGMENT = 256
+
+#: What a model says of the next token: one logit for each token of its vocabulary, (vocabulary,).
+Next = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
@@ -46,13 +53,27 @@ class Backend(Protocol):
         """The text of token ids, special tokens left out."""
         ...
 
-    def prefill(self, ids: Sequence[int]) -> int:
-        """Forget everything, read a prompt in one go, return the likeliest next token."""
+    def prefill(self, ids: Sequence[int]) -> Next:
+        """Forget everything, read a prompt in one go, return the logits of the next token."""
         ...
 
-    def step(self, token: int) -> int:
-        """Append one token, return the likeliest next one."""
+    def step(self, token: int) -> Next:
+        """Append one token, return the logits of the next one."""
         ...
+
+
+def likeliest(row: Next) -> int:
+    """The token that greedy decoding takes; of equals the one with the lowest id."""
+    return int(row.argmax())
+
+
+def not_finite() -> RefusedInput:
+    """E-EVAL-NAN."""
+    return RefusedInput(
+        "E-EVAL-NAN",
+        "a model's logits are not finite numbers: its weights or its runtime are broken",
+        hint="build the model again, and let it compute in 'dtype: float32'",
+    )
 
 
 def segments(length: int, first: int) -> Iterator[tuple[int, int, range]]:

@@ -7,55 +7,33 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ingot.errors import IngotError, StageFailed
-from ingot.kit.chat import Template
 from ingot.kit.gguf.pretokenizers import Rule, rule_named
 from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.llama_cpp import Model, open_model
-
-#: Texts on which tokenizers differ: case, contractions, digits, spaces, line breaks, code, scripts, emoji, controls.
-PROBES = (
-    "Once upon a time there was a little girl.",
-    "",
-    " ",
-    "  two  spaces   three    four \t tab\t\ttabs",
-    "line\nline\n\nparagraph\r\nwindows\n   indented\n\n\n",
-    "I've you'll HE'S We'Ve don't 'quoted' \"double\" `code` ``x``",
-    "1 12 123 1234 12345 3.14159 1,000,000 0x1F 2026-11-21 ½ ² Ⅷ ٣",
-    'def f(x: int) -> str:\n    return f"{x!r:>10}"  # comment\n\nclass A(B, metaclass=C): ...\n',
-    "Grüße, naïve café – „Zitat“ … Ελληνικά Русский עברית العربية हिन्दी ไทย ភាសាខ្មែរ",
-    "日本語のテキスト。中文文本，한국어 텍스트",
-    "🚀 😶‍🌫️ 👩🏽‍🚀 🇺🇳 ✅🦙🦙 a\u0301 e\u0301\u0327",
-    "!!!??? ... -- --- ====== <<>> [](){} \\ / | ~ ^ @ # $ % & * _ + = ; :",
-    "https://example.org/a?b=c&d=%20#e  user@example.org  C:\\path\\file.txt",
-    "\u00a0nbsp\u2003em\u200bzero\ufeffbom \x07 bell \x7f",
-    "ALLCAPS mixedCase snake_case kebab-case x" * 2,
-)
-_TURNS = (
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is 4.\n"},
-    {"role": "user", "content": "Danke – and in  Python?\n```\nprint(2+2)\n```"},
-)
+from ingot.kit.parity.probes import PROBES, special_texts
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check measured: texts compared, tokens generated, seconds to open the file."""
+    """What the check measured: probe texts compared, rows compared, tokens generated, seconds to open the file."""
 
     texts: int
+    rows: int
     generated: int
     load_seconds: float
 
 
-def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True) -> Checked:
+def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True, rows: Sequence[str] = ()) -> Checked:
     """Open, tokenize, generate. StageFailed (E-GGUF-SELFCHECK) at the first difference.
 
     Weights that were let through although they are no numbers give logits that are none: then not ``finite``.
+    ``rows`` are texts of a data set, tokenized beside the probes and shown in no message.
     """
     start = time.perf_counter()
     try:
@@ -68,13 +46,16 @@ def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True)
     with model:
         seconds = time.perf_counter() - start
         texts = list(probe_texts(tokenizer, _rule_of(path)))
+        real = list(_comparable(rows, tokenizer, _rule_of(path)))
         for probe in texts:
-            _compare_ids(model, tokenizer, probe)
+            _compare_ids(model, tokenizer, probe, repr(probe))
+        for number, row in enumerate(real):
+            _compare_ids(model, tokenizer, row, f"number {number} of the held-out rows, by id, that can be compared")
         prompt = model.tokenize(PROBES[0], bos=True)
         tokens, numbers = model.greedy(prompt, 8)
         if finite and not numbers:
             raise StageFailed("E-GGUF-SELFCHECK", "the written GGUF gives logits that are not finite numbers")
-        return Checked(len(texts), len(tokens), seconds)
+        return Checked(len(texts), len(real), len(tokens), seconds)
 
 
 def probe_texts(tokenizer: Any, rule: Rule | None = None) -> Iterator[str]:
@@ -84,19 +65,15 @@ def probe_texts(tokenizer: Any, rule: Rule | None = None) -> Iterator[str]:
     that one drops, text right after a special token where only the start of a text gets a space in front, and
     characters around which llama.cpp's form of the splitting ``rule`` is another.
     """
+    return _comparable([*PROBES, *special_texts(tokenizer)], tokenizer, rule)
+
+
+def _comparable(texts: Sequence[str], tokenizer: Any, rule: Rule | None) -> Iterator[str]:
     tidy = _tidier(tokenizer)
-    texts = [*PROBES, *(_special_texts(tokenizer) if not _spaces_the_start_alone(tokenizer) else ())]
+    special: list[str] = tokenizer.all_special_tokens if _spaces_the_start_alone(tokenizer) else []
     for text in texts:
-        if rule is None or rule.agrees_on(text):
+        if (rule is None or rule.agrees_on(text)) and not any(token in text for token in special):
             yield tidy(text)
-
-
-def _special_texts(tokenizer: Any) -> Iterator[str]:
-    for token in sorted(tokenizer.all_special_tokens):
-        yield f"before{token}after"
-    template = Template.of(tokenizer)
-    if template.source is not None:
-        yield template.apply(_TURNS, add_generation_prompt=True)
 
 
 def _tidier(tokenizer: Any) -> Callable[[str], str]:
@@ -127,7 +104,7 @@ def _tidied(text: str) -> str:
     return re.sub(" +", " ", text).strip(" ")
 
 
-def _compare_ids(model: Model, tokenizer: Any, text: str) -> None:
+def _compare_ids(model: Model, tokenizer: Any, text: str, name: str) -> None:
     for bos in (False, True):
         found = model.tokenize(text, special=True, bos=bos)
         wanted = list(tokenizer(text, add_special_tokens=bos)["input_ids"])
@@ -138,7 +115,7 @@ def _compare_ids(model: Model, tokenizer: Any, text: str) -> None:
                 "E-GGUF-SELFCHECK",
                 "llama.cpp gives other token ids than the Hugging Face tokenizer",
                 facts=[
-                    f"text: {text!r}",
+                    f"text: {name}",
                     f"from token {at}: llama.cpp {found[at : at + 8]}, Hugging Face {wanted[at : at + 8]}",
                 ],
             )
