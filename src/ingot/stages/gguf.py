@@ -9,20 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 
-from ingot.core.stage import (
-    Device,
-    Done,
-    Format,
-    Given,
-    Least,
-    Measure,
-    Metrics,
-    Progress,
-    Role,
-    Serving,
-    Source,
-    Stage,
-)
+from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage_values import Serving
 from ingot.stages import _export
 from ingot.stages._export import Benchmark, Parity
 from ingot.stages._fields import absent
