@@ -95,6 +95,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),
     ("coreml", {"sequence_lengths": [16]}, "model", ()),
+    ("onnx", {}, "model", ()),
     ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),

@@ -48,6 +48,8 @@ _COMPUTED: Mapping[str, Limits] = {
 _STORED: Mapping[str, Limits] = {
     # a 127th of the largest weight of a row: a relative error of about 1 % a matrix
     "int8": Limits(cosine=0.99, top1=0.9, kl=3e-2, layer=1e-1),
+    # inputs, too, and with one scale for all tokens of a call: a single large one leaves few steps to the others
+    "int8_dynamic": Limits(cosine=0.85, top1=0.5, kl=1.0, layer=4e-1),
     # a 7th of the largest weight of a block of 32: about 8 % a matrix
     "int4": Limits(cosine=0.85, top1=0.5, kl=1.0, layer=4e-1),
     # 2^bits values for a whole matrix, placed where its weights are
