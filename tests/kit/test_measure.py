@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import measure
-from ingot.kit.backends import SEGMENT, segments
+from ingot.kit.backends import SEGMENT, Next, segments
 from ingot.kit.chat import Example, Row, Template
 from stagekit import Recorder
 
@@ -47,13 +48,13 @@ class Table:
     def text(self, ids: Sequence[int]) -> str:
         return "".join(map(str, ids))
 
-    def prefill(self, ids: Sequence[int]) -> int:
+    def prefill(self, ids: Sequence[int]) -> Next:
         self.calls.append(f"prefill {len(ids)}")
-        return 0
+        return np.zeros(3, np.float32)
 
-    def step(self, token: int) -> int:
+    def step(self, token: int) -> Next:
         self.calls.append("step")
-        return token
+        return np.zeros(3, np.float32)
 
 
 def table(*rows: Sequence[float]) -> Table:

@@ -74,6 +74,7 @@ SAMPLES: dict[str, Sample] = {
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
     "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
+    "onnx": Sample({"parity": {"texts": 2, "max_length": 16}}, {"model": "quantize"}),
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),

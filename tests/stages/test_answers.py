@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ingot.core.rederive import derive
 from ingot.errors import RefusedInput
 from ingot.kit import answers
+from ingot.kit.backends import Next
 from ingot.kit.bootstrap import share_interval
 from ingot.kit.chat import Example, Row, Template
 from ingot.kit.patterns import Matcher
@@ -57,14 +59,16 @@ class Scripted:
     def text(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def prefill(self, ids: Sequence[int]) -> int:
+    def prefill(self, ids: Sequence[int]) -> Next:
         self.left = [ord(char) for char in self.says[self.text(ids)]]
         return self.step(0)
 
-    def step(self, token: int) -> int:
+    def step(self, token: int) -> Next:
         del token
         self.steps += 1
-        return self.left.pop(0) if self.left else ord("…")
+        row = np.zeros(ord("…") + 1, np.float32)
+        row[self.left.pop(0) if self.left else ord("…")] = 1
+        return row
 
 
 @pytest.fixture(scope="module")

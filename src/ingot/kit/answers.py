@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, likeliest
 from ingot.kit.bootstrap import share_interval
 from ingot.kit.chat import Example, Row
 from ingot.kit.patterns import Matcher
@@ -98,12 +98,12 @@ def ask(
 def generate(backend: Backend, ids: Sequence[int], most: int) -> tuple[list[int], bool]:
     """At most ``most`` tokens of greedy decoding, and whether the model ended by itself; its end token is left out."""
     found: list[int] = []
-    token = backend.prefill(ids)
+    token = likeliest(backend.prefill(ids))
     while not backend.ends(token):
         found.append(token)
         if len(found) == most:
             return found, False
-        token = backend.step(token)
+        token = likeliest(backend.step(token))
     return found, True
 
 

@@ -8,7 +8,6 @@ computed in float32 from the logits that the runtime gives; sums over tokens are
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +16,10 @@ import torch
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, not_finite
 from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.chat import Example, Row
+from ingot.kit.runtime.timing import timed
 
 _NATS = "nats/token"
 
@@ -171,15 +171,6 @@ def _log(logits: torch.Tensor) -> torch.Tensor:
     return log
 
 
-def not_finite() -> RefusedInput:
-    """E-EVAL-NAN."""
-    return RefusedInput(
-        "E-EVAL-NAN",
-        "a model's logits are not finite numbers: its weights or its runtime are broken",
-        hint="build the model again, and let it compute in 'dtype: float32'",
-    )
-
-
 def _picked(log: torch.Tensor, targets: torch.Tensor) -> float:
     return float(log.gather(-1, targets[:, None]).double().sum())
 
@@ -263,19 +254,10 @@ def size(backend: Backend) -> dict[str, Metric]:
 
 def speed(backend: Backend, prompt: Sequence[int], generated: int, repeats: int) -> dict[str, Metric]:
     """Tokens a second of reading a prompt and of generating, apart; medians of ``repeats`` after one warm-up."""
-    prompts, generations = [], []
-    for index in range(repeats + 1):
-        begin = time.perf_counter()
-        token = backend.prefill(prompt)
-        middle = time.perf_counter()
-        # the warm-up of generation needs the first steps only
-        count = generated if index else min(generated, 4)
-        for _ in range(count):
-            token = backend.step(token)
-        end = time.perf_counter()
-        if index:
-            prompts.append(len(prompt) / (middle - begin))
-            generations.append(count / (end - middle))
+    timed(backend, prompt, min(generated, 4))  # the warm-up of generation needs the first steps only
+    runs = [timed(backend, prompt, generated) for _ in range(repeats)]
+    prompts = [len(prompt) / run.first for run in runs]
+    generations = [generated / sum(run.steps) for run in runs]
     how = f"batch 1, {backend.runtime}; median of the repeats, one warm-up left out"
     return {
         "prompt_tokens_per_second": Metric(

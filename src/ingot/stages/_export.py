@@ -1,19 +1,24 @@
-"""What all kinds that export share: how an export is proven equal to its source, and what is measured of that.
+"""What all kinds that export share: how an export is proven equal to its source and how its speed is measured.
 
 A kind gives its fields ``parity`` and its roles ``DATA``, lists ``PARITY_MEASURES`` among its measures, and in ``run``
-hands what it saved to ``kit.parity`` (its ``prove`` module shows how).
+hands what it saved to ``kit.parity`` (its ``prove`` module shows how). For the speed it has a field ``benchmark``,
+null by default, lists ``RUNTIME_MEASURES`` and hands what it built to ``with_speed``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from ingot.core.stage import Frozen, Measure, Role
+from ingot.core.stage import Done, Frozen, Given, Measure, Progress, Role
 
 if TYPE_CHECKING:
     from ingot.kit.parity.limits import Limits
+    from ingot.kit.runtime.figures import Measured
 
 #: The role that golden texts come from: the held-out rows of a data set.
 DATA = Role(accepts=("dataset",), optional=True)
@@ -34,6 +39,21 @@ EXECUTION_MEASURES = (
     Measure("execution_kl", "nats/token", "as execution_cosine"),
 )
 TOKENIZER_MEASURE = Measure("tokenizer_texts", "1")
+
+#: The metrics of a benchmark, of the export and (BASELINE) of what was measured beside it.
+RUNTIME_MEASURES = tuple(
+    Measure(f"{prefix}{name}", unit, when)
+    for prefix, when in (("", "with `benchmark`"), ("BASELINE_", "for each of `benchmark.baselines`"))
+    for name, unit in (
+        ("first_token_s", "s"),
+        ("token_p50_s", "s"),
+        ("token_p95_s", "s"),
+        ("token_p99_s", "s"),
+        ("prompt_tokens_per_second", "tokens/s"),
+        ("generation_tokens_per_second", "tokens/s"),
+        ("run_memory", "B"),
+    )
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -63,3 +83,54 @@ class Parity(Frozen):
 
         given = {"cosine": self.cosine, "top1": self.top1, "kl": self.kl, "max_difference": self.max_difference}
         return LIMITS[precision].but(**given)
+
+
+Baseline = Literal["transformers", "torchscript", "torch_export"]
+
+
+def _each_once(values: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names a baseline twice")
+    return values
+
+
+class Benchmark(Frozen):
+    """How fast an export answers and what memory it takes, side by side with what else runs the same model."""
+
+    prompt_tokens: int = Field(default=128, ge=2, le=131072, description="length of the prompt that is read at once")
+    generation_tokens: int = Field(default=32, ge=1, le=131072, description="tokens read one by one after the prompt")
+    repeats: int = Field(default=5, ge=1, le=1000, description="runs that are counted")
+    warmup: int = Field(default=1, ge=0, le=100, description="runs before them that are not")
+    baselines: Annotated[tuple[Baseline, ...], AfterValidator(_each_once)] = Field(
+        default=("transformers", "torchscript", "torch_export"),
+        description="what else runs the model that was exported, in float32, in the same minutes",
+    )
+
+    def measure(self, exports: Sequence[Path | None], model: Path, given: Given, progress: Progress) -> list[Measured]:
+        """What was measured of each export of ``model``, in their order; None: one that nothing here can run.
+
+        RefusedInput: E-BENCHMARK-CONTEXT; StageFailed: E-BENCHMARK.
+        """
+        from ingot.kit.runtime.measure import Bench, Workload, measure
+
+        return measure(Bench(Workload(**self.model_dump()), model, given.scratch, given.threads), exports, progress)
+
+
+def with_speed(
+    built: Sequence[tuple[Benchmark | None, Path | None, Done]], model: Path, given: Given, progress: Progress
+) -> list[Done]:
+    """What was built, each with its speed where its benchmark asks for it; those that ask for the same in one run.
+
+    ``built`` holds the benchmark, the export's folder (None: nothing here can run it) and what was measured so far;
+    ``model`` is the folder that all were made of.
+    """
+    found = [done for _, _, done in built]
+    for benchmark in dict.fromkeys(benchmark for benchmark, _, _ in built if benchmark is not None):
+        places = [index for index, (asked, _, _) in enumerate(built) if asked == benchmark]
+        measured = benchmark.measure([built[index][1] for index in places], model, given, progress)
+        for index, speed in zip(places, measured, strict=True):
+            metrics, notes = found[index].metrics, found[index].notes
+            found[index] = replace(
+                found[index], metrics={**metrics, **speed.metrics}, notes={**notes, "runtime": speed.notes}
+            )
+    return found

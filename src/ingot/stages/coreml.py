@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
 
 if TYPE_CHECKING:
     from ingot.kit.decoder.layers import Decoder
     from ingot.kit.decoder.shape import DecoderShape
 
 Length = Annotated[int, Field(ge=1, le=32768)]
+#: Bits of a weight, without scales.
+_BITS = {"float16": 16, "float32": 32, "int8": 8}
 
 
 class Coreml(Stage):
@@ -66,6 +68,14 @@ class Coreml(Stage):
                 f"weights: {self.weights} needs compute_precision: {self.weights} (Core ML keeps plain weights in it)"
             )
         return self
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights in the bits that are asked for."""
+        return inputs["model"].stored(_BITS[self.weights])
+
+    def serving(self, model: Least) -> Serving:
+        """See ``Stage``."""
+        return Serving.of(model, _BITS[self.weights])
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput: E-COREML-ARCH, E-COREML-LENGTH, E-COREML-TENSOR; StageFailed: E-COREML-SELFCHECK."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
 from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
-from ingot.stages._export import DATA, EXECUTION_MEASURES, PARITY_MEASURES, TOKENIZER_MEASURE, Parity
+from ingot.core.stage_values import Serving
+from ingot.stages import _export
+from ingot.stages._export import Benchmark, Parity
+from ingot.stages._fields import absent
 from ingot.stages._gguf_converter import Converter
 from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorType, bits
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
-    from ingot.kit.gguf.imatrix import Imatrix
-    from ingot.kit.parity.gguf import Checks
 
 
 class Gguf(Stage):
@@ -38,7 +39,7 @@ class Gguf(Stage):
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
         "imatrix": Role(accepts=("any", "imatrix"), optional=True),
-        "data": DATA,
+        "data": _export.DATA,
     }
     tools: ClassVar[tuple[str, ...]] = ("llama-cpp-python", "torch", "transformers")
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "gguf", "jinja2", "numpy", "safetensors")
@@ -61,8 +62,9 @@ class Gguf(Stage):
         Measure("reused_tensors", "1", "where tensors were copied from earlier results"),
         Measure("reused_bytes", "B", "as reused_tensors"),
         Measure("saved_s", "s", "as reused_tensors"),
-        *(it._replace(when="with the role `data`") for it in (*PARITY_MEASURES, TOKENIZER_MEASURE)),
-        *(it._replace(when="with the role `data`, of quantized types") for it in EXECUTION_MEASURES),
+        *(it._replace(when="with the role `data`") for it in (*_export.PARITY_MEASURES, _export.TOKENIZER_MEASURE)),
+        *(it._replace(when="with the role `data`, of quantized types") for it in _export.EXECUTION_MEASURES),
+        *_export.RUNTIME_MEASURES,
     )
 
     type: FileType = Field(description="The file type in llama.cpp's naming")
@@ -87,12 +89,13 @@ class Gguf(Stage):
     converter: Converter | None = Field(
         default=None, description="A converter for architectures that ingot does not know: {llama_cpp: PATH}"
     )
-
-    # Left out where it is not given, it is in no key that was there before it.
     parity: Parity | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
+        exclude_if=absent,
         description="How llama.cpp is compared with transformers on held-out rows of the role 'data'; null: by default",
+    )
+    benchmark: Benchmark | None = Field(
+        default=None, exclude_if=absent, description="How llama.cpp's speed and memory are measured; null: not at all"
     )
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -115,15 +118,20 @@ class Gguf(Stage):
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """With the role ``data``, the model in fp32, whose logits llama.cpp's are compared with."""
+        """The model in fp32, with the role ``data`` to compare llama.cpp's logits with, or as what else is timed."""
         del device
-        return 4 * inputs["model"].weights if "data" in inputs else 0
+        held = "data" in inputs or (self.benchmark is not None and self.benchmark.baselines)
+        return 4 * inputs["model"].weights if held else 0
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """All weights in the smallest type that is asked for: the rules of a file type only ever take larger ones."""
         if self.converter is not None:
             return Least()
         return inputs["model"].stored(bits(self.coarsest()))
+
+    def serving(self, model: Least) -> Serving:
+        """As llama.cpp runs it by default: keys and values in F16."""
+        return Serving.of(model, bits(self.coarsest()) if self.converter is None else 0, cached=2)
 
     def coarsest(self) -> str:
         """Of the types that are asked for, the one with the fewest bits."""
@@ -137,8 +145,8 @@ class Gguf(Stage):
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Write the file.
 
-        RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER, E-GGUF-ROWS, E-GGUF-IMATRIX, E-IMATRIX, E-NONFINITE,
-        E-GGUF-NONFINITE, E-DATASET-EMPTY; StageFailed: E-GGUF-SELFCHECK, E-PARITY, E-LLAMA-CPP, E-GGML.
+        RefusedInput: E-GGUF-*, E-IMATRIX, E-NONFINITE, E-DATASET-EMPTY, E-BENCHMARK-CONTEXT; StageFailed:
+        E-GGUF-SELFCHECK, E-PARITY, E-BENCHMARK, E-LLAMA-CPP, E-GGML.
         """
         return cast("Done", self.run_many([self], given, [out], progress)[0])
 
@@ -187,11 +195,12 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
     from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
-    given, flowed = _held(given, progress)
+    given, flowed = _held(stages, given, progress)
     weights, source = open_plain(given, progress, finite=finite)
     weights.passed |= flowed
     model_bytes = sum(slot.nbytes for slot in slots(weights))
@@ -209,27 +218,24 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
 
     reuse = Reuse(given.earlier, through(given, "model"))
     written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
-    checks = _checks(given, weights.folder, tokenizer, progress)
+    checks = Checks.of(given, weights.folder, tokenizer, progress)
     found = []
     for stage, item in zip(stages, written, strict=True):
         checked, proof = checks.run(item.sink.paths()[0], stage.coarsest(), stage.parity or Parity(), finite=finite)
         notes = {**figures.notes_of(item, form.layout.limits()), **({"dequantized_from": source} if source else {})}
         metrics = figures.of_written(item, weights, model_bytes, checked) | proof.metrics
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes | proof.notes, item.blocks))
-    return found
+    del checks  # and the model in it
+    wanted = [(stage.benchmark, out, done) for stage, out, done in zip(stages, outs, found, strict=True)]
+    return _export.with_speed(wanted, weights.folder, given, progress)
 
 
-def _held(given: Given, progress: Progress) -> tuple[Given, dict[str, Callable[[], Done]]]:
-    """With the role ``data`` a virtual model is written to scratch: what runs it in transformers holds it anyway."""
+def _held(stages: Sequence[Gguf], given: Given, progress: Progress) -> tuple[Given, dict[str, Callable[[], Done]]]:
+    """A virtual model that transformers is to run is written to scratch: what runs it holds it anyway."""
     from ingot.kit.stream.inputs import written
 
-    return written(given, "model", progress) if given.maybe("data") else (given, {})
-
-
-def _checks(given: Given, model: Path, tokenizer: Any, progress: Progress) -> Checks:
-    from ingot.kit.parity.gguf import Checks, Origin
-
-    return Checks(Origin(model, tokenizer, given.maybe("data"), given.scratch, given.threads), progress.phase)
+    run = given.maybe("data") is not None or any(stage.benchmark is not None for stage in stages)
+    return written(given, "model", progress) if run else (given, {})
 
 
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
@@ -238,19 +244,22 @@ def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done
     from ingot.kit.gguf.export import provenance
     from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
 
     conversion = Conversion(given, Snapshots(*given.sources[-3:]), stage.type, finite=not stage.allow_nonfinite)
     conversion.run(progress)
     facts = _facts(stage, conversion.digest) | {"converter": f"llama.cpp {conversion.identity}"}
     progress.phase(f"write {stage.type}")
     conversion.finish(out / "model.gguf", provenance(facts))
-    checks = _checks(given, conversion.model, load_tokenizer(conversion.model), progress)
+    checks = Checks.of(given, conversion.model, load_tokenizer(conversion.model), progress)
     finite, words = not stage.allow_nonfinite, stage.parity or Parity()
     checked, proof = checks.run(out / "model.gguf", stage.coarsest(), words, finite=finite)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
     metrics = figures.of_file(figures.Sizes(size, read, read, parameters), [info.type for info in tensors], checked)
-    return Done(metrics | proof.metrics, passed=conversion.passed, notes=proof.notes)
+    del checks
+    done = Done(metrics | proof.metrics, passed=conversion.passed, notes=proof.notes)
+    return _export.with_speed([(stage.benchmark, out, done)], conversion.model, given, progress)[0]
 
 
 def _facts(stage: Gguf, digest: str | None) -> dict[str, str | int | Sequence[str]]:
@@ -269,32 +278,23 @@ def _facts(stage: Gguf, digest: str | None) -> dict[str, str | int | Sequence[st
 def _product(stage: Gguf, given: Given, out: Path, source: str | None) -> Product:
     from ingot.core.digest import hash_file
     from ingot.kit.gguf.export import Product, provenance
+    from ingot.kit.gguf.imatrix import imatrix_file, read_imatrix
     from ingot.kit.gguf.mixture import Wish
 
-    matrix, path = _imatrix(stage, given)
+    place = given.maybe("imatrix") or (given.sources[0] if stage.imatrix is not None else None)
+    path = imatrix_file(place) if place is not None and place.is_dir() else place
     overrides = tuple((override.tensors, override.type) for override in stage.overrides)
     facts = _facts(stage, next(iter(given.digests.get("model", ())), None))
     facts |= {"model.dequantized_from": source} if source else {}
     facts |= {"overrides": [f"{pattern}={kind}" for pattern, kind in overrides]}
     facts |= {"imatrix.sha256": hash_file(path)[1]} if path else {}
-    wish = Wish(stage.type, matrix is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
+    wish = Wish(stage.type, path is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
     return Product(
         path=out / "model.gguf",
         wish=wish,
         provenance=provenance(facts),
-        imatrix=matrix,
+        imatrix=read_imatrix(path) if path else None,
         split_bytes=stage.split_bytes,
         strict=stage.strict,
         check=not stage.allow_nonfinite,
     )
-
-
-def _imatrix(stage: Gguf, given: Given) -> tuple[Imatrix | None, Path | None]:
-    from ingot.kit.gguf.imatrix import imatrix_file, read_imatrix
-
-    folder = given.maybe("imatrix")
-    if folder is None and stage.imatrix is None:
-        return None, None
-    place = folder if folder is not None else given.sources[0]
-    path = imatrix_file(place) if place.is_dir() else place
-    return read_imatrix(path), path

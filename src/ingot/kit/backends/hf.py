@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ingot.kit import chat, hf, layers
-from ingot.kit.backends import segments
+from ingot.kit.backends import Next, segments
 
 
 class HfBackend:
@@ -18,14 +18,14 @@ class HfBackend:
 
     container = "hf"
 
-    def __init__(self, folder: Path, *, dtype: str, threads: int) -> None:
+    def __init__(self, folder: Path, *, dtype: str, threads: int, attention: str = "eager") -> None:
         torch.set_num_threads(threads)
         config = hf.read_config(folder)
         self.precision = precision(folder, config)
         self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
         self.tokenizer = hf.load_tokenizer(folder)
         self.template = chat.Template.of(self.tokenizer)
-        self.model = hf.load_model(folder, dtype)
+        self.model = hf.load_model(folder, dtype, attention=attention)
         # of the architecture: a quantized folder also holds scales and shapes
         self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
@@ -59,19 +59,20 @@ class HfBackend:
             if kept:
                 yield output.logits[0].float()
 
-    def prefill(self, ids: Sequence[int]) -> int:
-        """Read a prompt into an empty cache; the likeliest next token."""
+    def prefill(self, ids: Sequence[int]) -> Next:
+        """Read a prompt into an empty cache; the logits of the next token."""
         self._cache = None
         return self._advance(ids)
 
-    def step(self, token: int) -> int:
-        """Append one token; the likeliest next one."""
+    def step(self, token: int) -> Next:
+        """Append one token; the logits of the next one."""
         return self._advance([token])
 
-    def _advance(self, ids: Sequence[int]) -> int:
+    def _advance(self, ids: Sequence[int]) -> Next:
         output = self._forward(ids, self._cache, 1, more=True)
         self._cache = output.past_key_values
-        return int(output.logits[0, -1].argmax())
+        row: Next = output.logits[0, -1].float().numpy()
+        return row
 
     def _forward(self, ids: Sequence[int], cache: Any, keep: torch.Tensor | int, *, more: bool) -> Any:
         with torch.inference_mode():

@@ -21,7 +21,7 @@ def build_decoder(shape: DecoderShape, tensors: Iterable[tuple[str, torch.Tensor
     if shape.tied:
         state.setdefault("lm_head.weight", state.get("embed_tokens.weight", torch.empty(0)))
     with torch.device("meta"):
-        module = Decoder(Plan(shape, form, _extras(state)))
+        module = Decoder(Plan(shape, form, extras_of(state)))
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -31,7 +31,8 @@ def build_decoder(shape: DecoderShape, tensors: Iterable[tuple[str, torch.Tensor
     return module
 
 
-def _extras(names: Iterable[str]) -> Extras:
+def extras_of(names: Iterable[str]) -> Extras:
+    """Which parts a checkpoint's layers have beyond Llama's, by the names of its tensors."""
     names = set(names)
     biased = {name for name in _PROJECTIONS if any(found.endswith(f".{name}.bias") for found in names)}
     return Extras(frozenset(biased), any(name.endswith(".self_attn.q_norm.weight") for name in names))

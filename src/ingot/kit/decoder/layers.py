@@ -26,11 +26,17 @@ class Cache(Protocol):
         ...
 
 
-def rope_tables(rope: Rope, head_dim: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (length, head_dim) for heads laid in two halves, as transformers has them."""
+def rope_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
+    """By what a position is multiplied to give the angles of a head's halves: (head_dim / 2) in fp32."""
     frequency = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     if (divisors := rope.divisors(head_dim)) is not None:
         frequency = frequency / torch.tensor(divisors, dtype=torch.float32, device="cpu")
+    return frequency
+
+
+def rope_tables(rope: Rope, head_dim: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (length, head_dim) for heads laid in two halves, as transformers has them."""
+    frequency = rope_frequencies(rope, head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), frequency)
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()

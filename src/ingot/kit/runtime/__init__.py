@@ -1,0 +1,1 @@
+"""How fast models answer and in what memory, each in its own process, side by side: timing, baselines, figures."""

@@ -1,0 +1,34 @@
+"""The runtimes by name: what a process opens and what it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ingot.kit.runtime.timing import Runner
+
+_DTYPE = "float32"
+
+
+def make_archive(name: str, model: Path, archive: Path, threads: int) -> None:
+    """Make what a baseline loads. StageFailed (E-BENCHMARK) where it computes something else than its source."""
+    from ingot.kit.runtime import archives
+
+    archives.make(name, model, archive, threads)
+
+
+def open_runner(name: str, path: Path, *, context: int, threads: int) -> tuple[Runner, str]:
+    """A runtime that holds a model, and in words what it is."""
+    if name == "export":
+        from ingot.kit.runtime.opening import find, load
+
+        container, found = find(path)
+        backend = load(container, found, dtype=_DTYPE, context=context, threads=threads)
+        return backend, backend.runtime
+    if name == "transformers":
+        from ingot.kit.backends.hf import HfBackend
+
+        model = HfBackend(path, dtype=_DTYPE, threads=threads, attention="sdpa")
+        return model, f"{model.runtime} with torch's own attention"
+    from ingot.kit.runtime import archives
+
+    return archives.open_archive(name, path, threads)
