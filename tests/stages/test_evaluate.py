@@ -279,7 +279,9 @@ def package(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_core_ml_is_not_run_and_says_so(package: Path, stories: Path, data: Path, tmp_path: Path) -> None:
     out, metrics = run_stage("evaluate", FAST, {"candidate": package, "data": data, "reference": stories}, tmp_path)
-    assert metrics["bytes"].value == sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    assert metrics["bytes"].value == sum(
+        path.stat().st_size for path in (package / "model.mlpackage").rglob("*") if path.is_file()
+    )
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
     assert set(evaluation["metrics"]) == {"bytes"}
