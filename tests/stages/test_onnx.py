@@ -161,8 +161,8 @@ def test_what_exporters_leave_behind_is_taken_out() -> None:
     [
         ({"precision": "float16"}, "float16", 2.0),
         ({"quantization": "int8"}, "uint8", 1.0),
-        ({"quantization": "int4", "opset": 20}, "uint8", 0.5),
-        ({"quantization": "int8_dynamic", "kv_cache": False}, "int8", 1.0),
+        ({"quantization": "int4"}, "uint8", 0.5),
+        ({"quantization": "int8_dynamic"}, "int8", 1.0),
     ],
     ids=["float16", "int8", "int4", "int8_dynamic"],
 )
