@@ -23,7 +23,6 @@ ALLOWED = {
     "kit": {"errors", "core", "kit"},
     "stages": {"errors", "core", "kit"},
     "registry": {"errors", "version", "core"},
-    "chat": {"errors", "core", "kit"},
     "view": {"errors", "version", "core", "view"},
 }
 HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -72,10 +70,7 @@ def test_the_adapter_helps_for_certain_and_the_gates_pass(built: Sandbox) -> Non
 
 
 def test_llama_cpp_chats_with_the_result(built: Sandbox) -> None:
-    model = built.root / "cache" / "latest" / SPEC / "gguf@Q8_0" / "model.gguf"
-    command = [sys.executable, "-m", "ingot.chat", str(model), "What is the capital of France?", "--tokens", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "Paris" in done.stdout
+    assert "Paris" in built.ok("chat", f"{SPEC}:gguf@Q8_0", "What is the capital of France?", "--tokens", "40")
 
 
 def test_no_artifact_holds_a_local_path(built: Sandbox) -> None:

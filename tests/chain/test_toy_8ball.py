@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,9 +166,7 @@ def test_the_whole_spec(tmp_path: Path) -> None:
     assert 550_000 < metric(sandbox, f"{SPEC}:student", "parameters")["value"] < 650_000
     assert metric(sandbox, f"{SPEC}:gguf@Q8_0", "fallback_tensors")["value"] == 0
     assert sandbox.json("audit")["ok"]
-    model = sandbox.root / "cache" / "latest" / SPEC / "gguf@Q8_0" / "model.gguf"
-    command = [sys.executable, "-m", "ingot.chat", str(model), "Will I win a prize next month?"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
+    said = sandbox.ok("chat", f"{SPEC}:gguf@Q8_0", "Will I win a prize next month?").strip()
     text = (sandbox.root / "specs" / f"{SPEC}.yaml").read_text()
     answers = text.partition("affirmative:")[2].partition("noncommittal:")[0]
     assert said in answers, said

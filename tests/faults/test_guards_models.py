@@ -95,6 +95,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("imatrix", {"documents": 4, "context": 32}, "model", ("calibration",)),
     ("lora_gguf", {}, "model", ("adapter",)),
     ("coreml", {"sequence_lengths": [16]}, "model", ()),
+    ("onnx", {}, "model", ()),
     ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
@@ -193,7 +194,7 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
         with pytest.raises(RefusedInput) as caught:
             run_stage(kind, {}, inputs, tmp_path, name=kind)
         assert caught.value.code.startswith("E-GGUF-")
-    chat = [sys.executable, "-m", "ingot.chat", str(bad / "model.gguf"), "hello"]
+    chat = [sys.executable, "-m", "doit", "chat", str(bad / "model.gguf"), "hello"]
     done = subprocess.run(chat, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(caught.value.code)

@@ -72,7 +72,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
-    "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
+    "gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "data": "dataset"}),
     "coreml": Sample(
         {
             "sequence_lengths": [16],
@@ -84,6 +84,7 @@ SAMPLES: dict[str, Sample] = {
         },
         {"model": "quantize", "data": "dataset"},
     ),
+    "onnx": Sample({"parity": {"texts": 2, "max_length": 16}}, {"model": "quantize"}),
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),

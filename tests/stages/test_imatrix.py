@@ -15,13 +15,13 @@ from tiny_llama import make_llama
 
 from ingot.core.stage import load_kind
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit.gguf import collect
-from ingot.kit.gguf.collect import GgmlTensor, product_op
+from ingot.kit.gguf import collect, watch
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.imatrix import Entry, Imatrix, imatrix_file, read_imatrix, write_imatrix
 from ingot.kit.gguf.mixture import Wish
 from ingot.kit.gguf.reader import read_gguf
 from ingot.kit.gguf.types import FILE_TYPES
+from ingot.kit.gguf.watch import GgmlTensor, product_op
 from ingot.stages.imatrix import Imatrix as ImatrixKind
 from ingot.stages.imatrix import cut
 from quantref import quantize
@@ -103,14 +103,14 @@ def _far(matrix: Imatrix, wanted: dict[str, Any]) -> list[str]:
 
 def test_a_wrong_sum_is_noticed(wide: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison with transformers has teeth."""
-    right = collect.Collector._add
+    right = collect.Collector.see
 
     def wrong(self: collect.Collector, node: GgmlTensor) -> None:
         right(self, node)
         name = GgmlTensor.from_address(node.src[0]).name.decode()
         self.sums[name] = self.sums[name] * 1.02
 
-    monkeypatch.setattr(collect.Collector, "_add", wrong)
+    monkeypatch.setattr(collect.Collector, "see", wrong)
     out, _ = run_stage("imatrix", {"context": CONTEXT}, {"model": wide, "calibration": data}, tmp_path)
     wanted = _seen_by_transformers(wide, _texts(wide, data, tmp_path))
     assert _far(read_imatrix(out / "imatrix.gguf"), wanted)
@@ -268,7 +268,7 @@ def test_an_error_in_the_callback_ends_the_run(
     def broken(self: collect.Collector, _node: GgmlTensor) -> None:
         raise StageFailed("E-IMATRIX", "planted")
 
-    monkeypatch.setattr(collect.Collector, "_add", broken)
+    monkeypatch.setattr(collect.Collector, "see", broken)
     with pytest.raises(StageFailed, match="planted"):
         run_stage("imatrix", {"context": CONTEXT}, {"model": wide, "calibration": data}, tmp_path)
 
@@ -281,7 +281,7 @@ class _Moved(ctypes.Structure):
 
 def test_another_layout_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert product_op(ggml().library) > 0
-    monkeypatch.setattr(collect, "GgmlTensor", _Moved)
+    monkeypatch.setattr(watch, "GgmlTensor", _Moved)
     with pytest.raises(StageFailed, match="laid out otherwise") as caught:
         product_op(ggml().library)
     assert caught.value.code == "E-GGML"

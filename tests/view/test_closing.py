@@ -106,18 +106,11 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
     run.target("s:gguf@Q8_0", "gguf", fate="fresh")
     run.target("s:gguf@Q4_0", "gguf")
     run.target("s:report", "report", files=("report.json",))
-    model = "cache/latest/s/gguf@Q4_0/model.gguf"
     assert run.page()[-3:] == [
         "what was measured, and how  doit show s:report",
         "how it came to be           doit history s",
-        f'chat with it                python -m ingot.chat {model} "What is the capital of France?"',
+        'chat with it                doit chat s:gguf@Q4_0 "What is the capital of France?"',
     ]
-
-
-@pytest.mark.usefixtures("llama")
-def test_one_chats_with_the_first_part_of_a_split_model(run: Run) -> None:
-    run.target("s:gguf", "gguf", files=("model-00002-of-00002.gguf", "model-00001-of-00002.gguf"))
-    assert " cache/latest/s/gguf/model-00001-of-00002.gguf " in run.page()[-1]
 
 
 @pytest.mark.usefixtures("llama")
@@ -139,7 +132,7 @@ def test_what_is_made_from_templates_is_asked_a_question_of_them(run: Run, promp
     templates = {"count": 1, "seed": 0, "slots": slots, "cases": {"only": case}, "apart": []}
     run.target("s:data", "dataset", params={"sources": [{"path": None, "templates": templates}]})
     run.target("s:gguf", "gguf")
-    assert run.page()[-1].endswith(f"model.gguf {asked}")
+    assert run.page()[-1].endswith(f"doit chat s:gguf {asked}")
 
 
 def test_without_llama_cpp_nobody_is_sent_to_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

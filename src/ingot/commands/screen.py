@@ -41,6 +41,11 @@ class Screen:
         """One line of text."""
         self._stream.write(text + "\n")
 
+    def piece(self, text: str) -> None:
+        """A part of a line, seen at once."""
+        self._stream.write(text)
+        self._stream.flush()
+
     def text(self, text: str) -> None:
         """Lines of text, wrapped on a terminal between words; what goes on is indented."""
         import textwrap

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ingot.core import checkpoints, disk, filesystems, gates, prices
+from ingot.core import checkpoints, disk, filesystems, gates, prices, procfs
 from ingot.core.checkpoints import Kept
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
@@ -67,7 +67,7 @@ class Project:
     @property
     def threads(self) -> int:
         """The number of threads that a stage uses: the processors this process may run on."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return procfs.processors()
 
     def node(self, name: str) -> Node:
         """A target by its id ``spec:name``; UsageError (E-TARGET) with the nearest names."""

@@ -69,6 +69,13 @@ def _coreml(receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
     return {"bytes": size} | ({"bits_per_weight": 8 * size / parameters} if parameters else {})
 
 
+def _onnx(receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """The model's size, and bits a weight by the parameters that were recorded."""
+    size = sum(size for name, size in _sizes(folder).items() if name in ("model.onnx", "model.onnx.data"))
+    parameters = receipt["metrics"].get("parameters", {}).get("value")
+    return {"bytes": size} | ({"bits_per_weight": 8 * size / parameters} if parameters else {})
+
+
 def _convert(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
     facts = facts_of(folder)
     result: Derived = {"parameters": facts.elements, "tensors": len(facts.tensors), "weight_bytes": facts.weight_bytes}
@@ -218,6 +225,7 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "gguf": _gguf,
     "lora_gguf": _lora_gguf,
     "merge": _merge,
+    "onnx": _onnx,
     "pack": _pack,
     "prune": _prune,
     "quantize": _quantize,

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -80,6 +81,8 @@ class Bounded:
 def serve(answer: Callable[..., Mapping[str, Any]]) -> None:
     """Answer each line of standard input with one on standard output; the argument is the CPU time of each."""
     seconds = int(sys.argv[1])
+    # Ctrl-C is heard by every process of a terminal; this one ends when there is nobody left to ask it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     for line in sys.stdin.buffer:

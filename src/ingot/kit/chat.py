@@ -74,12 +74,18 @@ def render(row: Row, template: Template) -> tuple[str, str]:
     """
     row = answered(row)
     if "messages" in row:
-        messages = row["messages"]
-        prompt = template.apply(messages[:-1], add_generation_prompt=True)
-        return prompt, template.apply(messages)
+        return prompt_of(row, template), template.apply(row["messages"])
     if "prompt" in row:
         return row["prompt"], f"{row['prompt']}{row['completion']}{template.eos}"
     return "", row["text"]
+
+
+def prompt_of(row: Row, template: Template) -> str:
+    """The text of what a row asks: in chat rows all but the last turn, whatever that one says."""
+    row = answered(row)
+    if "messages" in row:
+        return template.apply(row["messages"][:-1], add_generation_prompt=True)
+    return str(row.get("prompt", ""))
 
 
 def special_tokens(row: Row) -> bool:
@@ -129,8 +135,7 @@ def encode(tokenizer: Any, row: Row, *, max_length: int) -> Example:
 
 def encode_prompt(tokenizer: Any, row: Row) -> list[int]:
     """Token ids of what a row asks, ready to be answered."""
-    prompt, _ = render(row, Template.of(tokenizer))
-    return _without_end(_tokenize(tokenizer, row)(prompt), tokenizer)
+    return _without_end(_tokenize(tokenizer, row)(prompt_of(row, Template.of(tokenizer))), tokenizer)
 
 
 def _tokenize(tokenizer: Any, row: Row) -> Callable[[str], list[int]]:

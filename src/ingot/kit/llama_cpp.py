@@ -30,6 +30,7 @@ class _Log:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.silent = False
         self._level = 0
         self.callback = llama_cpp.llama_log_callback(self._write)
 
@@ -37,7 +38,8 @@ class _Log:
         self._level = self._level if level == _CONTINUED else level
         if self._level in {_WARN, _ERROR}:
             line = message.decode("utf-8", "replace")
-            sys.stderr.write(line)
+            if not self.silent:
+                sys.stderr.write(line)
             self.lines = [*self.lines, line.strip()][-5:]
 
     def install(self) -> None:
@@ -46,6 +48,11 @@ class _Log:
 
 
 _LOG = _Log()
+
+
+def silence() -> None:
+    """Write nothing of llama.cpp's log any more; error messages hold the end of it all the same."""
+    _LOG.silent = True
 
 
 class Model:

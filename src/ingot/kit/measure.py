@@ -16,7 +16,7 @@ import torch
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, not_finite
 from ingot.kit.bootstrap import ratio_interval
 from ingot.kit.chat import Example, Row
 from ingot.kit.runtime.timing import timed
@@ -169,15 +169,6 @@ def _log(logits: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(log).all():
         raise not_finite()
     return log
-
-
-def not_finite() -> RefusedInput:
-    """E-EVAL-NAN."""
-    return RefusedInput(
-        "E-EVAL-NAN",
-        "a model's logits are not finite numbers: its weights or its runtime are broken",
-        hint="build the model again, and let it compute in 'dtype: float32'",
-    )
 
 
 def _picked(log: torch.Tensor, targets: torch.Tensor) -> float:

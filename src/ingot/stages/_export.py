@@ -2,18 +2,19 @@
 
 A kind gives its fields ``parity`` and its roles ``DATA``, lists ``PARITY_MEASURES`` among its measures, and in ``run``
 hands what it saved to ``kit.parity`` (its ``prove`` module shows how). For the speed it has a field ``benchmark``,
-null by default, lists ``RUNTIME_MEASURES`` and calls ``Benchmark.measure``.
+null by default, lists ``RUNTIME_MEASURES`` and hands what it built to ``with_speed``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ingot.core.stage import Frozen, Given, Measure, Progress, Role
+from ingot.core.stage import Done, Frozen, Given, Measure, Progress, Role
 
 if TYPE_CHECKING:
     from ingot.kit.parity.limits import Limits
@@ -113,3 +114,23 @@ class Benchmark(Frozen):
         from ingot.kit.runtime.measure import Bench, Workload, measure
 
         return measure(Bench(Workload(**self.model_dump()), model, given.scratch, given.threads), exports, progress)
+
+
+def with_speed(
+    built: Sequence[tuple[Benchmark | None, Path | None, Done]], model: Path, given: Given, progress: Progress
+) -> list[Done]:
+    """What was built, each with its speed where its benchmark asks for it; those that ask for the same in one run.
+
+    ``built`` holds the benchmark, the export's folder (None: nothing here can run it) and what was measured so far;
+    ``model`` is the folder that all were made of.
+    """
+    found = [done for _, _, done in built]
+    for benchmark in dict.fromkeys(benchmark for benchmark, _, _ in built if benchmark is not None):
+        places = [index for index, (asked, _, _) in enumerate(built) if asked == benchmark]
+        measured = benchmark.measure([built[index][1] for index in places], model, given, progress)
+        for index, speed in zip(places, measured, strict=True):
+            metrics, notes = found[index].metrics, found[index].notes
+            found[index] = replace(
+                found[index], metrics={**metrics, **speed.metrics}, notes={**notes, "runtime": speed.notes}
+            )
+    return found

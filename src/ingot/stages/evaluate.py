@@ -110,12 +110,13 @@ class Evaluate(Settings, Stage):
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     produces: ClassVar[Format] = "evaluation"
     inputs: ClassVar[Mapping[str, Role]] = {
-        "candidate": Role(("hf", "gguf", "coreml")),
+        "candidate": Role(("hf", "gguf", "coreml", "onnx")),
         "data": Role(("dataset",)),
         "reference": Role(("hf",), optional=True),
     }
     tools: ClassVar[tuple[str, ...]] = (
-        "compressed-tensors", "gguf", "jinja2", "llama-cpp-python", "numpy", "safetensors", "torch", "transformers",
+        "compressed-tensors", "gguf", "jinja2", "llama-cpp-python", "numpy", "onnx", "onnxruntime", "safetensors",
+        "torch", "transformers",
     )  # fmt: skip
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")

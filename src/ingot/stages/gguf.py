@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage_values import Serving
+from ingot.stages import _export
+from ingot.stages._export import Benchmark, Parity
+from ingot.stages._fields import absent
+from ingot.stages._gguf_converter import Converter
 from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorType, bits
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
-    from ingot.kit.gguf.imatrix import Imatrix
-
-
-class Checkout(Frozen):
-    """What of a llama.cpp checkout makes a GGUF: the converter, its package and gguf-py. Only their content counts."""
-
-    script: Source
-    conversion: Source
-    gguf: Source
-
-
-def _checkout(value: object) -> object:
-    """``llama_cpp: PATH`` is written as a folder; the resolved spec holds the parts that are read."""
-    if isinstance(value, str):
-        root = value.rstrip("/")
-        parts = {"script": "convert_hf_to_gguf.py", "conversion": "conversion/**/*.py", "gguf": "gguf-py/gguf/**/*.py"}
-        return Checkout(**{name: Source(path=f"{root}/{path}") for name, path in parts.items()})
-    if isinstance(value, dict):
-        return Checkout(**{name: Source.model_validate(part) for name, part in value.items()})
-    return value
-
-
-class Converter(Frozen):
-    """Another converter than ingot's own."""
-
-    llama_cpp: Annotated[Checkout, BeforeValidator(_checkout, json_schema_input_type=str)] = Field(
-        description="a llama.cpp checkout in the project, whose convert_hf_to_gguf.py is run"
-    )
 
 
 class Gguf(Stage):
@@ -52,7 +29,8 @@ class Gguf(Stage):
     back to. A quantized checkpoint (compressed-tensors, bitsandbytes) is dequantized. The file's metadata says what it
     was made of (``ingot.*``: nothing that is not in the target's key). Quantized tensors that an earlier result holds,
     made of the same bytes in the same way, are copied from it. Before it ends, llama.cpp opens the file, gives the
-    token ids of the Hugging Face tokenizer on probe texts, and generates.
+    token ids of the Hugging Face tokenizer on probe texts, and generates. With the role ``data`` it also gives the
+    logits that transformers gives on held-out rows, within limits that the type explains (``docs/parity.md``).
     """
 
     kind: ClassVar[str] = "gguf"
@@ -61,6 +39,7 @@ class Gguf(Stage):
     inputs: ClassVar[Mapping[str, Role]] = {
         "model": Role(accepts=("hf",)),
         "imatrix": Role(accepts=("any", "imatrix"), optional=True),
+        "data": _export.DATA,
     }
     tools: ClassVar[tuple[str, ...]] = ("llama-cpp-python", "torch", "transformers")
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "gguf", "jinja2", "numpy", "safetensors")
@@ -83,6 +62,9 @@ class Gguf(Stage):
         Measure("reused_tensors", "1", "where tensors were copied from earlier results"),
         Measure("reused_bytes", "B", "as reused_tensors"),
         Measure("saved_s", "s", "as reused_tensors"),
+        *(it._replace(when="with the role `data`") for it in (*_export.PARITY_MEASURES, _export.TOKENIZER_MEASURE)),
+        *(it._replace(when="with the role `data`, of quantized types") for it in _export.EXECUTION_MEASURES),
+        *_export.RUNTIME_MEASURES,
     )
 
     type: FileType = Field(description="The file type in llama.cpp's naming")
@@ -107,6 +89,14 @@ class Gguf(Stage):
     converter: Converter | None = Field(
         default=None, description="A converter for architectures that ingot does not know: {llama_cpp: PATH}"
     )
+    parity: Parity | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="How llama.cpp is compared with transformers on held-out rows of the role 'data'; null: by default",
+    )
+    benchmark: Benchmark | None = Field(
+        default=None, exclude_if=absent, description="How llama.cpp's speed and memory are measured; null: not at all"
+    )
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """One importance matrix at most, and one where the type cannot be without."""
@@ -120,15 +110,36 @@ class Gguf(Stage):
             for name in ("overrides", "token_embedding_type", "output_tensor_type", "imatrix", "split_bytes", "strict"):
                 if getattr(self, name) or name in roles:
                     yield name, "a file that another converter makes is quantized as llama.cpp does by itself"
+        if self.parity is not None and "data" not in roles:
+            yield "parity", "is measured on held-out rows: give the role 'data'"
+        if self.allow_nonfinite and "data" in roles:
+            yield "allow_nonfinite", "a model with weights that are not finite has no logits to compare"
         if self.allow_nonfinite and self.type not in PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The model in fp32, with the role ``data`` to compare llama.cpp's logits with, or as what else is timed."""
+        del device
+        held = "data" in inputs or (self.benchmark is not None and self.benchmark.baselines)
+        return 4 * inputs["model"].weights if held else 0
+
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """All weights in the smallest type that is asked for: the rules of a file type only ever take larger ones."""
-        if self.converter is not None:
-            return Least()
-        named = (self.type, self.token_embedding_type, self.output_tensor_type, *(it.type for it in self.overrides))
-        return inputs["model"].stored(min(bits(name) for name in named if name is not None))
+        return Least() if self.converter is not None else inputs["model"].stored(bits(self.coarsest()))
+
+    def serving(self, model: Least) -> Serving:
+        """As llama.cpp runs it by default: keys and values in F16."""
+        return Serving.of(model, bits(self.coarsest()) if self.converter is None else 0, cached=2)
+
+    def coarsest(self) -> str:
+        """Of the types that are asked for, the one with the fewest bits."""
+        named = (self.type, *(it.type for it in self.overrides), self.token_embedding_type, self.output_tensor_type)
+        return min((name for name in named if name is not None), key=bits)
+
+    @property
+    def words(self) -> Parity:
+        """How it is compared, the defaults filled in."""
+        return self.parity or Parity()
 
     def windowed(self) -> bool:
         """Blocks flow into the file; another converter holds what it likes."""
@@ -137,8 +148,8 @@ class Gguf(Stage):
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Write the file.
 
-        RefusedInput: E-GGUF-ARCH, E-GGUF-TENSOR, E-GGUF-TOKENIZER, E-GGUF-ROWS, E-GGUF-IMATRIX, E-IMATRIX, E-NONFINITE,
-        E-GGUF-NONFINITE; StageFailed: E-GGUF-SELFCHECK, E-LLAMA-CPP, E-GGML.
+        RefusedInput: E-GGUF-*, E-IMATRIX, E-NONFINITE, E-DATASET-EMPTY, E-BENCHMARK-CONTEXT; StageFailed:
+        E-GGUF-SELFCHECK, E-PARITY, E-BENCHMARK, E-LLAMA-CPP, E-GGML.
         """
         return cast("Done", self.run_many([self], given, [out], progress)[0])
 
@@ -183,19 +194,22 @@ def _reusing(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progres
 def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress: Progress) -> list[Done]:
     from ingot.core.digest import tree_digest
     from ingot.kit.gguf import figures
-    from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import Reuse, export
     from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
     from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
+    given, flowed = _held(stages, given, progress)
     weights, source = open_plain(given, progress, finite=finite)
+    weights.passed |= flowed
     model_bytes = sum(slot.nbytes for slot in slots(weights))
     tokenizer = load_tokenizer(weights.folder)
     form = form_of(weights, tokenizer)
+    checks = Checks.of(given, weights.folder, tokenizer, [stage.words for stage in stages], progress)
     products = [_product(stage, given, out, source) for stage, out in zip(stages, outs, strict=True)]
     progress.phase(f"write {', '.join(stage.type for stage in stages)}")
 
@@ -209,35 +223,43 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     reuse = Reuse(given.earlier, through(given, "model"))
     written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
     found = []
-    for item in written:
-        progress.phase("check with llama.cpp")
-        checked = check_gguf(item.sink.paths()[0], tokenizer, threads=given.threads, finite=finite)
+    for stage, item in zip(stages, written, strict=True):
+        checked, proof = checks.run(item.sink.paths()[0], stage.coarsest(), stage.words, finite=finite)
         notes = {**figures.notes_of(item, form.layout.limits()), **({"dequantized_from": source} if source else {})}
-        metrics = figures.of_written(item, weights, model_bytes, checked)
-        found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes, item.blocks))
-    return found
+        metrics = figures.of_written(item, weights, model_bytes, checked) | proof.metrics
+        found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes | proof.notes, item.blocks))
+    wanted = [(stage.benchmark, out, done) for stage, out, done in zip(stages, outs, found, strict=True)]
+    return _export.with_speed(wanted, weights.folder, given, progress)
+
+
+def _held(stages: Sequence[Gguf], given: Given, progress: Progress) -> tuple[Given, dict[str, Callable[[], Done]]]:
+    """A virtual model that transformers is to run is written to scratch: what runs it holds it anyway."""
+    from ingot.kit.stream.inputs import written
+
+    run = given.maybe("data") is not None or any(stage.benchmark is not None for stage in stages)
+    return written(given, "model", progress) if run else (given, {})
 
 
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
     """The file that a llama.cpp checkout makes; its input is verified and the file checked as our own is."""
     from ingot.kit.gguf import figures
-    from ingot.kit.gguf.check import check_gguf
     from ingot.kit.gguf.export import provenance
     from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
 
     conversion = Conversion(given, Snapshots(*given.sources[-3:]), stage.type, finite=not stage.allow_nonfinite)
     conversion.run(progress)
     facts = _facts(stage, conversion.digest) | {"converter": f"llama.cpp {conversion.identity}"}
     progress.phase(f"write {stage.type}")
     conversion.finish(out / "model.gguf", provenance(facts))
-    progress.phase("check with llama.cpp")
-    tokenizer, finite = load_tokenizer(conversion.model), not stage.allow_nonfinite
-    checked = check_gguf(out / "model.gguf", tokenizer, threads=given.threads, finite=finite)
+    checks = Checks.of(given, conversion.model, load_tokenizer(conversion.model), [stage.words], progress)
+    checked, proof = checks.run(out / "model.gguf", stage.coarsest(), stage.words, finite=not stage.allow_nonfinite)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
     metrics = figures.of_file(figures.Sizes(size, read, read, parameters), [info.type for info in tensors], checked)
-    return Done(metrics, passed=conversion.passed)
+    done = Done(metrics | proof.metrics, passed=conversion.passed, notes=proof.notes)
+    return _export.with_speed([(stage.benchmark, out, done)], conversion.model, given, progress)[0]
 
 
 def _facts(stage: Gguf, digest: str | None) -> dict[str, str | int | Sequence[str]]:
@@ -256,32 +278,23 @@ def _facts(stage: Gguf, digest: str | None) -> dict[str, str | int | Sequence[st
 def _product(stage: Gguf, given: Given, out: Path, source: str | None) -> Product:
     from ingot.core.digest import hash_file
     from ingot.kit.gguf.export import Product, provenance
+    from ingot.kit.gguf.imatrix import imatrix_file, read_imatrix
     from ingot.kit.gguf.mixture import Wish
 
-    matrix, path = _imatrix(stage, given)
+    place = given.maybe("imatrix") or (given.sources[0] if stage.imatrix is not None else None)
+    path = imatrix_file(place) if place is not None and place.is_dir() else place
     overrides = tuple((override.tensors, override.type) for override in stage.overrides)
     facts = _facts(stage, next(iter(given.digests.get("model", ())), None))
     facts |= {"model.dequantized_from": source} if source else {}
     facts |= {"overrides": [f"{pattern}={kind}" for pattern, kind in overrides]}
     facts |= {"imatrix.sha256": hash_file(path)[1]} if path else {}
-    wish = Wish(stage.type, matrix is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
+    wish = Wish(stage.type, path is not None, overrides, stage.token_embedding_type, stage.output_tensor_type)
     return Product(
         path=out / "model.gguf",
         wish=wish,
         provenance=provenance(facts),
-        imatrix=matrix,
+        imatrix=read_imatrix(path) if path else None,
         split_bytes=stage.split_bytes,
         strict=stage.strict,
         check=not stage.allow_nonfinite,
     )
-
-
-def _imatrix(stage: Gguf, given: Given) -> tuple[Imatrix | None, Path | None]:
-    from ingot.kit.gguf.imatrix import imatrix_file, read_imatrix
-
-    folder = given.maybe("imatrix")
-    if folder is None and stage.imatrix is None:
-        return None, None
-    place = folder if folder is not None else given.sources[0]
-    path = imatrix_file(place) if place.is_dir() else place
-    return read_imatrix(path), path

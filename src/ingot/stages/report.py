@@ -21,7 +21,7 @@ class Report(Settings, Stage):
     inputs: ClassVar[Mapping[str, Role]] = {
         "data": Role(("dataset",)),
         "reference": Role(("hf",), optional=True),
-        "candidates": Role(("hf", "gguf", "coreml"), many=True),
+        "candidates": Role(("hf", "gguf", "coreml", "onnx"), many=True),
         "evaluations": Role(("evaluation",), many=True, optional=True),
     }
     measures: ClassVar[tuple[Measure, ...]] = (

@@ -145,14 +145,6 @@ def artifact_path(session: Session, node: Node) -> str:
     return f"{folder}/"
 
 
-def _model_path(session: Session, node: Node) -> str:
-    """The file that llama.cpp is to open: of a GGUF in parts the first, which names the others."""
-    path = artifact_path(session, node)
-    if not path.endswith("/"):
-        return path
-    return path + min(str(file["path"]) for file in session.outcomes[node.id].receipt["files"])
-
-
 def _next(session: Session, board: Board) -> Iterator[Line]:
     commands = list(_commands(session, board))
     if not commands:
@@ -178,9 +170,8 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
         yield "how it came to be", f"doit history {shlex.quote(node.spec)}"
     models = [node for node in changed if node.kind == "gguf"] or [node for node in at_hand if node.kind == "gguf"]
     if models and tool_version("llama-cpp-python") != NOT_INSTALLED:
-        path = shlex.quote(_model_path(session, models[0]))
         question = _question(session.project.nodes.values(), models[0].spec)
-        yield "chat with it", f"python -m ingot.chat {path} {_quoted(question)}"
+        yield "chat with it", f"doit chat {shlex.quote(models[0].id)} {_quoted(question)}"
 
 
 def _others(session: Session, board: Board) -> list[str]:

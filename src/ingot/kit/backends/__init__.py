@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit.chat import Example, Row, Template
+
+if TYPE_CHECKING:
+    import torch
 
 #: Positions whose logits are in memory at once (positions x vocabulary x 4 bytes, per model).
 SEGMENT = 256
@@ -65,6 +67,15 @@ def likeliest(row: Next) -> int:
     return int(row.argmax())
 
 
+def not_finite() -> RefusedInput:
+    """E-EVAL-NAN."""
+    return RefusedInput(
+        "E-EVAL-NAN",
+        "a model's logits are not finite numbers: its weights or its runtime are broken",
+        hint="build the model again, and let it compute in 'dtype: float32'",
+    )
+
+
 def segments(length: int, first: int) -> Iterator[tuple[int, int, range]]:
     """(start, stop, kept): which positions are read in one go, and whose logits are kept, relative to start.
 
@@ -76,23 +87,30 @@ def segments(length: int, first: int) -> Iterator[tuple[int, int, range]]:
 
 
 def container_of(folder: Path) -> str:
-    """``gguf``, ``coreml`` or ``hf``, from what lies in the folder. RefusedInput (E-EVAL-FORMAT) if none of them."""
+    """``gguf``, ``onnx``, ``coreml`` or ``hf``, by what lies in the folder. RefusedInput (E-EVAL-FORMAT)."""
     if (folder / "config.json").is_file():
         return "hf"
     if len(list(folder.glob("*.gguf"))) == 1:
         return "gguf"
     if any(path.is_dir() for path in folder.glob("*.mlpackage")):
         return "coreml"
+    if (folder / "model.onnx").exists():
+        return "onnx"
     raise RefusedInput(
         "E-EVAL-FORMAT",
-        "the candidate is neither a Hugging Face folder nor one GGUF nor a Core ML package",
+        "the candidate is neither a Hugging Face folder nor one GGUF nor an ONNX model nor a Core ML package",
         facts=[f"files: {', '.join(sorted(path.name for path in folder.iterdir())[:12]) or 'none'}"],
     )
 
 
 def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Backend:
-    """The backend of a candidate that can run here (``hf`` or ``gguf``), loaded."""
-    if container_of(folder) == "gguf":
+    """The backend of a candidate that can run here (``hf``, ``gguf`` or ``onnx``), loaded."""
+    container = container_of(folder)
+    if container == "onnx":
+        from ingot.kit.backends.onnx import OnnxBackend
+
+        return OnnxBackend(folder, threads=threads)
+    if container == "gguf":
         from ingot.kit.backends.gguf import GgufBackend
 
         return GgufBackend(next(folder.glob("*.gguf")), context=context, threads=threads)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from gguf import LlamaFileType
 
 from ingot.kit import chat
 from ingot.kit.backends import SEGMENT, Next, segments
 from ingot.kit.gguf.reader import Gguf, parts_of, read_gguf
 from ingot.kit.llama_cpp import Model
+
+if TYPE_CHECKING:
+    import torch
 
 
 class _Runner(Model):
@@ -52,7 +55,7 @@ class GgufBackend:
 
     def question(self, row: chat.Row) -> list[int]:
         """Token ids of a row's prompt by llama.cpp's tokenizer."""
-        return self._model.tokenize(chat.render(row, self.template)[0], bos=chat.special_tokens(row))
+        return self._model.tokenize(chat.prompt_of(row, self.template), bos=chat.special_tokens(row))
 
     def ends(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
@@ -64,6 +67,8 @@ class GgufBackend:
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
+        import torch
+
         self._model.forget()
         for start, stop, kept in segments(len(ids), first):
             last = range(stop - start - 1, stop - start)

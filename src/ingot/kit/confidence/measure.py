@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from ingot.core.stage import Progress
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, not_finite
 from ingot.kit.chat import Example, Row
 from ingot.kit.confidence.logits import Floats, OnDisk, Sure, chance, sure
 from ingot.kit.confidence.reliability import Documents
 from ingot.kit.confidence.scaling import Fit, fit_platt, fit_temperature
-from ingot.kit.measure import not_finite
 
 Chosen = Sequence[tuple[Row, Example]]
 

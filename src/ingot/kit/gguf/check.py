@@ -7,7 +7,7 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,19 @@ from ingot.kit.parity.probes import PROBES, special_texts
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check measured: texts compared, tokens generated, seconds to open the file."""
+    """What the check measured: probe texts compared, rows compared, tokens generated, seconds to open the file."""
 
     texts: int
+    rows: int
     generated: int
     load_seconds: float
 
 
-def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True) -> Checked:
+def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True, rows: Sequence[str] = ()) -> Checked:
     """Open, tokenize, generate. StageFailed (E-GGUF-SELFCHECK) at the first difference.
 
     Weights that were let through although they are no numbers give logits that are none: then not ``finite``.
+    ``rows`` are texts of a data set, tokenized beside the probes and shown in no message.
     """
     start = time.perf_counter()
     try:
@@ -44,13 +46,16 @@ def check_gguf(path: Path, tokenizer: Any, *, threads: int, finite: bool = True)
     with model:
         seconds = time.perf_counter() - start
         texts = list(probe_texts(tokenizer, _rule_of(path)))
+        real = list(_comparable(rows, tokenizer, _rule_of(path)))
         for probe in texts:
-            _compare_ids(model, tokenizer, probe)
+            _compare_ids(model, tokenizer, probe, repr(probe))
+        for number, row in enumerate(real):
+            _compare_ids(model, tokenizer, row, f"number {number} of the held-out rows, by id, that can be compared")
         prompt = model.tokenize(PROBES[0], bos=True)
         tokens, numbers = model.greedy(prompt, 8)
         if finite and not numbers:
             raise StageFailed("E-GGUF-SELFCHECK", "the written GGUF gives logits that are not finite numbers")
-        return Checked(len(texts), len(tokens), seconds)
+        return Checked(len(texts), len(real), len(tokens), seconds)
 
 
 def probe_texts(tokenizer: Any, rule: Rule | None = None) -> Iterator[str]:
@@ -60,10 +65,14 @@ def probe_texts(tokenizer: Any, rule: Rule | None = None) -> Iterator[str]:
     that one drops, text right after a special token where only the start of a text gets a space in front, and
     characters around which llama.cpp's form of the splitting ``rule`` is another.
     """
+    return _comparable([*PROBES, *special_texts(tokenizer)], tokenizer, rule)
+
+
+def _comparable(texts: Sequence[str], tokenizer: Any, rule: Rule | None) -> Iterator[str]:
     tidy = _tidier(tokenizer)
-    texts = [*PROBES, *(special_texts(tokenizer) if not _spaces_the_start_alone(tokenizer) else ())]
+    special: list[str] = tokenizer.all_special_tokens if _spaces_the_start_alone(tokenizer) else []
     for text in texts:
-        if rule is None or rule.agrees_on(text):
+        if (rule is None or rule.agrees_on(text)) and not any(token in text for token in special):
             yield tidy(text)
 
 
@@ -95,10 +104,11 @@ def _tidied(text: str) -> str:
     return re.sub(" +", " ", text).strip(" ")
 
 
-def _compare_ids(model: Model, tokenizer: Any, text: str) -> None:
+def _compare_ids(model: Model, tokenizer: Any, text: str, name: str) -> None:
     for bos in (False, True):
         found = model.tokenize(text, special=True, bos=bos)
-        wanted = list(tokenizer(text, add_special_tokens=bos)["input_ids"])
+        # verbose: transformers warns of texts beyond the context
+        wanted = list(tokenizer(text, add_special_tokens=bos, verbose=False)["input_ids"])
         if found != wanted:
             where = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
             at = min(len(found), len(wanted)) if where is None else where
@@ -106,7 +116,7 @@ def _compare_ids(model: Model, tokenizer: Any, text: str) -> None:
                 "E-GGUF-SELFCHECK",
                 "llama.cpp gives other token ids than the Hugging Face tokenizer",
                 facts=[
-                    f"text: {text!r}",
+                    f"text: {name}",
                     f"from token {at}: llama.cpp {found[at : at + 8]}, Hugging Face {wanted[at : at + 8]}",
                 ],
             )

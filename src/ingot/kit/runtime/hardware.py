@@ -17,9 +17,8 @@ def hardware(root: Path = Path("/")) -> dict[str, object]:
 
     What is not known is left out. ``root`` is where ``proc`` and ``sys`` are.
     """
-    found: dict[str, object] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
-    if hasattr(os, "sched_getaffinity"):
-        found["usable_cores"] = len(os.sched_getaffinity(0))
+    found: dict[str, object] = {"system": f"{platform.system()} {platform.machine()}"}
+    found |= {"cores": os.cpu_count(), "usable_cores": procfs.processors()}
     memory = procfs.available(root)[1]
     gpus = gpu.Nvml.open()
     more = {

@@ -19,9 +19,10 @@ def make_archive(name: str, model: Path, archive: Path, threads: int) -> None:
 def open_runner(name: str, path: Path, *, context: int, threads: int) -> tuple[Runner, str]:
     """A runtime that holds a model, and in words what it is."""
     if name == "export":
-        from ingot.kit.backends import open_backend
+        from ingot.kit.runtime.opening import find, load
 
-        backend = open_backend(path, dtype=_DTYPE, context=context, threads=threads)
+        container, found = find(path)
+        backend = load(container, found, dtype=_DTYPE, context=context, threads=threads)
         return backend, backend.runtime
     if name == "transformers":
         from ingot.kit.backends.hf import HfBackend

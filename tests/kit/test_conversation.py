@@ -1,0 +1,143 @@
+"""Conversations over backends: what is picked, what is shown when, what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingot.errors import RefusedInput, UsageError
+from ingot.kit import hf
+from ingot.kit.backends import Next
+from ingot.kit.chat import Example, Row, Template
+from ingot.kit.runtime.conversation import Conversation, Words, pick
+
+END = 256
+
+
+class Bytes:
+    """A backend whose tokens are bytes and which says what it is told."""
+
+    container, precision, parameters, bytes, runtime = "bytes", "", 1, 1, "bytes"
+
+    def __init__(self, says: str = "", *, template: str | None = None, context: int = 1000) -> None:
+        self.says = [*says.encode(), END]
+        self.context = context
+        self.template = Template(template)
+        self.read: list[bytes] = []
+
+    def question(self, row: Row) -> list[int]:
+        return list(
+            row["prompt"].encode() if "prompt" in row else str([m["content"] for m in row["messages"]]).encode()
+        )
+
+    def encode(self, row: Row, max_length: int) -> Example:
+        raise NotImplementedError
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+        raise NotImplementedError
+
+    def ends(self, token: int) -> bool:
+        return token == END
+
+    def text(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+    def prefill(self, ids: Sequence[int]) -> Next:
+        self.read.append(bytes(ids))
+        self.left = list(self.says)
+        return self.step(0)
+
+    def step(self, token: int) -> Next:
+        row = np.zeros(END + 1, np.float32)
+        row[self.left.pop(0)] = 9
+        return row
+
+
+@given(st.text(max_size=30), st.text(min_size=1, max_size=30).filter(lambda text: "\ufffd" not in text))
+def test_pieces_are_whole_characters_and_together_the_answer(prompt: str, answer: str) -> None:
+    words = Words(Bytes(), list(prompt.encode()))
+    pieces = [words.add(token) for token in answer.encode()] + [words.rest()]
+    assert "".join(pieces) == answer
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_what_ends_within_a_character_is_shown_as_that() -> None:
+    words = Words(Bytes(), [])
+    assert [words.add(token) for token in "aß".encode()[:2]] == ["a", ""]
+    assert words.rest() == "\ufffd"
+
+
+def test_a_tokenizer_that_drops_the_first_space_is_read_in_context(stories: Path) -> None:
+    tokenizer = hf.load_tokenizer(stories)
+
+    class Stories(Bytes):
+        def text(self, ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    prompt, whole = (tokenizer(text)["input_ids"] for text in ("Once upon", "Once upon a time there was a dög 🐶 ."))
+    assert whole[: len(prompt)] == prompt
+    words = Words(Stories(), prompt)
+    pieces = [words.add(token) for token in whole[len(prompt) :]] + [words.rest()]
+    assert "".join(pieces) == " a time there was a dög 🐶 ."
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 80))
+def test_tokens_said_lately_lose_what_llama_cpp_takes_from_them(seed: int, count: int) -> None:
+    numbers = np.random.default_rng(seed)
+    row, said = numbers.normal(0, 1, 20).astype(np.float32), numbers.integers(0, 20, count).tolist()
+    sampler = llama_cpp.llama_sampler_init_penalties(20, 64, 1.1, 0.0, 0.0)
+    for token in said:
+        llama_cpp.llama_sampler_accept(sampler, token)
+    candidates = (llama_cpp.llama_token_data * 20)(*[(index, float(value), 0.0) for index, value in enumerate(row)])
+    listed = llama_cpp.llama_token_data_array(candidates, 20, -1, False)
+    llama_cpp.llama_sampler_apply(sampler, listed)
+    llama_cpp.llama_sampler_free(sampler)
+    wanted = max(range(20), key=lambda index: (candidates[index].logit, -index))
+    assert pick(row, said[-64:]) == wanted
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(RefusedInput) as caught:
+        pick(np.array([1, np.nan, 2], np.float32), [])
+    assert caught.value.code == "E-EVAL-NAN"
+
+
+def test_what_was_said_is_asked_again_with_the_next_question() -> None:
+    backend = Bytes("Yes.", template="a template")
+    talk = Conversation(backend, 1000)
+    assert "".join(talk.ask("One?", 50)) == "Yes."
+    assert "".join(talk.ask("Two?", 2)) == "Ye"
+    assert "".join(talk.ask("Three?", 50)) == "Yes."
+    assert backend.read[1:] == [
+        b"['One?', 'Yes.', 'Two?', '']",
+        b"['One?', 'Yes.', 'Two?', 'Ye', 'Three?', '']",
+    ]
+
+
+def test_without_a_template_each_text_is_continued_anew() -> None:
+    backend = Bytes("Yes.")
+    talk = Conversation(backend, 1000)
+    assert ["".join(talk.ask(text, 50)) for text in ("One", "Two")] == ["Yes."] * 2
+    assert backend.read == [b"One", b"Two"]
+
+
+def test_the_context_ends_answers_and_then_the_conversation() -> None:
+    backend = Bytes("Yes, of course.", template="a template", context=40)
+    talk = Conversation(backend, 30)
+    assert "".join(talk.ask("0123456789", 50)) == "Yes, of course."[: 30 - len("['0123456789', '']")]
+    assert talk.cut
+    with pytest.raises(UsageError) as caught:
+        list(talk.ask("more", 50))
+    assert caught.value.code == "E-CONTEXT"
+    talk = Conversation(backend, 1000)
+    assert talk.context == 40
+    assert "".join(talk.ask("0", 3)) == "Yes"
+    assert not talk.cut
