@@ -153,7 +153,8 @@ class Coreml(Stage):
 
     def serving(self, model: Least) -> Serving:
         """See ``Stage``."""
-        return Serving.of(model, _BITS[self.weights])
+        # states are in fp16
+        return Serving.of(model, _BITS[self.weights], cached=2 if self.kv_cache else 0, context=self.context or 0)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput: E-COREML-ARCH, -BLOCK, -LENGTH, -RANGE, -TENSOR, E-TOKENIZER; StageFailed: E-COREML-INT64,
