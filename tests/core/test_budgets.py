@@ -206,6 +206,9 @@ MODEL = Least(weights=1000, cache=64, context=512)
         ("gguf", {"type": "F16"}, Least(), Serving(None, None, None)),
         ("coreml", {"weights": "int8"}, MODEL, Serving(1000, 0, None)),
         ("coreml", {"weights": "float32", "compute_precision": "float32"}, MODEL, Serving(4000, 0, None)),
+        ("onnx", {}, MODEL, Serving(4000, 256, 512)),
+        ("onnx", {"precision": "float16", "quantization": "int4", "max_length": 64}, MODEL, Serving(500, 128, 64)),
+        ("onnx", {"kv_cache": False, "quantization": "int8_dynamic"}, MODEL, Serving(1000, 0, None)),
         ("quantize", {}, MODEL, None),
     ],
 )
