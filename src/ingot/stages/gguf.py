@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -19,7 +19,6 @@ from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorTyp
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
-    from ingot.kit.parity.gguf import Checks
 
 
 class Gguf(Stage):
@@ -196,6 +195,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
     from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
@@ -218,7 +218,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
 
     reuse = Reuse(given.earlier, through(given, "model"))
     written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
-    checks = _checks(given, weights.folder, tokenizer, progress)
+    checks = Checks.of(given, weights.folder, tokenizer, progress)
     found = []
     for stage, item in zip(stages, written, strict=True):
         checked, proof = checks.run(item.sink.paths()[0], stage.coarsest(), stage.parity or Parity(), finite=finite)
@@ -238,25 +238,20 @@ def _held(stages: Sequence[Gguf], given: Given, progress: Progress) -> tuple[Giv
     return written(given, "model", progress) if run else (given, {})
 
 
-def _checks(given: Given, model: Path, tokenizer: Any, progress: Progress) -> Checks:
-    from ingot.kit.parity.gguf import Checks, Origin
-
-    return Checks(Origin(model, tokenizer, given.maybe("data"), given.scratch, given.threads), progress.phase)
-
-
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
     """The file that a llama.cpp checkout makes; its input is verified and the file checked as our own is."""
     from ingot.kit.gguf import figures
     from ingot.kit.gguf.export import provenance
     from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
 
     conversion = Conversion(given, Snapshots(*given.sources[-3:]), stage.type, finite=not stage.allow_nonfinite)
     conversion.run(progress)
     facts = _facts(stage, conversion.digest) | {"converter": f"llama.cpp {conversion.identity}"}
     progress.phase(f"write {stage.type}")
     conversion.finish(out / "model.gguf", provenance(facts))
-    checks = _checks(given, conversion.model, load_tokenizer(conversion.model), progress)
+    checks = Checks.of(given, conversion.model, load_tokenizer(conversion.model), progress)
     finite, words = not stage.allow_nonfinite, stage.parity or Parity()
     checked, proof = checks.run(out / "model.gguf", stage.coarsest(), words, finite=finite)
     read, tensors = conversion.bytes_read, conversion.tensors

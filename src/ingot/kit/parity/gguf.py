@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from ingot.core.stage import Metric
+from ingot.core.stage import Given, Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.check import Checked, check_gguf
 from ingot.kit.gguf.ggml import ggml
@@ -113,6 +113,12 @@ class Origin:
 
 class Checks:
     """Checks the files of a pass one by one; what the source computes is recorded once for all of them."""
+
+    @classmethod
+    def of(cls, given: Given, model: Path, tokenizer: Any, progress: Progress) -> Self:
+        """For files that are made of the folder ``model``, compared where there is a role ``data``."""
+        origin = Origin(model, tokenizer, given.maybe("data"), given.scratch, given.threads)
+        return cls(origin, progress.phase)
 
     def __init__(self, origin: Origin, phase: Callable[[str], None]) -> None:
         """``phase`` is told what is done."""
