@@ -26,9 +26,20 @@ PREFILL, DECODE = "prefill", "decode"
 class Runnable(Protocol):
     """What runs a package's functions: the interpreter, or Core ML itself."""
 
-    functions: Mapping[str, Interface]
-    default: str
-    runners: Mapping[str, Runner]
+    @property
+    def functions(self) -> Mapping[str, Interface]:
+        """Their interfaces by name."""
+        ...
+
+    @property
+    def default(self) -> str:
+        """The one that runs when none is named."""
+        ...
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Their programs by name."""
+        ...
 
     def state(self, function: str | None = None) -> Any:
         """A state that nothing was written to."""
