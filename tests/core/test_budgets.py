@@ -195,6 +195,7 @@ def test_sessions_are_whole_and_one_must_fit(budget: Budget, sessions: int | Non
     assert (budget.sessions, budget.fits) == (sessions, fits)
 
 
+CACHED = {"weights": "int4", "kv_cache": True, "sequence_lengths": [128], "minimum_deployment_target": "iOS18"}
 MODEL = Least(weights=1000, cache=64, context=512)
 
 
@@ -209,6 +210,7 @@ MODEL = Least(weights=1000, cache=64, context=512)
         ("onnx", {}, MODEL, Serving(4000, 256, 512)),
         ("onnx", {"precision": "float16", "quantization": "int4", "max_length": 64}, MODEL, Serving(500, 128, 64)),
         ("onnx", {"kv_cache": False, "quantization": "int8_dynamic"}, MODEL, Serving(1000, 0, None)),
+        ("coreml", CACHED | {"context": 300}, MODEL, Serving(500, 128, 300)),
         ("quantize", {}, MODEL, None),
     ],
 )
