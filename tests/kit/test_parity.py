@@ -23,7 +23,7 @@ from ingot.kit.decoder.shape import decoder_shape
 from ingot.kit.hf import iter_tensors, load_tokenizer, read_config
 from ingot.kit.parity import compare
 from ingot.kit.parity.golden import Choice, Golden, golden
-from ingot.kit.parity.limits import LIMITS, Limits
+from ingot.kit.parity.limits import LIMITS, Limits, table
 from ingot.kit.parity.probes import PROBES
 from ingot.kit.parity.prove import Proof, prove
 from ingot.kit.parity.reference import HookedModel, Reference, SourceModel, record
@@ -204,8 +204,24 @@ def test_every_way_to_run_is_compared(source: Path, texts: Golden, reference: Re
     with torch.no_grad():
         _wrong_weight(broken)
     runs = {"prefill": as_export(decoder_of(source, Form())), "decode": as_export(broken)}
-    with pytest.raises(StageFailed, match=r"\(decode\)"):
+    with pytest.raises(StageFailed, match=r"\(decode\)") as caught:
         prove(runs, texts, reference, EXACT)
+    assert "prefill is within all limits" in caught.value.facts
+
+
+def test_layers_are_told_of_a_text_that_is_soon_run_again(source: Path, tmp_path: Path) -> None:
+    long = golden(load_tokenizer(source), None, Choice(4, 120))
+    traced: list[int] = []
+
+    class Counting(HookedModel):
+        def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
+            traced.extend([len(ids)] * probes)
+            return super().trace(ids, probes=probes)
+
+    decoder = decoder_of(source, Form())
+    run = Counting(decoder, lambda ids: decoder(ids.int(), places(decoder.shape, ids.shape[1]))[0])
+    prove({"x": run}, long, record(lambda: SourceModel(source, threads=1), long, tmp_path / "t"), EXACT)
+    assert traced == [31]
 
 
 def test_logits_that_are_no_numbers_have_words_of_their_own(source: Path, texts: Golden, reference: Reference) -> None:
@@ -374,3 +390,8 @@ def test_another_chat_template_is_found(source: Path, texts: Golden, tmp_path: P
     (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
     with pytest.raises(StageFailed, match="chat template"):
         check_tokenizer(folder, load_tokenizer(source), texts)
+
+
+def test_the_documents_table_is_the_codes() -> None:
+    document = Path(__file__).parents[2] / "docs" / "parity.md"
+    assert table() in document.read_text(encoding="utf-8")

@@ -34,9 +34,15 @@ from ingot.kit.parity.limits import Limits
 from ingot.kit.parity.reference import Reference
 from ingot.kit.parity.trace import Array, Traced
 
+#: A text of up to so many tokens is soon run once more, to see its layers.
+_SHORT = 64
 _AGAINST = {
     "parity": "the source in fp32",
     "execution": "the source's modules in fp32 with the weights that the export stores",
+}
+_HINTS = {
+    "parity": "of weights in few bits, more bits lose less; limits are set under 'parity' in the spec",
+    "execution": "the conversion or the runtime is at fault, not the number of bits",
 }
 
 
@@ -90,9 +96,12 @@ def prove(
     """
     task = Task(texts, reference, limits, name)
     found = {way: _run(way, run, task, runs) for way, run in runs.items()}
-    for way, each in found.items():
-        if broken := _broken(each, task):
-            raise _failed(task, way, broken, _began(runs, way, each.worst(), task))
+    broken = {way: words for way, each in found.items() if (words := _broken(each, task))}
+    if broken:
+        way, words = next(iter(broken.items()))
+        began = _began(runs, way, found[way].worst(), task)
+        sound = [f"{other} is within all limits" for other in found if other not in broken]
+        raise _failed(task, way, words, [*began, *sound])
     layers = {way: _layers(run, task) for way, run in runs.items()}
     return Proof(_metrics(list(found.values()), task), _notes(found, layers, task))
 
@@ -134,7 +143,7 @@ def _failed(task: Task, way: str, broken: Sequence[str], began: Sequence[str]) -
         "E-PARITY",
         f"the export does not compute what its {wanted} ({way})",
         facts=[*broken, *began, f"against {_AGAINST[task.name]}, {len(task.texts.ids)} {task.texts.origin}"],
-        hint="limits are set under 'parity' in the spec",
+        hint=_HINTS[task.name],
     )
 
 
@@ -178,8 +187,9 @@ def _where(own: Sequence[float], found: Sequence[Array], wanted: Sequence[Array]
 
 
 def _layers(run: Traced, task: Task) -> list[dict[str, object]]:
-    """Cosine and relative difference after each layer, of the longest text whose layers are shown."""
-    index = max(range(len(task.texts.ids)), key=lambda at: len(task.texts.ids[at]))
+    """Cosine and relative difference after each layer, of one text: the longest of those that are soon run again."""
+    lengths = [len(ids) for ids in task.texts.ids]
+    index = lengths.index(max((length for length in lengths if length <= _SHORT), default=min(lengths)))
     found, wanted = run.trace(task.texts.ids[index], probes=True), task.reference.traces[index]
     if not found.hidden:
         return []
