@@ -262,6 +262,7 @@ def test_keys_of_targets_that_measure_nothing_stay_as_they_were() -> None:
     assert asked["baselines"] == ["transformers", "torchscript", "torch_export"]
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
 def test_what_the_reference_interpreter_stands_in_for_has_no_speed(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "model.mlpackage").mkdir(parents=True)
     bench = measure.Bench(measure.Workload(8, 4, 1, 0, ()), tiny, tmp_path, 1)
