@@ -22,7 +22,7 @@ from ingot.kit.runtime.opening import find
 from ingot.kit.runtime.timing import Run
 
 #: Baselines by name that run an archive, which is made first.
-ARCHIVED = ("torchscript", "torch_export")
+ARCHIVED = ("torchscript", "torch_export", "onnxruntime", "llama_cpp")
 EXPORT = "export"
 
 
