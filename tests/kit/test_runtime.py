@@ -194,7 +194,7 @@ def test_hardware_is_what_the_machine_says(tmp_path: Path) -> None:
 # --- baselines -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", measure.ARCHIVED)
+@pytest.mark.parametrize("name", ["torchscript", pytest.param("torch_export", marks=pytest.mark.slow)])
 def test_a_baseline_computes_what_its_source_computes(name: str, tiny: Path, tmp_path: Path) -> None:
     archives.make(name, tiny, tmp_path / "made", 1)
     source = HfBackend(tiny, dtype="float32", threads=1)
@@ -260,6 +260,15 @@ def test_keys_of_targets_that_measure_nothing_stay_as_they_were() -> None:
     assert "benchmark" not in stage_of("gguf", {"type": "Q8_0"}).model_dump(mode="json")
     asked = stage_of("gguf", {"type": "Q8_0", "benchmark": {}}).model_dump(mode="json")["benchmark"]
     assert asked["baselines"] == ["transformers", "torchscript", "torch_export"]
+
+
+def test_what_the_reference_interpreter_stands_in_for_has_no_speed(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model.mlpackage").mkdir(parents=True)
+    bench = measure.Bench(measure.Workload(8, 4, 1, 0, ()), tiny, tmp_path, 1)
+    for export in (tmp_path / "out", None):
+        (found,) = measure.measure(bench, [export], Recorder())
+        assert found.metrics == {}
+        assert "runtime" not in found.notes
 
 
 def test_a_run_beyond_the_context_is_refused(tiny: Path, tmp_path: Path) -> None:
