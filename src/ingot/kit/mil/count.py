@@ -1,9 +1,9 @@
 """How many weights a program has: elements of its constants that are a model's parameters, each counted once.
 
 A parameter is a matrix of a product, a bias that is not all zero (coremltools writes zeros where there is none), the
-table of the embedding, and any other list of numbers longer than one (norms). Compressed ones count as what they are
-decoded to. Tables of positions and masks have two axes and are in no product, scales and lookup tables lie inside of
-compressed constants: neither counts.
+table of the embedding, and any other list of numbers longer than one (norms), whatever axes of size 1 it has.
+Compressed ones count as what they are decoded to. Tables of positions and masks have two axes and are in no product,
+scales and lookup tables lie inside of compressed constants: neither counts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from ingot.kit.mil.run import Runner
 
 
 def parameters(runners: Mapping[str, Runner]) -> int:
-    """The weights of all functions of a program; equal constants are one."""
+    """The weights of a program: of the function that has most, since each computes with the same ones."""
+    return max(_count(runner) for runner in runners.values())
+
+
+def _count(runner: Runner) -> int:
     found: dict[str, int] = {}
-    for runner in runners.values():
-        weights = runner.constants()
-        for name in _of(runner.function):
-            if name in weights and (kind := weights[name].operation.outputs[0][1]).dtype.floats:
-                if _is_bias(runner.function, name) and not runner.constant(name).any():
-                    continue
-                found[weights[name].key] = kind.elements
+    weights = runner.constants()
+    for name in _of(runner.function):
+        if name in weights and (kind := weights[name].operation.outputs[0][1]).dtype.floats:
+            if _is_bias(runner.function, name) and not runner.constant(name).any():
+                continue
+            found[weights[name].key] = kind.elements
     return sum(found.values())
 
 
@@ -32,7 +35,7 @@ def _of(function: Function) -> Iterator[str]:
     for operation in function.operations:
         if operation.constant:
             kind = operation.outputs[0][1]
-            if len(kind.shape) == 1 and kind.elements > 1:
+            if kind.elements > 1 and kind.elements == max(size or 0 for size in kind.shape):
                 yield operation.outputs[0][0]
         elif operation.kind == "linear":
             yield from (name for name in operation.arguments["weight"] if isinstance(name, str))

@@ -26,9 +26,20 @@ PREFILL, DECODE = "prefill", "decode"
 class Runnable(Protocol):
     """What runs a package's functions: the interpreter, or Core ML itself."""
 
-    functions: Mapping[str, Interface]
-    default: str
-    runners: Mapping[str, Runner]
+    @property
+    def functions(self) -> Mapping[str, Interface]:
+        """Their interfaces by name."""
+        ...
+
+    @property
+    def default(self) -> str:
+        """The one that runs when none is named."""
+        ...
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """Their programs by name."""
+        ...
 
     def state(self, function: str | None = None) -> Any:
         """A state that nothing was written to."""
@@ -59,6 +70,19 @@ class Language:
     def cached(self) -> bool:
         """Whether a token is appended without reading again what precedes it."""
         return self._decode is not None
+
+    @property
+    def read(self) -> int:
+        """How many tokens the text has that ``prefill`` and ``step`` read."""
+        return len(self._read)
+
+    @property
+    def names(self) -> tuple[set[str], set[str]]:
+        """Inputs and outputs of all functions, by name."""
+        functions = self.model.functions.values()
+        return {name for each in functions for name in each.inputs}, {
+            name for each in functions for name in each.outputs
+        }
 
     def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
         """Logits of every position of a text, and hidden states where asked for (``kit.parity.trace.Traced``)."""

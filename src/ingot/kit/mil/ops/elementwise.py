@@ -61,7 +61,7 @@ for _name, _compare in {
 }.items():
     moves(_name)(_binary(_compare))
 
-for _name, _unary in {
+_UNARY: dict[str, Callable[[Array], Array]] = {
     "ceil": np.ceil,
     "cos": np.cos,
     "exp": np.exp,
@@ -72,7 +72,8 @@ for _name, _unary in {
     "sqrt": np.sqrt,
     "tan": np.tan,
     "tanh": np.tanh,
-}.items():
+}
+for _name, _unary in _UNARY.items():
     computes(_name)(_single(_unary))
 
 moves("abs")(_single(np.abs))
