@@ -73,7 +73,17 @@ SAMPLES: dict[str, Sample] = {
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
     "gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "data": "dataset"}),
-    "coreml": Sample({"sequence_lengths": [16]}, {"model": "quantize"}),
+    "coreml": Sample(
+        {
+            "sequence_lengths": [16],
+            "kv_cache": True,
+            "context": 32,
+            "minimum_deployment_target": "iOS18",
+            "weights": "palettized6",
+            "parity": {"cosine": 0.9, "top1": 0.5, "kl": 1.0},
+        },
+        {"model": "quantize", "data": "dataset"},
+    ),
     "onnx": Sample({"parity": {"texts": 2, "max_length": 16}}, {"model": "quantize"}),
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),

@@ -26,7 +26,7 @@ FORMATS: Mapping[str, str] = {
     "gguf_adapter": "an adapter for llama.cpp (`gguf_adapter`): `adapter.gguf`.",
     "gguf": "one file (`gguf`): `model.gguf`; with `split_bytes` its parts, `model-00001-of-0000N.gguf`.",
     "imatrix": "an importance matrix (`imatrix`): `imatrix.gguf`, in llama.cpp's form.",
-    "coreml": "a package (`coreml`): `model.mlpackage`.",
+    "coreml": "a package (`coreml`): `model.mlpackage`, `contract.json` and the tokenizer's files.",
     "onnx": "an ONNX model (`onnx`): `model.onnx`, with the weights of a large one in a file beside it.",
     "dataset": "a data set (`dataset`): `train.jsonl`, `eval.jsonl` and `dataset.json`, the counts of its rows.",
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",

@@ -1,4 +1,4 @@
-"""``coreml``: a Hugging Face folder as a Core ML package."""
+"""``coreml``: a Hugging Face folder as a Core ML package that is proven to compute what its source computes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,62 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
+from ingot.errors import RefusedInput
+from ingot.stages._export import (
+    DATA,
+    EXECUTION_MEASURES,
+    PARITY_MEASURES,
+    RUNTIME_MEASURES,
+    TOKENIZER_MEASURE,
+    Benchmark,
+    Parity,
+)
 
 if TYPE_CHECKING:
-    from ingot.kit.decoder.layers import Decoder
-    from ingot.kit.decoder.shape import DecoderShape
+    from ingot.kit.coreml.check import Facts
+    from ingot.kit.coreml.convert import Model
+    from ingot.kit.coreml.settings import Settings
+    from ingot.kit.parity.golden import Golden
+    from ingot.kit.parity.reference import Reference
 
-Length = Annotated[int, Field(ge=1, le=32768)]
-#: Bits of a weight, without scales.
-_BITS = {"float16": 16, "float32": 32, "int8": 8}
+Length = Annotated[int, Field(ge=1, le=1 << 17)]
+Weights = Literal["float16", "float32", "int8", "int4", "palettized4", "palettized6", "palettized8"]
+
+#: Bits of a stored weight at the least.
+_BITS = {
+    "float16": 16, "float32": 32, "int8": 8, "int4": 4, "palettized4": 4, "palettized6": 6, "palettized8": 8,
+}  # fmt: skip
+_INT4_BLOCK = 32
+
+
+class Range(Frozen):
+    """Any length from ``min`` to ``max``."""
+
+    min: Length = Field(description="tokens that a call has at the least")
+    max: Length = Field(description="tokens that a call has at the most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min >= self.max:
+            raise ValueError("min must be less than max; one length is written as a list of one")
+        return self
 
 
 class Coreml(Stage):
     """Writes ``model.mlpackage``: ids ``input_ids`` (int32, 1 × n) to ``logits`` (1 × n × vocabulary).
 
-    A small module of our own takes the checkpoint's weights, plain or compressed; its logits are compared with those
-    of transformers before it is traced. The saved package is read back and its interface and stored types checked.
-    It runs on Apple's systems only; here nothing is predicted.
+    With ``kv_cache`` the package has two functions that share weights and states: ``prefill`` reads n tokens at a
+    ``position``, ``decode`` one. The program is converted with empty matrices, which are written into it one by one, so
+    that memory stays small. The saved package is checked, then run: by the reference interpreter on any machine, as it
+    was saved, on golden texts, every listed length included, against the source (and against the weights it stores).
+    Beside it lie the tokenizer's files and ``contract.json``. On a Mac, Core ML's own plan and speed are read, too.
     """
 
     kind: ClassVar[str] = "coreml"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     produces: ClassVar[Format] = "coreml"
-    inputs: ClassVar[Mapping[str, Role]] = {"model": Role(accepts=("hf",))}
+    inputs: ClassVar[Mapping[str, Role]] = {"model": Role(accepts=("hf",)), "data": DATA}
     tools: ClassVar[tuple[str, ...]] = ("coremltools", "torch")
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "numpy", "safetensors", "transformers")
     extra: ClassVar[str | None] = "coreml"
@@ -41,107 +74,230 @@ class Coreml(Stage):
         Measure("bits_per_weight", "1"),
         Measure("operations", "1"),
         Measure("operation_kinds", "1"),
-        Measure("module_max_difference", "1"),
         Measure("weight_bytes_TYPE", "B", "for each type of stored weights"),
+        Measure("matrix_bytes_TYPE", "B", "for each type that matrices are stored in"),
+        *PARITY_MEASURES,
+        *EXECUTION_MEASURES,
+        TOKENIZER_MEASURE,
+        *RUNTIME_MEASURES,
+        Measure("FUNCTION_on_DEVICE", "1", "on a Mac: by Core ML's plan"),
+        Measure("FUNCTION_latency_pSHARE_s", "s", "on a Mac"),
     )
 
-    weights: Literal["float16", "float32", "int8"] = Field(
+    weights: Weights = Field(
         default="float16",
-        description="How matrices are stored; int8 is symmetric with one scale a row (from 2,048 weights up)",
+        description="How matrices are stored, embeddings included: int8 has one scale a row, int4 one a block,"
+        " palettized ones index a table (k-means, nothing drawn at random)",
     )
-    sequence_lengths: tuple[Length, ...] = Field(
-        default=(128, 256), min_length=1, max_length=128, description="Input lengths; one makes a fixed shape"
+    block_size: Annotated[int, Field(ge=1, le=1 << 17)] | None = Field(
+        default=None,
+        description="int4: weights that share a scale (null: 32); palettized: rows that share a table (null: all)",
     )
+    sequence_lengths: Annotated[tuple[Length, ...], Field(min_length=1, max_length=128)] | Range = Field(
+        default=(128, 256, 512), description="Tokens of a call: a list (one makes a fixed shape), or {min, max}"
+    )
+    kv_cache: bool = Field(default=False, description="Functions prefill and decode over a state of keys and values")
+    context: Length | None = Field(default=None, description="With kv_cache: positions that the state holds")
     compute_precision: Literal["float16", "float32"] = Field(
         default="float16", description="What activations are computed in; also the type of the logits"
     )
     minimum_deployment_target: Literal["iOS17", "iOS18"] = Field(
         default="iOS17", description="The oldest system that runs it (iOS18 stands for macOS 15, too)"
     )
+    compute_units: Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] = Field(
+        default="ALL", description="What it is meant to run on: told in contract.json, a package cannot hold it"
+    )
+    parity: Parity = Field(default=Parity(), description="How the package is compared with its source")
+    benchmark: Benchmark | None = Field(default=None, description="What speed is measured; null: none")
 
     @model_validator(mode="after")
     def _agree(self) -> Coreml:
-        if len(set(self.sequence_lengths)) != len(self.sequence_lengths):
+        listed = self.sequence_lengths if isinstance(self.sequence_lengths, tuple) else ()
+        if len(set(listed)) != len(listed):
             raise ValueError("sequence_lengths names a length twice")
         if self.weights in {"float16", "float32"} and self.weights != self.compute_precision:
             raise ValueError(
                 f"weights: {self.weights} needs compute_precision: {self.weights} (Core ML keeps plain weights in it)"
             )
+        if self.block_size is not None and self.weights in {"float16", "float32", "int8"}:
+            raise ValueError(f"weights: {self.weights} has no blocks; block_size is of int4 and palettized weights")
+        if self.minimum_deployment_target != "iOS18" and (needs := self._needs_ios18()):
+            raise ValueError(f"{needs} needs minimum_deployment_target: iOS18")
+        self._agree_on_cache()
         return self
 
+    def _needs_ios18(self) -> str:
+        if self.kv_cache:
+            return "kv_cache"
+        if self.weights == "int4":
+            return "weights: int4"
+        return "block_size" if self.block_size is not None else ""
+
+    def _agree_on_cache(self) -> None:
+        if self.kv_cache != (self.context is not None):
+            raise ValueError("kv_cache: true and context go together: the state holds so many positions")
+        if self.kv_cache and self.compute_precision != "float16":
+            raise ValueError("kv_cache needs compute_precision: float16: states are of no other type")
+        if self.context is not None and self.context < self.longest():
+            raise ValueError(f"a call of {self.longest()} tokens does not fit into a context of {self.context}")
+
+    def longest(self) -> int:
+        """The most tokens that a call can have."""
+        lengths = self.sequence_lengths
+        return lengths.max if isinstance(lengths, Range) else max(lengths)
+
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """All weights in the bits that are asked for."""
-        return inputs["model"].stored(_BITS[self.weights])
+        """The stored weights."""
+        # its weights are in no file whose elements are counted
+        return Least(inputs["model"].stored(_BITS[self.weights]).bytes) if "model" in inputs else Least()
 
     def serving(self, model: Least) -> Serving:
         """See ``Stage``."""
-        return Serving.of(model, _BITS[self.weights])
+        # states are in fp16
+        return Serving.of(model, _BITS[self.weights], cached=2 if self.kv_cache else 0, context=self.context or 0)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
-        """RefusedInput: E-COREML-ARCH, E-COREML-LENGTH, E-COREML-TENSOR; StageFailed: E-COREML-SELFCHECK."""
+        """RefusedInput: E-COREML-ARCH, -BLOCK, -LENGTH, -RANGE, -TENSOR, E-TOKENIZER; StageFailed: E-COREML-INT64,
+        -OPSET, -SELFCHECK, E-PARITY."""
         import torch
 
-        from ingot.kit.coreml import package
-        from ingot.kit.coreml.prefill import Prefill
+        from ingot.kit.contract import ship_tokenizer, write_contract
+        from ingot.kit.coreml import convert, describe
+        from ingot.kit.coreml.check import check
+        from ingot.kit.hf import read_config
+
+        torch.set_num_threads(given.threads)
+        model = self._model(given.one("model"))
+        tokenizer = ship_tokenizer(given.one("model"), out)
+        texts, reference = self._reference(given, progress)
+        package = out / "model.mlpackage"
+        convert.convert(model, package, given.scratch, self._facts(given), progress)
+        progress.phase("check")
+        facts = check(package, model)
+        architecture = str(read_config(given.one("model"))["architectures"][0])
+        write_contract(out, describe.contract(model, architecture, tokenizer, self.compute_units))
+        metrics = _metrics(package, model, facts)
+        proven, notes = self._prove(given, out, model, (texts, reference), progress)
+        metrics |= proven
+        measured, more = self._measured(given, out, model, facts, progress)
+        return Done(metrics | measured, notes=notes | more)
+
+    def _model(self, folder: Path) -> Model:
+        """What is converted, refused where it cannot be before anything is computed."""
+        from ingot.kit.coreml.checkpoint import Checkpoint, refuse_blocks
+        from ingot.kit.coreml.convert import Model
         from ingot.kit.decoder.shape import decoder_shape
+        from ingot.kit.hf import read_config
+
+        shape = decoder_shape(read_config(folder), "E-COREML-ARCH")
+        longest = self.context or self.longest()
+        if longest > shape.context:
+            name = "context" if self.context else "sequence length"
+            raise RefusedInput(
+                "E-COREML-LENGTH",
+                f"the {name} {longest} is above the model's context of {shape.context} tokens",
+                hint=f"set {'context' if self.context else 'sequence_lengths'} to at most {shape.context}",
+            )
+        model = Model(shape, Checkpoint(folder, shape), self.settings())
+        refuse_blocks(model.checkpoint, model.settings)
+        return model
+
+    def settings(self) -> Settings:
+        """The parameters as ``kit.coreml`` takes them."""
+        from ingot.kit.coreml.settings import Lengths, Settings
+
+        given = self.sequence_lengths
+        lengths = Lengths((), given.min, given.max) if isinstance(given, Range) else Lengths.of(*given)
+        block = self.block_size or (_INT4_BLOCK if self.weights == "int4" else 0)
+        return Settings(
+            lengths, self.compute_precision, self.weights, self.minimum_deployment_target, block, self.context or 0
+        )
+
+    def _facts(self, given: Given) -> dict[str, str]:
+        """What the package says of its making: nothing that is not in the key."""
+        from ingot.core.plan import tool_version
+
+        return {
+            "ingot.kind": f"{self.kind} {self.revision}",
+            "ingot.model.digest": given.digests["model"][0],
+            "ingot.tools": " ".join(f"{name}=={tool_version(name)}" for name in sorted(self.tools_used())),
+        }
+
+    def _reference(self, given: Given, progress: Progress) -> tuple[Golden, Reference]:
+        """The golden texts and what the source computes on them; the source is let go."""
+        from ingot.kit.hf import load_tokenizer
+        from ingot.kit.parity.golden import Choice, golden
+        from ingot.kit.parity.reference import SourceModel, record
+
+        progress.phase("run the source")
+        folder, listed = given.one("model"), self.settings().lengths.listed
+        choice = Choice(self.parity.texts, min(self.parity.max_length, self.longest()), listed)
+        texts = golden(load_tokenizer(folder), given.maybe("data"), choice)
+        opened = lambda: SourceModel(folder, threads=given.threads)  # noqa: E731  # as kit.parity.prove shows it
+        return texts, record(opened, texts, given.scratch / "parity")
+
+    def _prove(
+        self, given: Given, out: Path, model: Model, known: tuple[Golden, Reference], progress: Progress
+    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+        """Run what was saved and compare it with the source, and with the weights that it stores."""
+        from ingot.kit.coreml.runs import open_runs, stored_weights
+        from ingot.kit.hf import load_tokenizer
+        from ingot.kit.parity.prove import prove
+        from ingot.kit.parity.reference import SourceModel, record
+        from ingot.kit.parity.tokenizers import check_tokenizer
+
+        texts, reference = known
+        folder, package, settings = given.one("model"), out / "model.mlpackage", model.settings
+        progress.phase("prove")
+        shipped = check_tokenizer(out, load_tokenizer(folder), texts)
+        proof = prove(open_runs(package, model), texts, reference, self.parity.limits(settings.weights))
+        metrics, notes = proof.metrics | {"tokenizer_texts": shipped}, {"parity": proof.notes}
+        if not settings.plain:
+            progress.phase("prove that it computes what its weights say")
+            opened = lambda: SourceModel(  # noqa: E731
+                folder, threads=given.threads, weights=stored_weights(package, model)
+            )
+            own = record(opened, texts, given.scratch / "execution")
+            # limits in the spec are about what rounding may cost; what is computed has no such choice
+            limits = Parity().limits(settings.precision)
+            found = prove(open_runs(package, model), texts, own, limits, name="execution")
+            metrics, notes["execution"] = metrics | found.metrics, found.notes
+        return metrics, {"parity": notes}
+
+    def _measured(
+        self, given: Given, out: Path, model: Model, facts: Facts, progress: Progress
+    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+        """Speed where it is asked for or Core ML is here; what may leave the Neural Engine."""
+        from ingot.kit.coreml import engine, mac
         from ingot.kit.hf import read_config
         from ingot.kit.quant.plain import quantization
 
-        torch.set_num_threads(given.threads)
-        model = given.one("model")
-        shape = decoder_shape(read_config(model), "E-COREML-ARCH")
-        _refuse_long(shape, self.sequence_lengths)
-        settings = package.Settings(
-            self.sequence_lengths, self.compute_precision, self.weights == "int8", self.minimum_deployment_target
-        )
-        module, difference, parameters = _module(model, shape, max(self.sequence_lengths), progress)
-        progress.phase("convert")
-        converted = package.convert(Prefill(module, max(self.sequence_lengths)), settings)
-        del module
-        progress.phase("save and check")
-        target = out / "model.mlpackage"
-        package.save(converted, target)
-        facts = package.check(target, (shape.vocabulary, shape.hidden), settings)
-        quantized = quantization(read_config(model))
-        notes = {} if quantized is None else {"dequantized_from": quantized}
-        return Done(_metrics(target, parameters, difference, facts), notes=notes)
+        folder = given.one("model")
+        notes: dict[str, Any] = {"neural_engine": engine.reasons(model, facts)}
+        metrics = mac.measure(out / "model.mlpackage", model.settings, self.compute_units)
+        if self.benchmark is not None:
+            (found,) = self.benchmark.measure([out], folder, given, progress)
+            metrics, notes["runtime"] = metrics | found.metrics, found.notes
+        if (method := quantization(read_config(folder))) is not None:
+            notes["dequantized_from"] = method
+        return metrics, notes
 
 
-def _refuse_long(shape: DecoderShape, lengths: tuple[int, ...]) -> None:
-    from ingot.errors import RefusedInput
-
-    if max(lengths) > shape.context:
-        raise RefusedInput(
-            "E-COREML-LENGTH",
-            f"the sequence length {max(lengths)} is above the model's context of {shape.context} tokens",
-        )
-
-
-def _module(model: Path, shape: DecoderShape, length: int, progress: Progress) -> tuple[Decoder, float, int]:
-    """Our module, its largest difference from transformers, and the number of weights."""
-    from ingot.kit.decoder.build import build_decoder, compare_with_transformers, parameters
-    from ingot.kit.decoder.layers import Form
-    from ingot.kit.quant.plain import iter_plain_tensors
-
-    progress.phase("compare with transformers")
-    module = build_decoder(shape, iter_plain_tensors(model), Form(), "E-COREML-TENSOR")
-    difference = compare_with_transformers(module, model, min(length, 64), "E-COREML-SELFCHECK")
-    return module, difference, parameters(module)
-
-
-def _metrics(package: Path, parameters: int, difference: float, facts: Any) -> dict[str, Metric]:
+def _metrics(package: Path, model: Model, facts: Facts) -> dict[str, Metric]:
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    parameters = model.checkpoint.parameters
     return {
         "bytes": Metric(size, "B", "size of all files of the package"),
-        "parameters": Metric(parameters, "parameters", "weights of the module, tied ones counted once"),
+        "parameters": Metric(parameters, "parameters", "weights of the model, tied ones counted once"),
         "bits_per_weight": Metric(8 * size / parameters, "1", "bits of the whole package over the parameters"),
-        "operations": Metric(facts.operations, "1", "operations of the saved program other than constants"),
-        "operation_kinds": Metric(facts.operation_kinds, "1", "different operations of the saved program"),
-        "module_max_difference": Metric(
-            difference, "1", "largest absolute difference of the fp32 logits from transformers' on random ids", n=64
-        ),
+        "operations": Metric(sum(facts.kinds.values()), "1", "operations of the saved program other than constants"),
+        "operation_kinds": Metric(len(facts.kinds), "1", "different operations of the saved program"),
         **{
-            f"weight_bytes_{kind}": Metric(count, "B", f"stored weights of type {kind} in the saved program")
+            f"weight_bytes_{kind}": Metric(count, "B", f"stored values of type {kind} in the saved program")
             for kind, count in facts.weight_bytes.items()
+        },
+        **{
+            f"matrix_bytes_{kind}": Metric(count, "B", f"of these, what matrices are stored in: type {kind}")
+            for kind, count in facts.matrix_bytes.items()
         },
     }

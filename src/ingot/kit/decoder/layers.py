@@ -53,14 +53,18 @@ class RmsNorm(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.root_eps: torch.Tensor
-        # a tensor, since Core ML's ``inverse`` (a number over a tensor) adds an epsilon of its own
+        self.floor: torch.Tensor
+        # tensors, since Core ML's ``inverse`` (a number over a tensor) adds an epsilon of its own, and its converter
+        # would compute in fp32 with a number
         self.register_buffer("root_eps", torch.tensor([eps**0.5], device="cpu"), persistent=False)
+        self.register_buffer("floor", torch.tensor([1e-3], device="cpu"), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, size) → (…, size)."""
-        peak = x.abs().amax(dim=-1, keepdim=True) + 1e-3
-        scaled = x / peak
-        small = self.root_eps / peak
+        peak = x.abs().amax(dim=-1, keepdim=True) + self.floor
+        # back to its own type: Core ML's converter divides in fp32
+        scaled = (x / peak).type_as(x)
+        small = (self.root_eps / peak).type_as(x)
         return scaled * torch.rsqrt((scaled * scaled).mean(dim=-1, keepdim=True) + small * small) * self.weight
 
 
@@ -128,6 +132,8 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
         self.k_proj = plan.linear("k_proj", shape.hidden, shape.kv_heads * shape.head_dim)
         self.v_proj = plan.linear("v_proj", shape.hidden, shape.kv_heads * shape.head_dim)
         self.o_proj = plan.linear("o_proj", shape.heads * shape.head_dim, shape.hidden)
+        self.scale: torch.Tensor
+        self.register_buffer("scale", torch.tensor([shape.head_dim**-0.5], device="cpu"), persistent=False)
         if plan.extras.head_norms:
             self.q_norm = plan.form.norm(shape.head_dim, shape.eps)
             self.k_norm = plan.form.norm(shape.head_dim, shape.eps)
@@ -136,7 +142,7 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
 
     def forward(self, x: torch.Tensor, place: Place) -> torch.Tensor:
         """(batch, n, hidden) → (batch, n, hidden)."""
-        query = self._rotate(self.q_norm(self._split(self.q_proj(x), self.heads)), place) * self.size**-0.5
+        query = self._rotate(self.q_norm(self._split(self.q_proj(x), self.heads)), place) * self.scale
         key = self._rotate(self.k_norm(self._split(self.k_proj(x), self.kv_heads)), place)
         value = self._split(self.v_proj(x), self.kv_heads)
         if place.cache is not None:

@@ -111,15 +111,21 @@ class Contestant:
     def open(self, entry: Entry) -> Mapping[str, Any]:
         """Let it load a model; what it says of the runtime. It is stopped then."""
         said = self._ask({"do": "open", **entry.plain()})
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return said
 
     def run(self, prompt: Sequence[int], tokens: Sequence[int]) -> Run:
         """Its turn: one run over a prompt and the tokens that follow it."""
         self._signal(signal.SIGCONT)
         said = self._ask({"do": "run", "prompt": list(prompt), "tokens": list(tokens)})
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return Run(float(said["first"]), tuple(map(float, said["steps"])), tuple(map(int, said["said"])))
+
+    def _stop(self) -> None:
+        self._signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):
+            # it is told at once and stops a little later; an end is left to be found by whoever asks it
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: int) -> None:
         # one that has just died is noticed when it is asked

@@ -17,6 +17,7 @@ from ingot.errors import RefusedInput
 from ingot.kit.runtime.contestants import Contestant, Entry, Watch
 from ingot.kit.runtime.figures import Measured, figures
 from ingot.kit.runtime.hardware import hardware
+from ingot.kit.runtime.opening import find
 from ingot.kit.runtime.timing import Run
 
 #: Baselines by name that run an archive, which is made first.
@@ -51,7 +52,7 @@ class Bench:
 
 
 @dataclass
-class _Racer:
+class Racer:
     """A process with what it said and its times."""
 
     process: Contestant
@@ -60,7 +61,8 @@ class _Racer:
 
 
 def measure(bench: Bench, exports: Sequence[Path | None], progress: Progress) -> list[Measured]:
-    """What was measured of each export, with the baselines' figures beside it; None: it cannot be run here.
+    """What was measured of each export, with the baselines' figures beside it; of one that cannot run here (None, or
+    Core ML, which the reference interpreter stands in for at a speed that says nothing) these alone.
 
     RefusedInput (E-BENCHMARK-CONTEXT) where a run is longer than the model's context; StageFailed (E-BENCHMARK) where
     a runtime fails or crashes.
@@ -70,13 +72,13 @@ def measure(bench: Bench, exports: Sequence[Path | None], progress: Progress) ->
     with ExitStack() as stack:
         watch = Watch()
         stack.callback(watch.close)
-        racers: dict[str, _Racer] = {}
+        racers: dict[str, Racer] = {}
         for entry in _entries(bench, exports, progress):
             progress.phase(f"load {entry.name}")
             process = stack.enter_context(Contestant(entry.name, bench.scratch, bench.threads))
             watch.add(process.pid)
-            racers[entry.name] = _Racer(process, str(process.open(entry)["words"]))
-        _race(bench.workload, ids, racers, progress)
+            racers[entry.name] = Racer(process, str(process.open(entry)["words"]))
+        race(bench.workload, ids, racers, progress)
         found = {name: _figures(bench, racer, watch) for name, racer in racers.items()}
     baselines = {f"{name}_{key}": metric for name in bench.workload.baselines for key, metric in found[name].items()}
     notes = _notes(bench, machine, racers)
@@ -94,7 +96,7 @@ def _entries(bench: Bench, exports: Sequence[Path | None], progress: Progress) -
     """The exports, then the baselines, whose archives are made here."""
     context, threads = bench.context, bench.threads
     for index, folder in enumerate(exports):
-        if folder is not None:
+        if folder is not None and find(folder)[0] != "coreml":
             yield Entry(_name(index), EXPORT, folder, context, threads)
     for name in bench.workload.baselines:
         source = Entry(name, name, bench.model, context, threads)
@@ -108,7 +110,7 @@ def _entries(bench: Bench, exports: Sequence[Path | None], progress: Progress) -
         yield Entry(name, name, archive, context, threads)
 
 
-def _race(workload: Workload, ids: Sequence[int], racers: Mapping[str, _Racer], progress: Progress) -> None:
+def race(workload: Workload, ids: Sequence[int], racers: Mapping[str, Racer], progress: Progress) -> None:
     """All in turn, again and again; the first ``warmup`` rounds are not counted."""
     prompt, tokens = ids[: workload.prompt_tokens], ids[workload.prompt_tokens :]
     progress.phase("measure speed")
@@ -121,17 +123,17 @@ def _race(workload: Workload, ids: Sequence[int], racers: Mapping[str, _Racer], 
             progress(index * len(racers) + place + 1, rounds * len(racers), "runs")
 
 
-def _figures(bench: Bench, racer: _Racer, watch: Watch) -> dict[str, Metric]:
+def _figures(bench: Bench, racer: Racer, watch: Watch) -> dict[str, Metric]:
     how = f"batch 1, {racer.words}, {bench.threads} thread{'s' * (bench.threads != 1)}"
     return figures(racer.runs, bench.workload.prompt_tokens, how, watch.peak(racer.process.pid))
 
 
-def _notes(bench: Bench, machine: Mapping[str, object], racers: Mapping[str, _Racer]) -> dict[str, object]:
+def _notes(bench: Bench, machine: Mapping[str, object], racers: Mapping[str, Racer]) -> dict[str, object]:
     beside = {name: racers[name].words for name in bench.workload.baselines}
     return {"hardware": dict(machine), "threads": bench.threads, "order": list(racers), "baselines": beside}
 
 
-def _own(racer: _Racer | None) -> dict[str, object]:
+def _own(racer: Racer | None) -> dict[str, object]:
     return {} if racer is None else {"runtime": racer.words}
 
 
