@@ -188,6 +188,7 @@ def test_differences_that_only_add_up_are_told_as_such(source: Path, texts: Gold
     ("limit", "words"),
     [
         ({"cosine": 1.0}, "cosine similarity"),
+        ({"cosine_mean": 1.0}, "mean cosine similarity"),
         ({"max_difference": 1e-9}, "a logit differs"),
         ({"kl": 1e-18}, "KL divergence"),
     ],
@@ -195,7 +196,7 @@ def test_differences_that_only_add_up_are_told_as_such(source: Path, texts: Gold
 def test_each_limit_counts(
     source: Path, texts: Golden, reference: Reference, limit: dict[str, float], words: str
 ) -> None:
-    generous = Limits(cosine=-1, top1=0, kl=1e9, layer=1)
+    generous = Limits(cosine=None, top1=0, kl=1e9, layer=1)
     run = {"prefill": as_export(decoder_of(source, Form()))}
     prove(run, texts, reference, generous)
     with pytest.raises(StageFailed) as caught:
@@ -210,7 +211,7 @@ def test_other_likeliest_tokens_fail_though_all_else_is_allowed(
     with torch.no_grad():
         _wrong_head(decoder)
     with pytest.raises(StageFailed) as caught:
-        prove({"x": as_export(decoder)}, texts, reference, Limits(cosine=-1, top1=0.9, kl=1e9, layer=1))
+        prove({"x": as_export(decoder)}, texts, reference, Limits(cosine=None, top1=0.9, kl=1e9, layer=1))
     assert "the likeliest token is the same at" in caught.value.facts[0]
 
 
@@ -244,7 +245,7 @@ def test_logits_that_are_no_numbers_have_words_of_their_own(source: Path, texts:
     with torch.no_grad():
         decoder.layers[2].mlp.up_proj.weight[0, 0] = math.nan
     with pytest.raises(StageFailed) as caught:
-        prove({"prefill": as_export(decoder)}, texts, reference, Limits(-1, 0, 1e9, 1))
+        prove({"prefill": as_export(decoder)}, texts, reference, Limits(None, 0, 1e9, 1))
     assert "not finite numbers at 1 of 1 positions" in caught.value.facts[0]
     assert "it began in layer 2: what it gives is not finite from there on" in caught.value.facts
 

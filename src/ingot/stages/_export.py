@@ -64,7 +64,7 @@ class Parity(Frozen):
     texts: int = Field(default=4, ge=1, le=32, description="golden texts, from one token to max_length")
     max_length: int = Field(default=128, ge=1, le=32768, description="tokens of the longest golden text")
     cosine: Share | None = Field(
-        default=None, description="lowest cosine similarity of a position's logits; null: by precision"
+        default=None, description="least cosine similarity of any position's logits; null: by precision"
     )
     max_difference: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest difference of a logit; null: unbounded"

@@ -16,22 +16,29 @@ from dataclasses import dataclass, replace
 class Limits:
     """What is still the same model.
 
-    ``cosine``: the lowest of any position's logits; ``top1``: the share of positions with the same likeliest token;
-    ``kl``: the mean of KL(source‖export) in nats a token; ``max_difference``: of any logit, None where unbounded.
+    ``cosine``: the lowest of any position's logits, None where one position tells nothing; ``cosine_mean``: the mean
+    over positions; ``top1``: the share of positions with the same likeliest token; ``kl``: mean KL(source‖export), nats
+    a token; ``max_difference``: of any logit, None where unbounded.
     ``tie``: logits this close, as a share of the row's largest magnitude, are equal in the type they are given in.
     ``layer``: what one layer may make of its input otherwise, as a share of its output's norm: beyond it, it is wrong.
     """
 
-    cosine: float
+    cosine: float | None
     top1: float
     kl: float
     layer: float
+    cosine_mean: float = -1.0
     tie: float = 2.0**-10
     max_difference: float | None = None
 
     def but(self, **given: float | None) -> Limits:
         """These, with what is given (not None) in place of the defaults."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+def _coarse(cosine_mean: float, top1: float, kl: float, layer: float) -> Limits:
+    """Of types in which a single position can be far off while the model is not."""
+    return Limits(None, top1, kl, layer, cosine_mean)
 
 
 def _each(names: str, limits: Limits) -> dict[str, Limits]:
@@ -53,21 +60,21 @@ _COMPUTED: Mapping[str, Limits] = {
 
 #: Weights in fewer bits than they had, whatever runs them (loss).
 _STORED: Mapping[str, Limits] = {
-    # a 127th of the largest weight of a row: 1 % to 3 % a layer; embeddings in int8, too, gave a cosine of 0.967
-    "int8": Limits(cosine=0.95, top1=0.9, kl=3e-2, layer=1e-1),
+    # a 127th of the largest weight of a row: 1 % to 3 % a layer
+    "int8": _coarse(0.99, 0.9, 3e-2, 0.1),
     # inputs, too, and with one scale for all tokens of a call: a single large one leaves few steps to the others
-    "int8_dynamic": Limits(cosine=0.1, top1=0.35, kl=2.0, layer=6e-1),
+    "int8_dynamic": _coarse(0.7, 0.35, 2.0, 0.6),
     # a 7th of the largest weight of a block of 32: 13 % to 25 % a layer
-    "int4": Limits(cosine=0.1, top1=0.35, kl=2.0, layer=6e-1),
+    "int4": _coarse(0.7, 0.35, 2.0, 0.6),
     # 2^bits values for a whole matrix, placed where its weights are: 6 %, 12 %, 27 % a layer
-    "palettized8": Limits(cosine=0.95, top1=0.75, kl=5e-2, layer=2e-1),
-    "palettized6": Limits(cosine=0.5, top1=0.6, kl=4e-1, layer=4e-1),
-    "palettized4": Limits(cosine=0.1, top1=0.3, kl=2.0, layer=8e-1),
+    "palettized8": _coarse(0.98, 0.75, 5e-2, 0.2),
+    "palettized6": _coarse(0.95, 0.6, 0.4, 0.4),
+    "palettized4": _coarse(0.7, 0.3, 2.0, 0.8),
 }
 
 #: What llama.cpp does on a CPU to a file's own weights (execution): it rounds the inputs of products to 8 bits, in
 #: blocks of 32 or 256, and keeps keys and values in F16. 1 % to 5 % a layer, whatever the type.
-_LLAMA_CPP = Limits(cosine=0.8, top1=0.85, kl=1e-1, layer=0.15)
+_LLAMA_CPP = _coarse(0.98, 0.85, 0.1, 0.15)
 
 #: GGUF files by their coarsest type (loss).
 _GGUF: Mapping[str, Limits] = {
@@ -75,17 +82,17 @@ _GGUF: Mapping[str, Limits] = {
     **_each("F32 F16", _COMPUTED["float16"]),
     "BF16": _COMPUTED["bfloat16"],
     # 1 % to 3 % a layer, to which llama.cpp adds as much
-    "Q8_0": Limits(cosine=0.9, top1=0.9, kl=3e-2, layer=0.15),
+    "Q8_0": _coarse(0.98, 0.9, 3e-2, 0.15),
     # 5 % to 9 % a layer
-    **_each("Q6_K Q5_K Q5_K_S Q5_K_M Q5_0 Q5_1", Limits(cosine=0.5, top1=0.65, kl=3e-1, layer=0.3)),
-    # 10 % to 25 % a layer
-    **_each("Q4_K Q4_K_S Q4_K_M Q4_0 Q4_1 IQ4_NL IQ4_XS MXFP4", Limits(cosine=0.1, top1=0.4, kl=1.5, layer=0.6)),
+    **_each("Q6_K Q5_K Q5_K_S Q5_K_M Q5_0 Q5_1", _coarse(0.94, 0.65, 0.4, 0.3)),
+    # 10 % to 28 % a layer
+    **_each("Q4_K Q4_K_S Q4_K_M Q4_0 Q4_1 IQ4_NL IQ4_XS MXFP4", _coarse(0.7, 0.4, 2.0, 0.6)),
     # not measured where their rows allow them: 4 bits, doubled
-    **_each("Q3_K Q3_K_S Q3_K_M Q3_K_L IQ3_XXS IQ3_XS IQ3_S IQ3_M", Limits(cosine=0, top1=0.25, kl=3.0, layer=0.9)),
+    **_each("Q3_K Q3_K_S Q3_K_M Q3_K_L IQ3_XXS IQ3_XS IQ3_S IQ3_M", _coarse(0.5, 0.25, 3.0, 0.9)),
     # such files can be near to useless and still be what was asked for: no more than a model by chance is excluded
     **_each(
         "Q2_K Q2_K_S IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M TQ1_0 TQ2_0",
-        Limits(cosine=-1, top1=0.02, kl=8.0, layer=1.5),
+        _coarse(0.1, 0.02, 8.0, 1.5),
     ),
 }
 
@@ -94,9 +101,11 @@ LIMITS: Mapping[str, Limits] = {**_COMPUTED, **_STORED, "llama.cpp": _LLAMA_CPP,
 
 def table() -> str:
     """The limits as ``docs/parity.md`` shows them: names with equal ones share a line."""
-    lines = ["| | cosine | same likeliest | KL | a layer |", "|---|---|---|---|---|"]
+    lines = ["| | lowest cosine | mean cosine | same likeliest | KL | a layer |", "|---|---|---|---|---|---|"]
     for limits in dict.fromkeys(LIMITS.values()):
         names = ", ".join(f"`{name}`" for name, found in LIMITS.items() if found == limits)
-        numbers = f"{limits.cosine:g} | {limits.top1:.1%} | {limits.kl:g} | {limits.layer:.1%}"
+        mean = f"{limits.cosine_mean:g}" if limits.cosine is None else "–"
+        lowest = "–" if limits.cosine is None else f"{limits.cosine:g}"
+        numbers = f"{lowest} | {mean} | {limits.top1:.1%} | {limits.kl:g} | {limits.layer:.1%}"
         lines.append(f"| {names} | {numbers} |")
     return "\n".join(lines) + "\n"

@@ -73,6 +73,9 @@ class _Found:
     def cosine(self) -> float:
         return float(min(text.cosine.min() for text in self.texts))
 
+    def cosine_mean(self) -> float:
+        return float(np.concatenate([text.cosine for text in self.texts]).mean())
+
     def difference(self) -> float:
         return float(max(text.difference.max() for text in self.texts))
 
@@ -124,8 +127,11 @@ def _broken(found: _Found, task: Task) -> list[str]:
     """What is beyond its limit, one sentence each."""
     limits, tokens = task.limits, task.texts.tokens
     broken = []
-    if not found.cosine() >= limits.cosine:
+    if limits.cosine is not None and not found.cosine() >= limits.cosine:
         broken.append(f"cosine similarity of the logits {found.cosine():.6f}, at least {limits.cosine:g} is needed")
+    if not found.cosine_mean() >= limits.cosine_mean:
+        needed = f"at least {limits.cosine_mean:g} is needed"
+        broken.append(f"mean cosine similarity of the logits {found.cosine_mean():.6f}, {needed}")
     if limits.max_difference is not None and not found.difference() <= limits.max_difference:
         broken.append(f"a logit differs by {found.difference():.4g}, at most {limits.max_difference:g} is allowed")
     # of few positions one is a large share, and one near tie is no fault
