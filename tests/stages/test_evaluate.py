@@ -262,7 +262,7 @@ _CONVERT = """
 import sys
 from pathlib import Path
 from stagekit import run_stage
-run_stage("coreml", {"weights": "int8", "sequence_lengths": [16]}, {"model": Path(sys.argv[1])}, Path(sys.argv[2]))
+run_stage("coreml", {"weights": "int8", "sequence_lengths": [16, 64]}, {"model": Path(sys.argv[1])}, Path(sys.argv[2]))
 """
 
 
@@ -277,24 +277,82 @@ def package(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_core_ml_is_not_run_and_says_so(package: Path, stories: Path, data: Path, tmp_path: Path) -> None:
-    out, metrics = run_stage("evaluate", FAST, {"candidate": package, "data": data, "reference": stories}, tmp_path)
-    assert metrics["bytes"].value == sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+def test_core_ml_is_measured_by_the_interpreter_and_its_speed_is_not(
+    package: Path, stories: Path, data: Path, tmp_path: Path
+) -> None:
+    params = {**FAST, "max_length": 64, "documents": 3}
+    roles = {"candidate": package, "data": data, "reference": stories}
+    out, metrics = run_stage("evaluate", params, roles, tmp_path / "coreml")
+    plain = run_stage("evaluate", params, {**roles, "candidate": stories}, tmp_path / "hf")[1]
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
-    assert set(evaluation["metrics"]) == {"bytes"}
-    assert "takes a Mac" in evaluation["not_measured"]["perplexity"]
-    assert {"kl_divergence", "parameters", "generation_tokens_per_second"} <= set(evaluation["not_measured"])
+    assert set(evaluation["not_measured"]) == {"prompt_tokens_per_second", "generation_tokens_per_second"}
+    assert set(metrics) == set(plain) - set(evaluation["not_measured"])
+    assert "runs on a Mac only" in evaluation["not_measured"]["prompt_tokens_per_second"]
+    # of int8 rows on a model of 260,000 weights
+    assert 1e-7 < metrics["kl_divergence"].value < 0.01
+    assert metrics["top1_agreement"].value > 0.95
+    assert abs(metrics["nll"].value - plain["nll"].value) < 0.01
+    assert metrics["parameters"].value == plain["parameters"].value
+    files = (package / "model.mlpackage").rglob("*")
+    assert metrics["bytes"].value == sum(path.stat().st_size for path in files if path.is_file())
+
+
+def test_a_core_ml_package_answers_questions(package: Path, stories: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(number), "prompt": f"{name} had a", "completion": " dog."}
+        for number, name in enumerate(["Tim", "Lily"])
+    ]
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    (asked / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    params = {**FAST, "max_length": 32, "documents": 2, "answers": {"documents": 2, "max_tokens": 6}}
+    answers = {}
+    for name, candidate in (("coreml", package), ("hf", stories)):
+        out, metrics = run_stage("evaluate", params, {"candidate": candidate, "data": asked}, tmp_path / name)
+        lines = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        answers[name] = [json.loads(line)["answer"] for line in lines]
+        assert "answers_ended" in metrics
+    assert answers["coreml"] == answers["hf"]
+
+
+def test_a_text_beyond_the_largest_shape_is_refused(package: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefusedInput, match="the model's context is 64") as refused:
+        run_stage("evaluate", {**FAST, "max_length": 512}, {"candidate": package, "data": data}, tmp_path)
+    assert refused.value.code == "E-EVAL-CONTEXT"
+
+
+def _damaged(package: Path, folder: Path) -> Path:
+    shutil.copytree(package, folder)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
 
 
 def test_a_damaged_core_ml_package_is_refused(package: Path, data: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(package, damaged)
+    damaged = _damaged(package, tmp_path / "damaged")
     (weights,) = damaged.rglob("weight.bin")
-    weights.chmod(0o644)
     content = bytearray(weights.read_bytes())
     content[64:68] = bytes(4)
     weights.write_bytes(content)
     with pytest.raises(RefusedInput, match="no sound blob at byte 64") as refused:
         run_stage("evaluate", FAST, {"candidate": damaged, "data": data}, tmp_path)
-    assert refused.value.code == "E-EVAL-COREML"
+    assert refused.value.code == "E-MIL-BLOB"
+
+
+def test_a_core_ml_package_without_its_contract_is_refused(package: Path, data: Path, tmp_path: Path) -> None:
+    damaged = _damaged(package, tmp_path / "damaged")
+    (damaged / "contract.json").unlink()
+    with pytest.raises(RefusedInput, match=r"no contract\.json and no tokenizer") as refused:
+        run_stage("evaluate", FAST, {"candidate": damaged, "data": data}, tmp_path)
+    assert refused.value.code == "E-CONTRACT"
+
+
+def test_a_core_ml_package_with_another_interface_is_refused(package: Path, data: Path, tmp_path: Path) -> None:
+    damaged = _damaged(package, tmp_path / "damaged")
+    contract = json.loads((damaged / "contract.json").read_text(encoding="utf-8"))
+    contract["inputs"].append({"name": "position", "dtype": "int32", "shape": [1]})
+    (damaged / "contract.json").write_text(json.dumps(contract), encoding="utf-8")
+    with pytest.raises(RefusedInput, match="other inputs or outputs than") as refused:
+        run_stage("evaluate", FAST, {"candidate": damaged, "data": data}, tmp_path)
+    assert refused.value.code == "E-CONTRACT"

@@ -33,12 +33,6 @@ if TYPE_CHECKING:
     from ingot.kit.backends import Backend
     from ingot.kit.chat import Example, Row
 
-#: What only running a candidate can tell.
-_RUN = (
-    "perplexity", "nll", "nll_difference", "kl_divergence", "kl_p99", "top1_agreement",
-    "prompt_tokens_per_second", "generation_tokens_per_second",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class _Found:
@@ -48,9 +42,6 @@ class _Found:
     precision: str
     metrics: Mapping[str, Metric]
     not_measured: Mapping[str, str] = field(default_factory=dict)
-
-
-_ANSWERS = ("exact_match", "pattern_accuracy", "answers_ended")
 
 
 class Answers(Frozen):
@@ -115,28 +106,28 @@ class Evaluate(Settings, Stage):
         "reference": Role(("hf",), optional=True),
     }
     tools: ClassVar[tuple[str, ...]] = (
-        "compressed-tensors", "gguf", "jinja2", "llama-cpp-python", "numpy", "onnx", "onnxruntime", "safetensors",
-        "torch", "transformers",
+        "compressed-tensors", "coremltools", "gguf", "jinja2", "llama-cpp-python", "numpy", "onnx", "onnxruntime",
+        "safetensors", "torch", "transformers",
     )  # fmt: skip
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("tokens", "tokens", "unless nothing can run the candidate here (`coreml`)"),
-        Measure("documents", "documents", "as tokens"),
-        Measure("nll", "nats/token", "as tokens"),
-        Measure("perplexity", "1", "as tokens"),
+        Measure("tokens", "tokens"),
+        Measure("documents", "documents"),
+        Measure("nll", "nats/token"),
+        Measure("perplexity", "1"),
         Measure("nll_difference", "nats/token", "with a reference"),
         Measure("kl_divergence", "nats/token", "with a reference"),
         Measure("kl_p99", "nats", "with a reference"),
         Measure("top1_agreement", "1", "with a reference"),
-        Measure("exact_match", "1", "with `answers`, unless nothing can run the candidate here"),
+        Measure("exact_match", "1", "with `answers`"),
         Measure("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
-        Measure("answers_ended", "1", "with `answers`, unless nothing can run the candidate here"),
+        Measure("answers_ended", "1", "with `answers`"),
         Measure("bytes", "B"),
         Measure("parameters", "parameters"),
         Measure("bits_per_weight", "bits/parameter"),
-        Measure("prompt_tokens_per_second", "tokens/s", "as tokens"),
-        Measure("generation_tokens_per_second", "tokens/s", "as tokens"),
+        Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
+        Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
     )
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
@@ -146,23 +137,16 @@ class Evaluate(Settings, Stage):
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Score, measure size and speed; writes evaluation.json and documents.jsonl."""
-        from ingot.kit.backends import container_of
+        from ingot.kit.backends import container_of, not_timed
 
         folder = given.one("candidate")
         container = container_of(folder)
-        if container == "coreml":
-            from ingot.kit.backends import coreml
-
-            facts = coreml.facts(folder)
-            run = _RUN if self.answers is None else _RUN + _ANSWERS
-            not_measured = dict.fromkeys(run, coreml.NOT_RUN) | facts.not_measured
-            return self._write(given, out, _Found(container, facts.precision, facts.metrics, not_measured))
         backend = self._open(folder, given, progress)
         metrics, documents, answers = self._measure(backend, given, progress)
         _write_lines(out / "documents.jsonl", documents)
         if self.answers is not None:
             _write_lines(out / "answers.jsonl", answers)
-        return self._write(given, out, _Found(container, backend.precision, metrics))
+        return self._write(given, out, _Found(container, backend.precision, metrics, not_timed(backend)))
 
     def _open(self, folder: Path, given: Given, progress: Progress) -> Backend:
         from ingot.kit.backends import open_backend
@@ -177,6 +161,7 @@ class Evaluate(Settings, Stage):
     ) -> tuple[dict[str, Metric], Iterable[Any], Iterable[Any]]:
         """The metrics, what was found of each document scored, and of each question asked."""
         from ingot.kit import measure
+        from ingot.kit.backends import not_timed
 
         folder = given.maybe("reference")
         reference = None if folder is None else self._open(folder, given, progress)
@@ -192,12 +177,13 @@ class Evaluate(Settings, Stage):
         del reference
         answered, answers = self._ask(backend, asked, progress)
         progress.phase("speed")
+        timed = not not_timed(backend)
         prompt = [token for example in examples for token in example.ids][: self.prompt_tokens]
         metrics = {
             **measure.quality(scores, self.resamples),
             **answered,
             **measure.size(backend),
-            **measure.speed(backend, prompt, self.generation_tokens, self.repeats),
+            **(measure.speed(backend, prompt, self.generation_tokens, self.repeats) if timed else {}),
         }
         return metrics, scores.documents, answers
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Positions whose logits are in memory at once (positions x vocabulary x 4 bytes, per model).
 SEGMENT = 256
 
+#: What is timed of a backend (``kit.measure.speed``).
+SPEEDS = ("prompt_tokens_per_second", "generation_tokens_per_second")
+
 #: What a model says of the next token: one logit for each token of its vocabulary, (vocabulary,).
 Next = npt.NDArray[np.float32]
 
@@ -67,6 +70,16 @@ def likeliest(row: Next) -> int:
     return int(row.argmax())
 
 
+def not_timed(backend: Backend) -> dict[str, str]:
+    """The speeds that are not measured, with the reason: those of a package that something else runs here."""
+    if backend.container != "coreml":
+        return {}
+    from ingot.kit.backends.coreml import NOT_TIMED
+    from ingot.kit.mil.native import available
+
+    return {} if available() else dict.fromkeys(SPEEDS, NOT_TIMED)
+
+
 def not_finite() -> RefusedInput:
     """E-EVAL-NAN."""
     return RefusedInput(
@@ -104,8 +117,12 @@ def container_of(folder: Path) -> str:
 
 
 def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Backend:
-    """The backend of a candidate that can run here (``hf``, ``gguf`` or ``onnx``), loaded."""
+    """The backend of a candidate, loaded."""
     container = container_of(folder)
+    if container == "coreml":
+        from ingot.kit.backends.coreml import CoremlBackend
+
+        return CoremlBackend(folder, threads=threads)
     if container == "onnx":
         from ingot.kit.backends.onnx import OnnxBackend
 

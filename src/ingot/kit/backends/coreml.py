@@ -1,65 +1,134 @@
-"""Core ML packages: what can be read from the files. None is run: that needs a Mac, and code not written yet.
+"""Core ML packages of ingot: by Core ML itself on a Mac, elsewhere by the reference interpreter.
 
-Weights lie in ``weight.bin``, a sequence of blobs aligned to 64 bytes, each behind a record of 64 bytes
-(``MILBlob/Blob/StorageFormat.hpp`` of https://github.com/apple/coremltools): u32 0xDEADBEEF, u32 data type, u64 size
-in bytes, u64 offset of the data in the file.
+The interpreter computes the same numbers to within rounding (decision 21), and how long it takes says nothing of Core
+ML: speeds are measured on a Mac alone.
 """
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ingot.core.stage import Metric
+import torch
+
 from ingot.errors import RefusedInput
+from ingot.kit import chat, hf
+from ingot.kit.backends import Next, segments
+from ingot.kit.contract import NAME, Contract, read_contract
+from ingot.kit.mil import native
+from ingot.kit.mil.count import parameters
+from ingot.kit.mil.language import INPUT, OUTPUT, Language
+from ingot.kit.mil.model import MilModel
+from ingot.kit.mil.threads import set_threads
+from ingot.kit.parity.trace import Trace
 
-NOT_RUN = "Core ML packages are not run: it takes a Mac, and this version does not run them there either"
-NOT_COUNTED = "a Core ML package does not tell weights from tables and scales"
-
-_RECORD = struct.Struct("<IIQQ")
-_MARK = 0xDEADBEEF
-_ALIGN = 64
-_TYPES = {
-    1: "float16", 2: "float32", 3: "uint8", 4: "int8", 5: "bfloat16", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1",
-    10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a package says without being run."""
-
-    precision: str
-    metrics: dict[str, Metric]
-    not_measured: dict[str, str]
+#: Why speeds are missing where a package was run by the interpreter.
+NOT_TIMED = "the reference interpreter's speed says nothing of Core ML's, which runs on a Mac only"
 
 
-def facts(folder: Path) -> Facts:
-    """Size of all files of the package, and the type that most weight bytes are stored in."""
-    total = sum(path.stat().st_size for path in folder.glob("*.mlpackage/**/*") if path.is_file())
-    stored: Counter[str] = Counter()
-    for path in sorted(folder.glob("*.mlpackage/Data/*/weights/weight.bin")):
-        stored.update(stored_types(path))
-    return Facts(
-        max(sorted(stored), key=stored.__getitem__, default=""),
-        {"bytes": Metric(total, "B", "size of all files of the package")},
-        dict.fromkeys(("parameters", "bits_per_weight"), NOT_COUNTED),
-    )
+class CoremlBackend:
+    """A ``coreml`` artifact. What its contract says is compared with the package before anything runs."""
+
+    container = "coreml"
+
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        """RefusedInput: E-CONTRACT, E-EVAL-FORMAT, E-MIL-…; MissingTool without coremltools."""
+        self.contract = _contract(folder)
+        package = _package(folder)
+        set_threads(threads)
+        model = MilModel(package)
+        self._language = Language(native.Native(package, model) if native.available() else model)
+        self.runtime = "Core ML" if native.available() else "reference interpreter"
+        self._check()
+        self.precision = self.contract.precision
+        self.parameters = parameters(model.runners)
+        self.bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        longest = self._language.longest
+        # documents are scored in one go, by the function that reads prompts
+        self.context = self.contract.context if longest is None else min(self.contract.context, longest)
+        self.tokenizer = hf.load_lone_tokenizer(folder)
+        self.template = chat.Template.of(self.tokenizer)
+
+    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
+        """The row's token ids by the tokenizer beside the package."""
+        return chat.encode(self.tokenizer, row, max_length=max_length)
+
+    def question(self, row: chat.Row) -> list[int]:
+        """Token ids of a row's prompt by the tokenizer beside the package."""
+        return chat.encode_prompt(self.tokenizer, row)
+
+    def ends(self, token: int) -> bool:
+        """Whether the contract names this token as an end."""
+        return token in self.contract.tokenizer.end_tokens
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+        """Logits that predict ``ids[first:]``; the text is read once, and of the last product only those rows."""
+        first = max(first, 1)
+        if first >= len(ids):
+            return
+        rows = torch.from_numpy(self._language.logits(ids[:-1], range(first - 1, len(ids) - 1)))
+        for start, _, kept in segments(len(ids), first):
+            if kept:
+                yield rows[start + kept.start - first + 1 : start + kept.stop - first + 1]
+
+    def prefill(self, ids: Sequence[int]) -> Next:
+        """Forget everything and read a prompt; the logits of the next token."""
+        self._refuse_long(len(ids))
+        return self._language.prefill(ids)
+
+    def step(self, token: int) -> Next:
+        """Append one token; the logits of the next one. Without a cache the whole text is read again."""
+        self._refuse_long(self._language.read + 1)
+        return self._language.step(token)
+
+    def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
+        """See ``kit.parity.trace.Traced``: the whole text in one go."""
+        return self._language.trace(ids, probes=probes)
+
+    def _refuse_long(self, tokens: int) -> None:
+        if tokens > self.contract.context:
+            raise RefusedInput(
+                "E-MIL-LENGTH", f"{tokens} tokens are more than the package's context of {self.contract.context}"
+            )
+
+    def _check(self) -> None:
+        """Refuse a package that is not what its contract says (E-CONTRACT)."""
+        told = {port.name for port in self.contract.inputs}, {port.name for port in self.contract.outputs}
+        found = self._language.names
+        if (
+            told != found
+            or self.contract.container != self.container
+            or not {INPUT} <= told[0]
+            or OUTPUT not in told[1]
+        ):
+            raise RefusedInput(
+                "E-CONTRACT",
+                "the package has other inputs or outputs than contract.json says",
+                facts=[f"contract.json: {_listed(told)}", f"the package: {_listed(found)}"],
+                hint="build the export again",
+            )
 
 
-def stored_types(path: Path) -> Counter[str]:
-    """Bytes by type of a ``weight.bin``. RefusedInput (E-EVAL-COREML) when it is not of the documented form."""
-    found: Counter[str] = Counter()
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        at = _ALIGN  # the file's own header
-        while at + _ALIGN <= size:
-            file.seek(at)
-            mark, kind, length, offset = _RECORD.unpack(file.read(_RECORD.size))
-            if mark != _MARK or offset < at + _ALIGN or offset + length > size:
-                raise RefusedInput("E-EVAL-COREML", f"{path.name} is damaged: no sound blob at byte {at}")
-            found[_TYPES.get(kind, f"type {kind}")] += length
-            at = -(-(offset + length) // _ALIGN) * _ALIGN
-    return found
+def _listed(ports: tuple[set[str], set[str]]) -> str:
+    return " → ".join(", ".join(sorted(names)) or "nothing" for names in ports)
+
+
+def _contract(folder: Path) -> Contract:
+    if not (folder / NAME).is_file():
+        raise RefusedInput(
+            "E-CONTRACT",
+            f"no {NAME} and no tokenizer lie beside the Core ML package, so it cannot be given text",
+            hint="build it again: this version of ingot writes both",
+        )
+    return read_contract(folder)
+
+
+def _package(folder: Path) -> Path:
+    found = sorted(path for path in folder.glob("*.mlpackage") if path.is_dir())
+    if len(found) != 1:
+        raise RefusedInput("E-EVAL-FORMAT", f"the folder holds {len(found)} Core ML packages instead of one")
+    return found[0]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -90,18 +89,6 @@ def unpack(data: npt.NDArray[np.uint8], dtype: Dtype, count: int) -> Array:
             half = 1 << (dtype.bits - 1)
             values = (values ^ half).astype(np.int8) - np.int8(half)
         found[start:stop] = values
-    return found
-
-
-def stored_types(path: Path) -> Counter[str]:
-    """Bytes by type of all blobs of a file. RefusedInput (E-MIL-BLOB) when it is not of the documented form."""
-    found: Counter[str] = Counter()
-    blobs = Blobs(path)
-    at = _ALIGN
-    while at + _ALIGN <= blobs.size:
-        kind, length, offset = blobs.record(at)
-        found[kind.lower()] += length
-        at = -(-(offset + length) // _ALIGN) * _ALIGN
     return found
 
 

@@ -71,6 +71,19 @@ class Language:
         """Whether a token is appended without reading again what precedes it."""
         return self._decode is not None
 
+    @property
+    def read(self) -> int:
+        """How many tokens the text has that ``prefill`` and ``step`` read."""
+        return len(self._read)
+
+    @property
+    def names(self) -> tuple[set[str], set[str]]:
+        """Inputs and outputs of all functions, by name."""
+        functions = self.model.functions.values()
+        return {name for each in functions for name in each.inputs}, {
+            name for each in functions for name in each.outputs
+        }
+
     def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
         """Logits of every position of a text, and hidden states where asked for (``kit.parity.trace.Traced``)."""
         names = self._hidden() if probes else ()
