@@ -188,3 +188,21 @@ def test_a_model_that_is_not_its_contract_s(copy: Path) -> None:
     with pytest.raises(RefusedInput, match="differs: logits") as caught:
         OnnxBackend(copy, threads=1)
     assert caught.value.code == "E-CONTRACT"
+
+
+def test_it_is_evaluated_beside_its_source(model: Path, export: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    texts = ["the cat sat on the mat", "and the dog ran after it", "Hello, world! 1234 12"]
+    lines = [json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(texts)]
+    for split in ("train", "eval"):
+        (rows / f"{split}.jsonl").write_text("".join(lines))
+    settings = {"documents": 3, "prompt_tokens": 8, "generation_tokens": 2, "repeats": 1}
+    inputs = {"candidate": export, "data": rows, "reference": model}
+    out, metrics = run_stage("evaluate", settings, inputs, tmp_path)
+    found = json.loads((out / "evaluation.json").read_text())
+    assert (found["container"], found["precision"], found["not_measured"]) == ("onnx", "float32", {})
+    assert metrics["kl_divergence"].value < 1e-6
+    assert metrics["top1_agreement"].value == 1
+    assert metrics["parameters"].value == found["metrics"]["parameters"]["value"]
+    assert metrics["generation_tokens_per_second"].value > 0

@@ -114,7 +114,7 @@ def test_a_batch_with_padding_on_the_left(tiny: Path, built: Built) -> None:
     nothing = np.zeros((2, 2, 0, 16), np.float32)
     feed |= {port.name: nothing for port in session.get_inputs()[3:]}
     found = session.run(["logits"], feed)[0]
-    np.testing.assert_allclose(found[0], source_logits(tiny, [ids[0]])[0], atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(found[0], source_logits(tiny, [ids[0].tolist()])[0], atol=2e-3, rtol=1e-3)
     np.testing.assert_allclose(found[1, 2:], source_logits(tiny, [[30, 31, 32]])[0], atol=2e-3, rtol=1e-3)
 
 
@@ -161,8 +161,8 @@ def test_what_exporters_leave_behind_is_taken_out() -> None:
     [
         ({"precision": "float16"}, "float16", 2.0),
         ({"quantization": "int8"}, "uint8", 1.0),
-        ({"quantization": "int4", "opset": 20}, "uint8", 0.5),
-        ({"quantization": "int8_dynamic", "kv_cache": False}, "int8", 1.0),
+        ({"quantization": "int4"}, "uint8", 0.5),
+        ({"quantization": "int8_dynamic"}, "int8", 1.0),
     ],
     ids=["float16", "int8", "int4", "int8_dynamic"],
 )
@@ -175,7 +175,7 @@ def test_smaller_weights(tiny: Path, tmp_path: Path, params: dict[str, Any], sto
     out, metrics = run_stage("onnx", {**params, **QUICK}, {"model": tiny}, tmp_path)
     found = values(metrics)
     # the embedding, where it is not also the output layer, is in half
-    assert share * found["parameters"] <= found[f"weight_bytes_{stored}"] < 1.1 * share * found["parameters"]
+    assert 0.98 * share < found[f"weight_bytes_{stored}"] / found["parameters"] < 1.1 * share
     quantized = "quantization" in params
     assert read_contract(out).precision == params.get("quantization", "float16").removesuffix("_dynamic")
     assert found["weight_bytes_float16"] >= 2 * 305 * 64

@@ -152,7 +152,8 @@ class Coreml(Stage):
         return Least(inputs["model"].stored(_BITS[self.weights]).bytes) if "model" in inputs else Least()
 
     def serving(self, model: Least) -> Serving:
-        """States are in fp16; without one a call keeps nothing. See ``Stage``."""
+        """See ``Stage``."""
+        # states are in fp16
         return Serving.of(model, _BITS[self.weights], cached=2 if self.kv_cache else 0, context=self.context or 0)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
