@@ -85,7 +85,7 @@ class Parity(Frozen):
         return LIMITS[precision].but(**given)
 
 
-Baseline = Literal["transformers", "torchscript", "torch_export"]
+Baseline = Literal["transformers", "torchscript", "torch_export", "onnxruntime", "llama_cpp"]
 
 
 def _each_once(values: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
