@@ -6,7 +6,7 @@
 
 Perplexity and KL divergence to the base are measured on held-out documents, with 95 % intervals (bootstrap over
 documents). Seconds and memory are those of the stage, from its receipt. The orders that the literature has are looked
-at in the loss: GPTQ and AWQ below RTN, SparseGPT below Wanda below magnitude.
+at in the loss: GPTQ and AWQ below RTN, SparseGPT below Wanda below magnitude, recovered below pruned.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ ORDER = (
     ("w4_awq", "w4_rtn"),
     ("p24_sparsegpt", "p24_wanda"),
     ("p24_wanda", "p24_magnitude"),
+    *((f"r24_{method}", f"p24_{method}") for method in _PRUNED),
 )
 
 
@@ -75,14 +76,14 @@ def targets(documents: int, steps: int) -> dict[str, str]:
     return found
 
 
-def write_spec(folder: Path, chosen: Mapping[str, str], documents: int) -> None:
+def write_spec(folder: Path, chosen: Mapping[str, str], held_out: int) -> None:
     """The project; what is there already stays."""
     (folder / "specs").mkdir(parents=True, exist_ok=True)
     shutil.copy(REPO / "dodo.py", folder)
     lines = [SPEC, *(f"  {name}: {text}\n" for name, text in chosen.items())]
     lines.append(
         "  report:\n    kind: report\n    from: {data: dataset, reference: base, "
-        f"candidates: [{', '.join(chosen)}]}}\n    documents: {documents}\n"
+        f"candidates: [{', '.join(chosen)}]}}\n    documents: {held_out}\n"
     )
     (folder / "specs" / "compress.yaml").write_text("".join(lines))
 
@@ -108,7 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="work here, and leave everything")
     parser.add_argument("--only", default="", help="only the targets whose names begin so")
-    parser.add_argument("--documents", type=int, default=64, help="calibration documents, and held-out ones")
+    parser.add_argument("--documents", type=int, default=64, help="calibration documents")
+    parser.add_argument("--held-out", type=int, default=24, help="held-out documents that are scored")
     parser.add_argument("--steps", type=int, default=40, help="steps of recovery")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -116,7 +118,7 @@ def main() -> None:
         env = dict(os.environ) if options.folder else environment(Path(name))
         found = targets(options.documents, options.steps)
         chosen = {key: text for key, text in found.items() if key.startswith(options.only)}
-        write_spec(folder, chosen, options.documents)
+        write_spec(folder, chosen, options.held_out)
         subprocess.run([doit_program(), "compress"], cwd=folder, env=env, check=True)
         show(folder, env, list(chosen))
 

@@ -195,6 +195,7 @@ def test_sessions_are_whole_and_one_must_fit(budget: Budget, sessions: int | Non
     assert (budget.sessions, budget.fits) == (sessions, fits)
 
 
+CACHED = {"weights": "int4", "kv_cache": True, "sequence_lengths": [128], "minimum_deployment_target": "iOS18"}
 MODEL = Least(weights=1000, cache=64, context=512)
 
 
@@ -206,6 +207,10 @@ MODEL = Least(weights=1000, cache=64, context=512)
         ("gguf", {"type": "F16"}, Least(), Serving(None, None, None)),
         ("coreml", {"weights": "int8"}, MODEL, Serving(1000, 0, None)),
         ("coreml", {"weights": "float32", "compute_precision": "float32"}, MODEL, Serving(4000, 0, None)),
+        ("onnx", {}, MODEL, Serving(4000, 256, 512)),
+        ("onnx", {"precision": "float16", "quantization": "int4", "max_length": 64}, MODEL, Serving(500, 128, 64)),
+        ("onnx", {"kv_cache": False, "quantization": "int8_dynamic"}, MODEL, Serving(1000, 0, None)),
+        ("coreml", CACHED | {"context": 300}, MODEL, Serving(500, 128, 300)),
         ("quantize", {}, MODEL, None),
     ],
 )

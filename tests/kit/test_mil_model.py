@@ -149,6 +149,49 @@ def test_states_outlive_calls_and_are_shared_by_functions(tmp_path: Path) -> Non
         call("one", 4, first)
 
 
+def looking(*, back: bool, early: bool) -> Function:
+    """Writes ones into a state's first half, and gives what was looked at before (``early``) or is there afterwards.
+
+    Without ``back`` what was written is never put back into the state.
+    """
+    function = Function()
+    function.input("x", "float32", (2,))
+    function.state("s", "float32", (4,))
+    function.op("read_state", [("before", "float32", (4,))], {"input": "s"})
+    function.op(
+        "slice_by_size", [("seen", "float32", (2,))], {"x": "before", "begin": np.array([0]), "size": np.array([2])}
+    )
+    function.op("read_state", [("old", "float32", (4,))], {"input": "s"})
+    where = {"begin": np.array([0]), "end": np.array([2])}
+    function.op("slice_update", [("new", "float32", (4,))], {"x": "old", "update": "x", **where})
+    if back:
+        function.op("write_state", [], {"input": "s", "data": "new"})
+    function.op("read_state", [("after", "float32", (4,))], {"input": "s"})
+    function.op("identity", [("y", "float32", (2,) if early else (4,))], {"x": "seen" if early else "after"})
+    function.output("y")
+    return function
+
+
+@pytest.mark.parametrize(("back", "early"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_state_is_written_in_place_only_where_nobody_sees_it(tmp_path: Path, back: bool, early: bool) -> None:
+    model = MilModel(write(tmp_path / "a.mlpackage", looking(back=back, early=early)))
+    state = model.state()
+    held = state["s"]
+    found = model.run({"x": np.ones(2, np.float32)}, state=state)["y"].tolist()
+    assert found == ([0, 0] if early else [1, 1, 0, 0] if back else [0, 0, 0, 0])
+    assert held.tolist() == [0, 0, 0, 0], "who holds the state's array sees it as it was"
+    assert state["s"].tolist() == ([1, 1, 0, 0] if back else [0, 0, 0, 0])
+
+
+def test_a_state_that_nobody_else_holds_is_not_copied(tmp_path: Path) -> None:
+    blobs = Blobs()
+    model = MilModel(write(tmp_path / "a.mlpackage", counter("main", blobs, 1.0)))
+    state, inputs = model.state(), {"x": np.array([3], np.float16), "i": np.array([1], np.int32)}
+    at = state["s"].__array_interface__["data"]
+    assert model.run(inputs, state=state)["y"].tolist() == [0, 3, 0, 0]
+    assert state["s"].__array_interface__["data"] == at
+
+
 def test_an_update_that_gives_the_state_is_run_too(tmp_path: Path) -> None:
     function = Function()
     function.input("x", "float32", (2,))

@@ -33,6 +33,15 @@ def export(model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
     return run_stage("onnx", params, {"model": model}, tmp_path_factory.mktemp("out"))[0]
 
 
+def test_without_a_cache_nothing_of_it_is_asked_for(export: Path, request: pytest.FixtureRequest) -> None:
+    from ingot.kit.contract import read_contract
+
+    contract = read_contract(export)
+    more = 4 if request.node.callspec.id == "cache" else 0
+    assert (len(contract.inputs), len(contract.outputs)) == (3 + more, 1 + more)
+    assert contract.inputs[1].shape == ("batch", "total_sequence" if more else "sequence")
+
+
 @pytest.fixture
 def copy(export: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(export, tmp_path / "copy"))

@@ -51,8 +51,8 @@ def built(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def outside(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Weights beside the model, no cache, rewritten by ONNX Runtime."""
-    params = {"kv_cache": False, "external_data_bytes": 0, "optimization": "basic", "max_length": 64, **QUICK}
+    """Weights beside the model, the graph rewritten by ONNX Runtime."""
+    params = {"external_data_bytes": 0, "optimization": "basic", "max_length": 64, **QUICK}
     return run_stage("onnx", params, {"model": tiny}, tmp_path_factory.mktemp("b"))
 
 
@@ -97,8 +97,8 @@ def test_the_contract_names_what_optimum_names(built: Built, outside: Built) -> 
     assert [port.name for port in contract.outputs][:3] == ["logits", "present.0.key", "present.0.value"]
     assert contract.outputs[1].shape == ("batch", 2, "total_sequence", 16)
     assert (contract.precision, contract.context, contract.layers) == ("float32", 256, 2)
-    plain = read_contract(outside[0])
-    assert (len(plain.inputs), len(plain.outputs), plain.context) == (3, 1, 64)
+    limited = read_contract(outside[0])
+    assert (limited.inputs, limited.outputs, limited.context) == (contract.inputs, contract.outputs, 64)
 
 
 def test_a_batch_with_padding_on_the_left(tiny: Path, built: Built) -> None:
@@ -303,3 +303,30 @@ def test_one_changed_byte_is_another_artifact(built: Built, tmp_path: Path) -> N
     content[len(content) // 2] ^= 1
     (edited / "model.onnx").write_bytes(content)
     assert digest_of(edited) != digest_of(built[0])
+
+
+def test_rewritten_by_extended_fusions(tiny: Path, built: Built, tmp_path: Path) -> None:
+    """It computes the same, has fewer nodes, and imports no operators that it does not use."""
+    import onnx
+
+    out, metrics = run_stage("onnx", {"optimization": "extended", **QUICK}, {"model": tiny}, tmp_path)
+    found = values(metrics)
+    assert found["nodes"] < values(built[1])["nodes"]
+    assert found["parity_cosine"] > 0.999999
+    model = onnx.load(out / "model.onnx")
+    assert {item.domain for item in model.opset_import} == {node.domain for node in model.graph.node}
+
+
+def test_a_saved_model_that_is_not_sound_is_found(built: Built, tmp_path: Path) -> None:
+    import onnx
+
+    from ingot.kit.onnx_model.export import check
+
+    shutil.copytree(built[0], tmp_path / "copy")
+    check(tmp_path / "copy", strict=True)
+    model = onnx.load(tmp_path / "copy" / "model.onnx")
+    next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Softmox"
+    (tmp_path / "copy" / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StageFailed, match="Softmox") as caught:
+        check(tmp_path / "copy", strict=True)
+    assert caught.value.code == "E-ONNX-SELFCHECK"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
 from ingot.stages._export import DATA, PARITY_MEASURES, RUNTIME_MEASURES, TOKENIZER_MEASURE, Benchmark, Parity
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ingot.kit.parity.prove import Proof
     from ingot.kit.parity.reference import Reference
     from ingot.kit.parity.trace import Traced
+
+#: Bits of a weight, without scales; of one that is not quantized those of the precision.
+_BITS = {"int4": 4, "int8": 8, "int8_dynamic": 8, "float16": 16, "float32": 32}
 
 
 class Onnx(Stage):
@@ -89,6 +92,18 @@ class Onnx(Stage):
         if self.quantization == "int8_dynamic" and self.precision == "float16":
             raise ValueError("quantization: int8_dynamic needs precision: float32 (its inputs are quantized from that)")
         return self
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights in the bits that are asked for; they are in no file whose elements are counted."""
+        return Least(inputs["model"].stored(self._bits()).bytes) if "model" in inputs else Least()
+
+    def serving(self, model: Least) -> Serving:
+        """Keys and values go in and out in the precision; see ``Stage``."""
+        cached = _BITS[self.precision] // 8 if self.kv_cache else 0
+        return Serving.of(model, self._bits(), cached=cached, context=self.max_length or 0)
+
+    def _bits(self) -> int:
+        return _BITS[self.precision if self.quantization == "none" else self.quantization]
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput and StageFailed as ``kit.onnx_model.export`` has them; StageFailed: E-PARITY, E-ONNX-RUNTIME."""

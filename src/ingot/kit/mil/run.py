@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from ingot.errors import RefusedInput
 from ingot.kit.mil.constants import decoder
 from ingot.kit.mil.ops import OPERATIONS, Call, Entry
+from ingot.kit.mil.ops.moving import update_slice
 from ingot.kit.mil.program import Function, Literal, Operation, refused
 from ingot.kit.mil.rounding import round16
 from ingot.kit.mil.types import Array, TensorType
@@ -75,6 +77,7 @@ class Runner:
         self._constants = weights.of(function)
         self._narrow = narrow
         self._steps = self._plan()
+        self._in_place = _updates(function)
         #: The product that the function's only output is, where nothing else reads it.
         self.head = _head(function)
 
@@ -116,7 +119,10 @@ class Runner:
         if cut:
             arguments["x"] = arguments["x"][..., rows, :]
         try:
-            if step.entry.called:
+            if step.operation.kind == "slice_update" and step.operation.outputs[0][0] in self._in_place:
+                alone = references(arguments["x"]) <= _ALONE
+                results: Any = update_slice(**arguments, in_place=alone)
+            elif step.entry.called:
                 step.call.states = states
                 results = step.entry.function(step.call, **arguments)
             else:
@@ -162,8 +168,8 @@ class Runner:
                 named.append((parameter, argument))
         _check_arguments(operation, entry)
         types = tuple(kind for _, kind in operation.outputs)
-        narrow = self._narrow and any(kind.dtype.name == "fp16" for kind in types)
-        call = Call(narrow, _generation(self.function.opset), types)
+        kinds = {kind.dtype.name for kind in types}
+        call = Call(self._narrow and "fp16" in kinds, _generation(self.function.opset), types, wide="fp32" in kinds)
         return Step(operation, entry, call, fixed, tuple(named), tuple(listed), frees)
 
     def _named(self, argument: str | Literal, operation: Operation) -> str:
@@ -178,6 +184,45 @@ class Runner:
         if weight is None or weight.operation.outputs[0][1].elements > SMALL:
             return None
         return self.constant(name)
+
+
+def _updates(function: Function) -> frozenset[str]:
+    """Slices written into what was read of a state, and then written back to it before anything reads the state again.
+
+    They may be written where they are, unless something else still looks at the state (``references``).
+    """
+    readers = [name for operation in function.operations for name in operation.names()]
+    found: set[str] = set()
+    read: dict[str, str] = {}  # what was read of a state and has one reader → the state
+    updated: dict[str, str] = {}  # state → the update of it that waits to be written
+    for operation in function.operations:
+        if operation.kind == "read_state":
+            state, name = str(operation.arguments["input"][0]), operation.outputs[0][0]
+            updated.pop(state, None)
+            if readers.count(name) == 1 and name not in function.outputs:
+                read[name] = state
+        elif operation.kind == "slice_update" and operation.arguments["x"][0] in read:
+            updated[read[str(operation.arguments["x"][0])]] = operation.outputs[0][0]
+        elif operation.kind == "write_state":
+            state = str(operation.arguments["input"][0])
+            if state in updated and operation.arguments["data"][0] == updated.pop(state):
+                found.add(str(operation.arguments["data"][0]))
+    return frozenset(found)
+
+
+def references(array: Array) -> int:
+    """How many hold an array, views of it among them."""
+    return sys.getrefcount(array)
+
+
+def _alone() -> int:
+    """The references to a state that nobody but the run holds: by state, by value, by argument."""
+    state, values, arguments = {"s": np.zeros(1)}, {}, {}
+    values["v"] = arguments["x"] = state["s"]
+    return references(arguments["x"])
+
+
+_ALONE = _alone()
 
 
 def _check_arguments(operation: Operation, entry: Entry) -> None:

@@ -1,6 +1,7 @@
 """Products of matrices, and attention.
 
-Products are summed in fp32 by BLAS and rounded once. With ``Call.narrow`` each product is rounded to fp16 and added to
+Products of fp16 numbers are summed in fp32 by BLAS and rounded once; those of fp32 numbers in fp64 (``Call.wide``), so
+that a reference adds no error of its own. With ``Call.narrow`` each product is rounded to fp16 and added to
 the sum so far, from the first to the last, which is rounded to fp16 too: the worst order that hardware may take.
 """
 
@@ -26,6 +27,8 @@ def product(call: Call, x: Array, y: Array) -> Array:
     if x.shape[-1] != y.shape[-2]:
         raise ValueError(f"matrices of {x.shape} and {y.shape} have no product")
     shape = bounded(*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+    if call.wide:
+        return (x.astype(np.float64) @ y.astype(np.float64)).astype(np.float32)
     if not call.narrow:
         if y.ndim == 2:  # one product instead of one for each of the leading sizes
             return (x.reshape(-1, x.shape[-1]) @ y).reshape(shape)

@@ -84,6 +84,9 @@ def split(
     return tuple(np.split(x, np.cumsum(parts)[:-1], axis=where))
 
 
+_OPTIONAL = ("stride", "begin_mask", "end_mask", "squeeze_mask")
+
+
 def _slices(  # noqa: PLR0913  # MIL's own parameters
     x: Array,
     *,
@@ -128,6 +131,17 @@ def slice_by_index(  # noqa: PLR0913  # MIL's own parameters
     return np.asarray(x[_slices(x, begin=begin, end=end, stride=stride, **masks)])
 
 
+def update_slice(x: Array, update: Array, *, in_place: bool, **where: Array) -> Array:
+    """``slice_update``, in a copy of ``x`` or in ``x`` itself."""
+    masks = {name: where.get(name) for name in _OPTIONAL}
+    at = _slices(x, begin=where["begin"], end=where["end"], **masks)
+    found = x if in_place and x.flags.writeable else np.array(x)
+    if found[at].shape != update.shape:
+        raise ValueError(f"an update of {update.shape} for a slice of {found[at].shape}")
+    found[at] = update
+    return found
+
+
 @moves("slice_update")
 def slice_update(  # noqa: PLR0913  # MIL's own parameters
     x: Array,
@@ -141,13 +155,9 @@ def slice_update(  # noqa: PLR0913  # MIL's own parameters
     squeeze_mask: Array | None = None,
 ) -> Array:
     """``x`` with another content of a slice, whose shape ``update`` has."""
-    masks = {"begin_mask": begin_mask, "end_mask": end_mask, "squeeze_mask": squeeze_mask}
-    where = _slices(x, begin=begin, end=end, stride=stride, **masks)
-    found = np.array(x)
-    if found[where].shape != update.shape:
-        raise ValueError(f"an update of {update.shape} for a slice of {found[where].shape}")
-    found[where] = update
-    return found
+    masks = dict(zip(_OPTIONAL, (stride, begin_mask, end_mask, squeeze_mask), strict=True))
+    given = {name: value for name, value in masks.items() if value is not None}
+    return update_slice(x, update, in_place=False, begin=begin, end=end, **given)
 
 
 @moves("slice_by_size")

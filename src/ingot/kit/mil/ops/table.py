@@ -16,12 +16,14 @@ Flag = bool | Array
 
 @dataclass
 class Call:
-    """Of one operation in a running function: ``narrow`` (its sums are rounded to fp16 step by step), the generation
-    of operations (5 is iOS 15's), types of its results, and the states of the run."""
+    """Of one operation in a running function: ``narrow`` (its sums are rounded to fp16 step by step), ``wide`` (its
+    products are summed in fp64), the generation of operations (5 is iOS 15's), types of its results, and the states
+    of the run."""
 
     narrow: bool
     generation: int
     types: tuple[TensorType, ...]
+    wide: bool = False
     states: dict[str, Array] = field(default_factory=dict)
 
 
