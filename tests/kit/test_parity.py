@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_llama import make_llama
 
+from ingot.core.statement import MAX_LINE
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.decoder.build import build_decoder, places
 from ingot.kit.decoder.layers import Decoder, Form
@@ -80,12 +81,26 @@ def test_a_sound_export_is_proven_and_tells_its_figures(source: Path, texts: Gol
     assert 0 < metrics["parity_max_difference"] < 1e-3
     notes: Any = json.loads(json.dumps(proof.notes))
     assert notes["golden"] == {"digest": texts.digest, "origin": "probe texts"}
-    assert [text["tokens"] for text in notes["runs"]["prefill"]["texts"]] == [1, 3, 13, 48]
-    layers = notes["runs"]["prefill"]["layers"]
-    assert [layer["after"] for layer in layers] == [
-        "the embedding", "layer 0", "layer 1", "layer 2", "layer 3", "the output layer",
-    ]  # fmt: skip
-    assert all(layer["relative_difference"] < 1e-5 for layer in layers)
+    run = notes["runs"]["prefill"]
+    assert [text["tokens"] for text in run["texts"]] == [1, 3, 13, 48]
+    assert min(text["cosine"] for text in run["texts"]) == pytest.approx(metrics["parity_cosine"])
+    # after the embedding, each of four layers, the output layer
+    assert len(run["layers"]["cosine"]) == len(run["layers"]["relative_difference"]) == 6
+    assert max(run["layers"]["relative_difference"]) < 1e-5
+
+
+def test_the_notes_of_a_large_model_fit_into_a_line_of_the_log() -> None:
+    """126 layers, 32 texts, two ways to run, loss and execution."""
+    some = Trace(np.ones((1, 3), np.float32), tuple(np.full((1, 2), 1 / 3, np.float32) for _ in range(127)))
+
+    class Run:
+        def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
+            return Trace(some.logits * 1.000003, some.hidden)
+
+    texts = Golden(((1,),) * 32, "held-out rows")
+    reference = Reference((some,) * 32, lambda: pytest.fail("nothing is wrong"))
+    proof = prove({"prefill": Run(), "decode": Run()}, texts, reference, EXACT)
+    assert 2 * len(json.dumps(proof.notes)) < MAX_LINE // 2
 
 
 def _wrong_weight(decoder: Decoder) -> None:

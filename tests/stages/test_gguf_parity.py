@@ -80,7 +80,7 @@ def test_every_type_is_within_its_limits(model: Path, data: Path, tmp_path: Path
     assert ("execution_cosine" in metrics) == (kind not in PLAIN)
     notes: Any = json.loads(json.dumps(done.notes["parity"]))
     layers = notes["parity"]["runs"][f"{kind} in llama.cpp"]["layers"]
-    assert [layer["after"] for layer in layers][1:-1] == [f"layer {number}" for number in range(5)]
+    assert len(layers["cosine"]) == 5 + 2
     assert notes["parity"]["golden"]["origin"] == "held-out rows"
     assert "Once upon" not in json.dumps(notes)
     if kind == "Q4_0":

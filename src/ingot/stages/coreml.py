@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
+from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
 from ingot.errors import RefusedInput
 from ingot.stages._export import (
     DATA,
@@ -146,6 +146,11 @@ class Coreml(Stage):
         lengths = self.sequence_lengths
         return lengths.max if isinstance(lengths, Range) else max(lengths)
 
+    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
+        """The source, which is run in float32 to compare with; converting takes less."""
+        del device
+        return inputs.get("model", Least()).stored(16).weights * 4
+
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """The stored weights."""
         # its weights are in no file whose elements are counted
@@ -164,6 +169,7 @@ class Coreml(Stage):
         from ingot.kit.contract import ship_tokenizer, write_contract
         from ingot.kit.coreml import convert, describe
         from ingot.kit.coreml.check import check
+        from ingot.kit.coreml.figures import figures
         from ingot.kit.hf import read_config
 
         torch.set_num_threads(given.threads)
@@ -176,7 +182,7 @@ class Coreml(Stage):
         facts = check(package, model)
         architecture = str(read_config(given.one("model"))["architectures"][0])
         write_contract(out, describe.contract(model, architecture, tokenizer, self.compute_units))
-        metrics = _metrics(package, model, facts)
+        metrics = figures(package, model, facts)
         proven, notes = self._prove(given, out, model, (texts, reference), progress)
         metrics |= proven
         measured, more = self._measured(given, out, model, facts, progress)
@@ -281,23 +287,3 @@ class Coreml(Stage):
         if (method := quantization(read_config(folder))) is not None:
             notes["dequantized_from"] = method
         return metrics, notes
-
-
-def _metrics(package: Path, model: Model, facts: Facts) -> dict[str, Metric]:
-    size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
-    parameters = model.checkpoint.parameters
-    return {
-        "bytes": Metric(size, "B", "size of all files of the package"),
-        "parameters": Metric(parameters, "parameters", "weights of the model, tied ones counted once"),
-        "bits_per_weight": Metric(8 * size / parameters, "1", "bits of the whole package over the parameters"),
-        "operations": Metric(sum(facts.kinds.values()), "1", "operations of the saved program other than constants"),
-        "operation_kinds": Metric(len(facts.kinds), "1", "different operations of the saved program"),
-        **{
-            f"weight_bytes_{kind}": Metric(count, "B", f"stored values of type {kind} in the saved program")
-            for kind, count in facts.weight_bytes.items()
-        },
-        **{
-            f"matrix_bytes_{kind}": Metric(count, "B", f"of these, what matrices are stored in: type {kind}")
-            for kind, count in facts.matrix_bytes.items()
-        },
-    }

@@ -12,6 +12,9 @@ from ingot.kit.parity.trace import Array, Trace
 
 Wide = npt.NDArray[np.float64]
 
+#: Positions that are compared at once: a vocabulary has a hundred thousand numbers for each.
+_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -24,7 +27,17 @@ class Positions:
 
 
 def compare_logits(found: Array, wanted: Array, tie: float) -> Positions:
-    """Logits (n, vocabulary) of an export and of its source; all finite."""
+    """Logits (n, vocabulary) of an export and of its source; all finite. A few rows at a time, in float64."""
+    pieces = [_compare(found[at : at + _ROWS], wanted[at : at + _ROWS], tie) for at in range(0, len(found), _ROWS)]
+    return Positions(
+        np.concatenate([piece.cosine for piece in pieces]),
+        np.concatenate([piece.difference for piece in pieces]),
+        np.concatenate([piece.agrees for piece in pieces]),
+        np.concatenate([piece.kl for piece in pieces]),
+    )
+
+
+def _compare(found: Array, wanted: Array, tie: float) -> Positions:
     export, source = found.astype(np.float64), wanted.astype(np.float64)
     return Positions(
         cosine(export, source), np.abs(export - source).max(-1), top1_agrees(export, source, tie), kl(source, export)
