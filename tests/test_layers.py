@@ -25,7 +25,8 @@ ALLOWED = {
     "registry": {"errors", "version", "core"},
     "view": {"errors", "version", "core", "view"},
 }
-HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers")
+HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers",
+         "onnx", "onnxruntime", "onnxscript")  # fmt: skip
 
 
 def layer_of(path: Path) -> str:

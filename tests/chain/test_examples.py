@@ -26,7 +26,7 @@ def test_a_shipped_spec_plans_without_network(path: Path, shipped: Sandbox) -> N
     command = [*(["unshare", "-n"] if offline else []), DOIT, "plan", path.stem]
     done = subprocess.run(command, cwd=shipped.root, env=shipped.env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"{path.stem}:gguf" in done.stdout
+    assert f"\n{path.stem}:" in done.stdout
     assert not (shipped.root / "registry").exists()
 
 
@@ -34,6 +34,7 @@ def test_doit_alone_does_not_mean_the_examples(shipped: Sandbox) -> None:
     assert {name.partition(":")[0] for name in shipped.states()} == {"smollm2-pydoc", "toy-8ball"}
     listed = shipped.ok("list")
     assert "milton-llama-3.1-8b:gguf" in listed
+    assert "student-coreml-9b:drafter-coreml" in listed
 
 
 def test_the_milton_chain_is_what_its_readers_expect(shipped: Sandbox) -> None:
@@ -78,3 +79,37 @@ def test_the_itera_variants_are_compared_in_one_report(shipped: Sandbox) -> None
     student = targets["student"]["at_least"]
     assert student["memory_bytes"] == 4 * student["bytes"], "weights, gradients and two moments, all in float32"
     assert plan["refused"] == []
+
+
+#: Of each role: weights, bytes of keys and values a token (in fp16), and its contexts.
+ROLES = {
+    "worker": (8_829_407_232, 48 * 2 * 4 * 128 * 2, (4096, 8192, 16_384)),
+    "judge": (3_961_839_360 + 2 * 32_000 * 3840, 24 * 2 * 8 * 120 * 2, (512, 1024, 2048)),
+    "drafter": (3_961_839_360 + 2 * 32_000 * 3840, 24 * 2 * 8 * 120 * 2, (2048, 4096)),
+}
+
+
+def test_the_roles_of_the_student_family_have_budgets_before_anything_is_built(shipped: Sandbox) -> None:
+    plan = shipped.json("plan", "student-coreml-9b")
+    budgets = {item["target"].partition(":")[2]: item["budget"] for item in plan["targets"] if item["budget"]}
+    assert set(budgets) == {f"{role}-coreml@{context}" for role, it in ROLES.items() for context in it[2]}
+    memory = 64 * 10**9
+    for role, (weights, token, contexts) in ROLES.items():
+        for context in contexts:
+            session = token * context
+            assert budgets[f"{role}-coreml@{context}"] == {
+                "weights_bytes": weights, "measured": False, "token_bytes": token, "context": context,
+                "session_bytes": session, "memory_bytes": memory, "fits": True,
+                "sessions": (memory - weights) // session,
+            }  # fmt: skip
+    assert "E-BUDGET" not in {item["code"] for item in plan["refused"]}
+    assert [budgets[f"worker-coreml@{context}"]["sessions"] for context in ROLES["worker"][2]] == [137, 68, 34]
+
+
+def test_a_role_that_cannot_fit_is_refused(shipped: Sandbox) -> None:
+    path = shipped.root / "specs" / "examples" / "student-coreml-9b.yaml"
+    path.write_text(path.read_text().replace("budget: {memory: 64GB}", "budget: {memory: 10GB}"))
+    plan = shipped.json("plan", "student-coreml-9b")
+    refused = {item["target"]: item for item in plan["refused"] if item["code"] == "E-BUDGET"}
+    assert set(refused) == {"student-coreml-9b:worker-coreml@16384"}, "8.8 GB of weights and 1.6 GB of one session"
+    assert "does not fit in 10.0 GB" in shipped.ok("plan", "student-coreml-9b")

@@ -124,17 +124,6 @@ def test_an_artifact_that_is_not_what_the_log_says_answers_nothing(
     assert "hint: build it again: doit s:gguf" in done.stderr
 
 
-def test_a_checkpoint_that_its_library_does_not_take_is_one_message(built: Sandbox, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(built.root / "model", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
-    done = built.doit("chat", str(folder), START)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("E-CHAT-MODEL: ")
-    assert "Traceback" not in done.stderr
-
-
 def test_a_reader_that_goes_away_is_no_traceback(built: Sandbox) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -165,7 +154,8 @@ def test_in_a_terminal_it_asks_and_ctrl_c_ends_it(built: Sandbox, tmp_path: Path
     lines = seen.replace("\r", "").splitlines()
     assert lines[0] == f"> {START}"
     assert len(lines[1]) > 3
-    assert lines[2:] == ["> ^C", "interrupted"] or lines[2:] == ["> ^Cinterrupted"]
+    assert lines[2].removesuffix("^C") == "> "
+    assert lines[3:] == ["interrupted"]
 
 
 def _until(terminal: int, end: str | None) -> str:

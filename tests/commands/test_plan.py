@@ -60,6 +60,7 @@ def test_json_has_the_documented_fields(fresh: Sandbox) -> None:
         "predicted": None,
         "at_least": None,
         "cost": None,
+        "budget": None,
     }
     assert len(a["key"]) == 64
     assert (b["state"], b["key"], b["reasons"][0]["code"]) == ("waiting", None, "input_stale")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from ingot import registry
+from ingot.commands.runtimes import side_by_side
 from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
 from projectkit import Sandbox
@@ -54,6 +55,23 @@ def test_an_artifact_that_is_gone_is_said_to_be(chain: Sandbox) -> None:
     shutil.rmtree(writable(object_of(chain, "s:b")))
     assert chain.json("show", "s:b")["present"] is False
     assert "not present in the store or damaged (build it again: doit s:b)" in chain.ok("show", "s:b")
+
+
+def test_runtimes_that_were_measured_together_stand_side_by_side() -> None:
+    def metrics(prefix: str, unit: float) -> dict[str, dict[str, float]]:
+        names = ("first_token_s", "token_p50_s", "token_p95_s", "token_p99_s")
+        rates = ("prompt_tokens_per_second", "generation_tokens_per_second")
+        values = dict.fromkeys(names, unit) | dict.fromkeys(rates, 1.5 / unit)
+        return {f"{prefix}{name}": {"value": value} for name, value in values.items()}
+
+    notes = {"runtime": {"runtime": "llama.cpp", "baselines": {"transformers": "transformers in float32"}}}
+    found = {**metrics("", 0.0123456), **metrics("transformers_", 0.5), "run_memory": {"value": 2e6}}
+    _titles, rows, _right = side_by_side({"metrics": found, "notes": notes})
+    assert rows == [
+        ("llama.cpp", *["12.3 ms"] * 4, *["122 tokens/s"] * 2, "2.0 MB"),
+        ("transformers", *["500 ms"] * 4, *["3.00 tokens/s"] * 2, ""),
+    ]
+    assert side_by_side({"metrics": found})[1] == side_by_side({"metrics": {}, "notes": notes})[1] == []
 
 
 def test_what_a_stage_told_beside_numbers_is_shown(chain: Sandbox) -> None:

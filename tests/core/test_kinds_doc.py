@@ -41,7 +41,7 @@ def test_every_kind_says_once_what_it_measures(kind: str) -> None:
         "| `files` | list of paths | none |",
         "| `revision` | text | none | the commit on the hub",
         "- `calibration`: one target; takes dataset; optional",
-        "- `candidates`: a list of targets; takes coreml or gguf or hf",
+        "- `candidates`: a list of targets; takes coreml or gguf or hf or onnx",
     ],
 )
 def test_rows_say_names_ranges_and_defaults(row: str) -> None:

@@ -221,6 +221,13 @@ def test_the_package_is_what_core_ml_metrics_are_about(tmp_path: Path) -> None:
     assert derive(receipt, lambda _digest: tmp_path) == {"bytes": 8, "bits_per_weight": 4.0}
 
 
+def test_the_model_and_its_weights_are_what_onnx_metrics_are_about(tmp_path: Path) -> None:
+    for name, size in (("model.onnx", 6), ("model.onnx.data", 10), ("tokenizer.json", 99)):
+        (tmp_path / name).write_bytes(bytes(size))
+    receipt = recorded("onnx", tmp_path, {"parameters": Metric(16, "parameters", "m")})
+    assert derive(receipt, lambda _digest: tmp_path) == {"bytes": 16, "bits_per_weight": 8.0}
+
+
 def test_without_the_bytes_nothing_is_derived(chain: Chain) -> None:
     assert derive(chain.gguf, lambda _digest: None) == {}
 

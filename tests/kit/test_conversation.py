@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +14,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_llama import make_llama
 
-from ingot.errors import RefusedInput, UsageError
+from ingot.errors import MissingTool, RefusedInput, UsageError
 from ingot.kit import hf
 from ingot.kit.backends import Next
 from ingot.kit.chat import Example, Row, Template
+from ingot.kit.runtime import opening
 from ingot.kit.runtime.conversation import Conversation, Words, pick
+from stagekit import run_stage
 
 END = 256
 
@@ -141,3 +147,49 @@ def test_the_context_ends_answers_and_then_the_conversation() -> None:
     assert talk.context == 40
     assert "".join(talk.ask("0", 3)) == "Yes"
     assert not talk.cut
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
+def test_an_onnx_model_answers_as_its_source_does(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "hf", dtype="float32")
+    run_stage("onnx", {"parity": {"texts": 1, "max_length": 8}}, {"model": model}, tmp_path)
+    said = []
+    for place in (model, tmp_path / "out"):
+        container, found = opening.find(place)
+        talk = Conversation(opening.load(container, found, dtype="float32", context=64, threads=1), 64)
+        said.append(["".join(talk.ask(text, 8)) for text in ("the cat", "and?")])
+    assert said[0] == said[1]
+    assert all(said[0])
+
+
+def test_what_lies_somewhere_is_found_or_named(tmp_path: Path) -> None:
+    parts = [tmp_path / f"model-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for path in parts:
+        path.write_bytes(b"GGUF")
+    assert opening.find(tmp_path) == ("gguf", parts[0])
+    assert opening.find(parts[1]) == ("gguf", parts[1])
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="several models"):
+        opening.find(tmp_path)
+    package = tmp_path / "coreml" / "model.mlpackage"
+    package.mkdir(parents=True)
+    assert opening.find(package) == opening.find(package.parent) == ("coreml", package.parent)
+    assert opening.note("coreml") is not None or sys.platform == "darwin"
+    assert opening.note("gguf") is None
+
+
+def test_a_checkpoint_that_its_library_does_not_take_is_one_message(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "hf")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": "four"}))
+    with pytest.raises(RefusedInput) as caught:
+        opening.load("hf", model, dtype="float32", context=64, threads=1)
+    assert caught.value.code == "E-CHAT-MODEL"
+
+
+def test_a_package_that_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ingot.kit.backends.gguf", None)
+    with pytest.raises(MissingTool) as caught:
+        opening.load("gguf", tmp_path, dtype="float32", context=64, threads=1)
+    assert (caught.value.code, caught.value.hint) == ("E-MISSING-TOOL", "pip install 'ingot[gguf]'")

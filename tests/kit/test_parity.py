@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_llama import make_llama
 
+from ingot.core.statement import MAX_LINE
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.decoder.build import build_decoder, places
 from ingot.kit.decoder.layers import Decoder, Form
@@ -23,7 +24,7 @@ from ingot.kit.decoder.shape import decoder_shape
 from ingot.kit.hf import iter_tensors, load_tokenizer, read_config
 from ingot.kit.parity import compare
 from ingot.kit.parity.golden import Choice, Golden, golden
-from ingot.kit.parity.limits import LIMITS, Limits
+from ingot.kit.parity.limits import LIMITS, Limits, table
 from ingot.kit.parity.probes import PROBES
 from ingot.kit.parity.prove import Proof, prove
 from ingot.kit.parity.reference import HookedModel, Reference, SourceModel, record
@@ -80,12 +81,26 @@ def test_a_sound_export_is_proven_and_tells_its_figures(source: Path, texts: Gol
     assert 0 < metrics["parity_max_difference"] < 1e-3
     notes: Any = json.loads(json.dumps(proof.notes))
     assert notes["golden"] == {"digest": texts.digest, "origin": "probe texts"}
-    assert [text["tokens"] for text in notes["runs"]["prefill"]["texts"]] == [1, 3, 13, 48]
-    layers = notes["runs"]["prefill"]["layers"]
-    assert [layer["after"] for layer in layers] == [
-        "the embedding", "layer 0", "layer 1", "layer 2", "layer 3", "the output layer",
-    ]  # fmt: skip
-    assert all(layer["relative_difference"] < 1e-5 for layer in layers)
+    run = notes["runs"]["prefill"]
+    assert [text["tokens"] for text in run["texts"]] == [1, 3, 13, 48]
+    assert min(text["cosine"] for text in run["texts"]) == pytest.approx(metrics["parity_cosine"])
+    # after the embedding, each of four layers, the output layer
+    assert len(run["layers"]["cosine"]) == len(run["layers"]["relative_difference"]) == 6
+    assert max(run["layers"]["relative_difference"]) < 1e-5
+
+
+def test_the_notes_of_a_large_model_fit_into_a_line_of_the_log() -> None:
+    """126 layers, 32 texts, two ways to run, loss and execution."""
+    some = Trace(np.ones((1, 3), np.float32), tuple(np.full((1, 2), 1 / 3, np.float32) for _ in range(127)))
+
+    class Run:
+        def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
+            return Trace(some.logits * 1.000003, some.hidden)
+
+    texts = Golden(((1,),) * 32, "held-out rows")
+    reference = Reference((some,) * 32, lambda: pytest.fail("nothing is wrong"))
+    proof = prove({"prefill": Run(), "decode": Run()}, texts, reference, EXACT)
+    assert 2 * len(json.dumps(proof.notes)) < MAX_LINE // 2
 
 
 def _wrong_weight(decoder: Decoder) -> None:
@@ -204,8 +219,24 @@ def test_every_way_to_run_is_compared(source: Path, texts: Golden, reference: Re
     with torch.no_grad():
         _wrong_weight(broken)
     runs = {"prefill": as_export(decoder_of(source, Form())), "decode": as_export(broken)}
-    with pytest.raises(StageFailed, match=r"\(decode\)"):
+    with pytest.raises(StageFailed, match=r"\(decode\)") as caught:
         prove(runs, texts, reference, EXACT)
+    assert "prefill is within all limits" in caught.value.facts
+
+
+def test_layers_are_told_of_a_text_that_is_soon_run_again(source: Path, tmp_path: Path) -> None:
+    long = golden(load_tokenizer(source), None, Choice(4, 120))
+    traced: list[int] = []
+
+    class Counting(HookedModel):
+        def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
+            traced.extend([len(ids)] * probes)
+            return super().trace(ids, probes=probes)
+
+    decoder = decoder_of(source, Form())
+    run = Counting(decoder, lambda ids: decoder(ids.int(), places(decoder.shape, ids.shape[1]))[0])
+    prove({"x": run}, long, record(lambda: SourceModel(source, threads=1), long, tmp_path / "t"), EXACT)
+    assert traced == [31]
 
 
 def test_logits_that_are_no_numbers_have_words_of_their_own(source: Path, texts: Golden, reference: Reference) -> None:
@@ -374,3 +405,8 @@ def test_another_chat_template_is_found(source: Path, texts: Golden, tmp_path: P
     (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
     with pytest.raises(StageFailed, match="chat template"):
         check_tokenizer(folder, load_tokenizer(source), texts)
+
+
+def test_the_documents_table_is_the_codes() -> None:
+    document = Path(__file__).parents[2] / "docs" / "parity.md"
+    assert table() in document.read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "quantize": Sample({"scheme": "W8A16"}, {"model": "prune"}),
     "imatrix": Sample({"context": 64}, {"model": "fetch", "calibration": "dataset"}),
-    "gguf": Sample({"type": "Q8_0"}, {"model": "fetch"}),
+    "gguf": Sample({"type": "Q8_0"}, {"model": "fetch", "data": "dataset"}),
     "coreml": Sample(
         {
             "sequence_lengths": [16],

@@ -132,7 +132,10 @@ def test_the_reference_names_what_is_measured(kind: str, two_runs: tuple[Results
 
 @pytest.mark.parametrize("kind", kinds())
 def test_importing_it_loads_nothing_heavy(kind: str) -> None:
-    heavy = "('torch', 'numpy', 'transformers', 'gguf', 'llama_cpp', 'coremltools', 'peft', 'safetensors')"
+    heavy = (
+        "('torch', 'numpy', 'transformers', 'gguf', 'llama_cpp', 'coremltools', 'peft', 'safetensors', 'onnx', "
+        "'onnxruntime')"
+    )
     program = f"import sys, ingot.stages.{kind}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -79,8 +79,8 @@ def test_every_type_is_within_its_limits(model: Path, data: Path, tmp_path: Path
     assert metrics["tokenizer_texts"] > 40
     assert ("execution_cosine" in metrics) == (kind not in PLAIN)
     notes: Any = json.loads(json.dumps(done.notes["parity"]))
-    layers = notes["parity"]["runs"]["llama.cpp"]["layers"]
-    assert [layer["after"] for layer in layers][1:-1] == [f"layer {number}" for number in range(5)]
+    layers = notes["parity"]["runs"][f"{kind} in llama.cpp"]["layers"]
+    assert len(layers["cosine"]) == 5 + 2
     assert notes["parity"]["golden"]["origin"] == "held-out rows"
     assert "Once upon" not in json.dumps(notes)
     if kind == "Q4_0":
@@ -266,6 +266,16 @@ def test_a_row_that_llama_cpp_reads_otherwise_is_not_told(
         _prove(checks, made["F16"], "F16")
     assert "held-out row" in str(caught.value)
     assert "story" not in str(caught.value)
+
+
+def test_what_has_no_golden_texts_is_refused_before_anything_is_written(
+    stories: Path, data: Path, tmp_path: Path
+) -> None:
+    """A model without a chat template, and rows that are chats."""
+    with pytest.raises(RefusedInput, match="no chat template") as caught:
+        run_done("gguf", {"type": "F16"}, {"model": stories, "data": data}, tmp_path)
+    assert caught.value.code == "E-CHAT-TEMPLATE"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_empty_held_out_split_is_refused(model: Path, tmp_path: Path) -> None:

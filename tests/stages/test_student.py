@@ -70,6 +70,7 @@ def test_the_presets_that_are_published_models_have_their_parameters() -> None:
     assert counts["360m"] == 361_821_120
     assert counts["1b"] == 1_235_814_400
     assert counts["3b"] == 3_212_749_824
+    assert counts["4b"] == 3_961_839_360
     assert counts["8b"] == 8_030_261_248
     assert counts["9b"] == 8_829_407_232
 
@@ -119,7 +120,7 @@ def test_what_a_training_holds_is_planned_by_arithmetic() -> None:
     assert stage.least_memory({}, "cpu") == 16 * count
     taught = {"teacher": Least(bytes=1, weights=1000)}
     assert stage.least_memory(taught, "cuda") == 16 * count + 2 * 999
-    assert stage.least_output({}) == Least(2 * count, count)
+    assert stage.least_output({}) == Least(2 * count, count, cache=2 * 32 * 8 * 128, context=8192)
     unknown = stage_of("student", {"preset": "8b", "steps": 1, "optimizer": "adamw_8bit"})
     assert unknown.least_memory({}, "cpu") == 10 * (count - 2 * 128_256 * 4096), "the embedding is not known yet"
 

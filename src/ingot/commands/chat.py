@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,8 +63,12 @@ class Chat(IngotCommand):
         path = _place(arguments[0])
         conversation = _open(path, options)
         for question in [_text(arguments[1])] if len(arguments) > 1 else _asked(screen):
-            for piece in conversation.ask(question, options["tokens"]):
-                screen.piece(piece)
+            try:
+                for piece in conversation.ask(question, options["tokens"]):
+                    screen.piece(piece)
+            except KeyboardInterrupt:
+                screen.piece("\n")
+                raise
             screen.piece("\n")
             if conversation.cut:
                 sys.stderr.write(f"note: the answer was cut: the context of {conversation.context} tokens is full\n")
@@ -130,17 +135,26 @@ def _open(path: Path, options: Mapping[str, Any]) -> Any:
 
 
 def _asked(screen: Screen) -> Iterator[str]:
-    """The lines of standard input that say something; a terminal is asked for each."""
+    """The lines of standard input that say something; at a terminal each is asked for and can be edited."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
+    at_terminal = sys.stdin.isatty() and screen.is_terminal
+    if at_terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401 - arrow keys and earlier lines, where Python has it
+    try:
+        for line in _lines() if at_terminal else sys.stdin:
+            if line.strip():
+                yield line.strip()
+    except (EOFError, KeyboardInterrupt) as end:
+        screen.piece("\n")
+        if isinstance(end, KeyboardInterrupt):
+            raise
+
+
+def _lines() -> Iterator[str]:
     while True:
-        if sys.stdin.isatty():
-            screen.piece("> ")
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+        yield input("> ")
 
 
 def _text(argument: str) -> str:

@@ -92,12 +92,13 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
 
 def _foreseen(found: Forecast, item: Planned) -> dict[str, Any]:
     prediction, floor = found.predictions.get(item.node.id), found.floors.get(item.node.id)
-    kept = found.kept.get(item.node.id)
+    kept, budget = found.kept.get(item.node.id), found.budgets.get(item.node.id)
     return {
         "resumes": None if kept is None else kept.to_dict(),
         "predicted": None if prediction is None else prediction.to_dict(),
         "at_least": None if floor is None else floor.to_dict(),
         "cost": _cost_json(found.cost(item.node.id)),
+        "budget": None if budget is None else budget.to_dict(),
     }
 
 
@@ -156,6 +157,11 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], found: For
     right = tuple(range(start, start + len(columns)))
     screen.table(("target", "kind", "state", *with_gates, *columns, "why"), rows, right)
     screen.line()
+    if found.budgets:
+        from ingot.view import budgets
+
+        screen.table(budgets.TITLES, budgets.rows(found.budgets), budgets.RIGHT)
+        screen.line()
     screen.text(_summary(items))
     for text in _forecast_lines(found):
         screen.text(text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
+from ingot.commands.runtimes import side_by_side
 from ingot.commands.screen import (
     Screen,
     duration_text,
@@ -93,6 +94,7 @@ def _standing_row(item: Json) -> tuple[str, ...]:
 def _show(screen: Screen, project: Project, receipt: Json) -> None:
     screen.table(("", ""), list(_head(project, receipt)))
     for title, titles, rows, right in (
+        ("runtimes side by side", *side_by_side(receipt)),
         ("metrics", *_metric_table(screen, receipt)),
         ("notes", ("", ""), _notes(receipt), ()),
         ("inputs", ("role", "target", "digest"), _inputs(receipt), ()),

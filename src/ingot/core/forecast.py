@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import capacity
+from ingot.core.budgets import Budget, budgets
 from ingot.core.capacity import Peak, Room, Work
 from ingot.core.checkpoints import Kept
 from ingot.core.floors import Floor, device_of, floors
@@ -69,6 +70,8 @@ class Forecast:
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: What ended builds have left of targets of this run, by name.
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    #: What the exports of the plan take where they run, by name; also those that are not built.
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
 
     @property
     def floors(self) -> Mapping[str, Floor]:
@@ -112,10 +115,12 @@ class Forecast:
 
     def refusals(self) -> list[Refusal]:
         """What does not fit; empty when all does, as far as it is known."""
-        return [found for found in (_no_space(self), _no_memory(self), _no_gpu_memory(self)) if found is not None]
+        here = (_no_space(self), _no_memory(self), _no_gpu_memory(self))
+        there = (_no_budget(name, self.budgets.get(name)) for name in self.predictions)
+        return [found for found in (*here, *there) if found is not None]
 
     def refusal(self) -> WillNotFit | None:
-        """The error (E-SPACE, else E-MEMORY) that says so before the first stage starts; None when all fits."""
+        """The error of the first of them, which names the others; None when all fits."""
         found = self.refusals()
         if not found:
             return None
@@ -150,7 +155,9 @@ def forecast(
     unknown = tuple(name for name in todo if predictions[name] is None)
     room = capacity.room(project.store.root, devices=devices)
     prices = {name: graph.prices for name, graph in project.graphs.items() if graph.prices}
-    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room, prices, kept)
+    stated = {name: graph.budget for name, graph in project.graphs.items()}
+    exports = budgets(plan, set(todo), project.store, stated)
+    return Forecast(work, predictions, unknown, work.disk(), work.memory(), room, prices, kept, exports)
 
 
 def _is_work(item: Planned, copied: set[str], *, always: bool) -> bool:
@@ -216,6 +223,28 @@ def _no_gpu_memory(found: Forecast) -> Refusal | None:
     what = f"{name} needs at least {size_text(needs[name])} of GPU memory, and the largest GPU has {size_text(there)}"
     hint = f"use a smaller dtype, fewer trained weights or 'device: cpu'; {_FORCE}"
     return Refusal("E-MEMORY", name, needs[name], there, what, (_fact(name, needs[name], None),), hint)
+
+
+def _no_budget(name: str, budget: Budget | None) -> Refusal | None:
+    """An export whose weights and one session are more than the spec says there will be where it runs."""
+    if budget is None or budget.fits is not False:
+        return None
+    assert budget.memory_bytes is not None
+    needed, stated = size_text(budget.needed_bytes), size_text(budget.memory_bytes)
+    session = f" and one session of {budget.context:,} tokens" if budget.session_bytes else ""
+    facts = [f"weights: at least {size_text(budget.weights_bytes or 0)}"]
+    if budget.session_bytes:
+        each = size_text(budget.token_bytes or 0)
+        facts.append(f"a session: {size_text(budget.session_bytes)} of keys and values, {each} a token")
+    return Refusal(
+        "E-BUDGET",
+        name,
+        budget.needed_bytes,
+        budget.memory_bytes,
+        f"{name} cannot run in its budget: its weights{session} take at least {needed}, and the budget is {stated}",
+        tuple(facts),
+        f"ask for fewer bits or a shorter context, or give 'budget:' of the spec more memory; {_FORCE}",
+    )
 
 
 def _fact(name: str, size: int, prediction: Prediction | None) -> str:

@@ -92,6 +92,8 @@ class SpecGraph:
     nodes: tuple[Node, ...]
     #: What an hour costs (``core.prices``); empty without.
     prices: dict[str, Any] = field(default_factory=dict)
+    #: The memory that exports are to run in (``core.budgets``); empty without.
+    budget: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+
+def size_of(text: str) -> int | None:
+    """The bytes that a text says, ``64GB`` and ``98.4 MB`` in decimal units, ``16GiB`` in powers of 1024; else None.
+
+    Letters may be of either case.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?(?:([kmgt])(i?))?b", text.strip().lower())
+    if found is None:
+        return None
+    power = "kmgt".index(found[2]) + 1 if found[2] else 0
+    base: int = 1024 if found[3] else 1000
+    return round(float(found[1]) * float(base**power))
+
 
 def size_text(count: float) -> str:
     """Bytes in decimal units: ``98.4 MB``, ``512 B``."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ingot.core import stage
 from ingot.core.roles import ANY_ROLE
+from ingot.core.spec_budget import SIZE_PATTERN
 from ingot.core.spec_prices import LONGEST, NUMBERS
 
 _TARGET = "^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -47,6 +48,7 @@ def schema() -> dict[str, Any]:
                 "description": 'Limits of measurements: "TARGET.METRIC" → {max: NUMBER}.',
             },
             "prices": _prices(),
+            "budget": _budget(),
         },
         "additionalProperties": False,
         "if": {"required": ["extends"]},
@@ -79,6 +81,20 @@ def _prices() -> dict[str, Any]:
         "additionalProperties": False,
         "anyOf": [{"required": [name]} for name in NUMBERS],
         "description": "What an hour of the machine and of a GPU costs; with them builds tell what they cost.",
+    }
+
+
+def _budget() -> dict[str, Any]:
+    size = {"anyOf": [{"type": "string", "pattern": SIZE_PATTERN}, {"type": "integer", "minimum": 1}]}
+    return {
+        "type": "object",
+        "properties": {
+            "memory": {**size, "description": "Of the machine that exports are to run on: 64GB, 16GiB or bytes."},
+            "targets": {"type": "object", "additionalProperties": size, "description": "Another memory, by target."},
+        },
+        "minProperties": 1,
+        "additionalProperties": False,
+        "description": "What exports may take where they run; the plan says what they do, and refuses what cannot fit.",
     }
 
 

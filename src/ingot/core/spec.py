@@ -21,12 +21,13 @@ from ingot.core.names import spec_name_problem, suggestion, target_name_problem
 from ingot.core.problems import Problems, redacted
 from ingot.core.roles import instances, read_roles
 from ingot.core.scalars import shorten
+from ingot.core.spec_budget import read_budget
 from ingot.core.spec_prices import read_prices
 from ingot.core.targets import Draft, Variant, read_target
 from ingot.errors import SpecError
 
 FORMAT = 1
-FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates", "prices")
+FIELDS = ("format", "name", "description", "seed", "extends", "targets", "gates", "prices", "budget")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ class ResolvedSpec:
     file: str
     files: tuple[tuple[str, str], ...]
     prices: Mapping[str, Any]
+    budget: Mapping[str, Any]
 
     def graph(self) -> SpecGraph:
         """The spec as the planner sees it."""
-        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self), dict(self.prices))
+        costs, memory = dict(self.prices), dict(self.budget)
+        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self), costs, memory)
 
 
 def load_spec(path: Path, project_root: Path) -> ResolvedSpec:
@@ -106,6 +109,7 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
     unsure = set(drafts) - {target for target in known if drafts[target].variants}
     gates = read_gates(value["gates"], _nodes(drafts, known), unsure, problems) if "gates" in value else {}
     prices = read_prices(value["prices"], problems) if "prices" in value else {}
+    budget = read_budget(value["budget"], drafts, problems) if "budget" in value else {}
     problems.raise_any()
     targets = {target: _resolved(draft, problems) for target, draft in drafts.items()}
     meaning = {
@@ -115,9 +119,10 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
         "targets": {target: resolved.meaning() for target, resolved in targets.items()},
         "gates": gates,
         **({"prices": prices} if prices else {}),
+        **({"budget": budget} if budget else {}),
     }
     digest = sha256_bytes(canonical_json(meaning))
-    return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files), prices)
+    return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files), prices, budget)
 
 
 def _head(value: Mapping[str, Any], problems: Problems) -> tuple[str, int, str]:

@@ -14,11 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from ingot.core.stage_values import Device, Done, Earlier, Given, Least, Metric, Metrics, Progress, Virtual
+from ingot.core.stage_values import (
+    Device,
+    Done,
+    Earlier,
+    Given,
+    Keyless,
+    Least,
+    Measure,
+    Metric,
+    Metrics,
+    Progress,
+    Serving,
+    Virtual,
+)
 from ingot.errors import UsageError
 
 __all__ = [
@@ -38,6 +51,7 @@ __all__ = [
     "Progress",
     "Reproducibility",
     "Role",
+    "Serving",
     "Source",
     "Stage",
     "Virtual",
@@ -110,22 +124,6 @@ class Role:
     many: bool = False
     optional: bool = False
     either: bool = False
-
-
-class Measure(NamedTuple):
-    """A metric of a kind, in the words of ``docs/kinds.md``; capitals in its name stand for several names."""
-
-    metric: str
-    unit: str
-    when: str = "always"
-
-
-@dataclass(frozen=True)
-class Keyless:
-    """Marks a parameter that changes no byte of the artifact: it is no part of the key.
-
-    ``interval: Annotated[float, Keyless()] = Field(…)``
-    """
 
 
 @dataclass(frozen=True)
@@ -206,6 +204,14 @@ class Stage(Frozen):
         """What its artifact has at the least, by the same arithmetic; nothing where that says nothing."""
         del inputs
         return Least()
+
+    def serving(self, model: Least) -> Serving | None:
+        """What its artifact takes where it runs, made of a ``model`` of which so much is known; None: it is no export.
+
+        Arithmetic alone, for the budget of a spec: the program, tables and activations are left out.
+        """
+        del model
+        return None
 
     def tools_used(self) -> tuple[str, ...]:
         """The distributions that change the bytes for these parameters (default: all of ``tools``)."""

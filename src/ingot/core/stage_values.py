@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ingot.core.digest import FileRecord
 
@@ -39,6 +39,22 @@ class Metric:
 Metrics = Mapping[str, Metric]
 
 
+class Measure(NamedTuple):
+    """A metric of a kind, in the words of ``docs/kinds.md``; capitals in its name stand for several names."""
+
+    metric: str
+    unit: str
+    when: str = "always"
+
+
+@dataclass(frozen=True)
+class Keyless:
+    """Marks a parameter that changes no byte of the artifact: it is no part of the key.
+
+    ``interval: Annotated[float, Keyless()] = Field(…)``
+    """
+
+
 class Progress(Protocol):
     """How a running stage reports: ``progress(done, total, unit, loss=…)``; ``phase`` names what runs now."""
 
@@ -53,11 +69,21 @@ class Progress(Protocol):
 class Least:
     """What something has at the least, by arithmetic: bytes on the disk, and weights (elements of its tensors).
 
-    A floor, never an estimate: what is not known is 0.
+    A floor, never an estimate: what is not known is 0. Of a model also ``cache``, the numbers that the keys and values
+    of a token are, and ``context``, the tokens that it is made to read; these are no floors but so, or 0.
     """
 
     bytes: int = 0
     weights: int = 0
+    cache: int = 0
+    context: int = 0
+
+    @classmethod
+    def together(cls, parts: Iterable[Least]) -> Least:
+        """What several have together. Of one model they say all; several are none."""
+        found = list(parts)
+        size, weights = sum(it.bytes for it in found), sum(it.weights for it in found)
+        return replace(found[0], bytes=size, weights=weights) if len(found) == 1 else cls(size, weights)
 
     def stored(self, bits: float) -> Least:
         """The same model as a file that has so many bits for each weight at the least.
@@ -65,7 +91,31 @@ class Least:
         A thousandth is taken off: a writer may leave out small tensors that follow from others (rotary tables).
         """
         weights = self.weights * 999 // 1000
-        return Least(int(weights * bits) // 8, weights)
+        return replace(self, bytes=int(weights * bits) // 8, weights=weights)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What an export takes where it runs, by arithmetic; None for what is not known before its model is built.
+
+    ``weights``: bytes of the weights in the form that the parameters ask for, at the least. ``token``: bytes of keys
+    and values for each token that a session holds, 0 where a call keeps nothing. ``context``: tokens of a session.
+    """
+
+    weights: int | None
+    token: int | None
+    context: int | None
+
+    @classmethod
+    def of(cls, model: Least, bits: float, *, cached: int = 0, context: int = 0) -> Serving:
+        """A model with so many bits a weight, and ``cached`` bytes for each number of keys and values.
+
+        ``context`` tokens a session, else as many as the model is made to read.
+        """
+        weights = int(model.weights * bits) // 8 or None
+        if not cached:
+            return cls(weights, 0, None)
+        return cls(weights, model.cache * cached or None, context or model.context or None)
 
 
 #: Where a target computes: a choice of the spec (``auto`` takes a GPU where there is one), or what came of it.

@@ -61,7 +61,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Parity(Frozen):
     """On how many texts an export is compared with its source, and how far apart the two may be."""
 
-    texts: int = Field(default=4, ge=1, le=64, description="golden texts, from one token to max_length")
+    texts: int = Field(default=4, ge=1, le=32, description="golden texts, from one token to max_length")
     max_length: int = Field(default=128, ge=1, le=32768, description="tokens of the longest golden text")
     cosine: Share | None = Field(
         default=None, description="lowest cosine similarity of a position's logits; null: by precision"
@@ -85,7 +85,7 @@ class Parity(Frozen):
         return LIMITS[precision].but(**given)
 
 
-Baseline = Literal["transformers", "torchscript", "torch_export"]
+Baseline = Literal["transformers", "torchscript", "torch_export", "onnxruntime", "llama_cpp"]
 
 
 def _each_once(values: tuple[Baseline, ...]) -> tuple[Baseline, ...]:

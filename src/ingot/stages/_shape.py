@@ -45,6 +45,11 @@ class Shape:
         block = attention + 3 * self.width * self.feed_forward + 2 * self.width
         return self.layers * block + self.width + vocabulary * self.width * (1 if self.tied else 2)
 
+    @property
+    def cache(self) -> int:
+        """Numbers that the keys and values of a token are, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size
+
     def config(self) -> dict[str, object]:
         """The fields of a Llama's config.json that say so."""
         return {
@@ -79,7 +84,7 @@ class Preset:
 
 #: The small ones are made for small vocabularies and edge devices: their rows are multiples of 32, so that every type
 #: of llama.cpp with blocks of 32 fits. From 135m on they are the shapes of published models: SmolLM2 135M and 360M,
-#: Llama 3.2 1B and 3B, Llama 3.1 8B, Yi 9B.
+#: Llama 3.2 1B and 3B, H2O-Danube3 4B, Llama 3.1 8B, Yi 9B.
 PRESETS: Mapping[str, Preset] = {
     "0.3m": Preset(Shape(5, 64, 8, 4, 192, 512, 10_000.0, tied=True), 512),
     "0.6m": Preset(Shape(5, 96, 6, 3, 256, 512, 10_000.0, tied=True), 1024),
@@ -91,6 +96,7 @@ PRESETS: Mapping[str, Preset] = {
     "360m": Preset(Shape(32, 960, 15, 5, 2560, 8192, 100_000.0, tied=True), 49_152),
     "1b": Preset(Shape(16, 2048, 32, 8, 8192, 8192, 500_000.0, tied=True), 128_256),
     "3b": Preset(Shape(28, 3072, 24, 8, 8192, 8192, 500_000.0, tied=True), 128_256),
+    "4b": Preset(Shape(24, 3840, 32, 8, 10_240, 8192, 100_000.0, tied=False), 32_000),
     "8b": Preset(Shape(32, 4096, 32, 8, 14_336, 8192, 500_000.0, tied=False), 128_256),
     "9b": Preset(Shape(48, 4096, 32, 4, 11_008, 4096, 10_000.0, tied=False), 64_000),
 }

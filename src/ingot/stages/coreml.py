@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
 from ingot.errors import RefusedInput
 from ingot.stages._export import (
     DATA,
@@ -150,6 +150,11 @@ class Coreml(Stage):
         """The stored weights."""
         # its weights are in no file whose elements are counted
         return Least(inputs["model"].stored(_BITS[self.weights]).bytes) if "model" in inputs else Least()
+
+    def serving(self, model: Least) -> Serving:
+        """See ``Stage``."""
+        # states are in fp16
+        return Serving.of(model, _BITS[self.weights], cached=2 if self.kv_cache else 0, context=self.context or 0)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput: E-COREML-ARCH, -BLOCK, -LENGTH, -RANGE, -TENSOR, E-TOKENIZER; StageFailed: E-COREML-INT64,

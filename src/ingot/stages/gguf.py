@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
 from ingot.core.stage import Device, Done, Format, Given, Least, Measure, Metrics, Progress, Role, Source, Stage
+from ingot.core.stage_values import Serving
 from ingot.stages import _export
 from ingot.stages._export import Benchmark, Parity
 from ingot.stages._fields import absent
@@ -18,7 +19,6 @@ from ingot.stages._gguf_types import NEEDY, PLAIN, FileType, Override, TensorTyp
 
 if TYPE_CHECKING:
     from ingot.kit.gguf.export import Product
-    from ingot.kit.parity.gguf import Checks
 
 
 class Gguf(Stage):
@@ -125,14 +125,21 @@ class Gguf(Stage):
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """All weights in the smallest type that is asked for: the rules of a file type only ever take larger ones."""
-        if self.converter is not None:
-            return Least()
-        return inputs["model"].stored(bits(self.coarsest()))
+        return Least() if self.converter is not None else inputs["model"].stored(bits(self.coarsest()))
+
+    def serving(self, model: Least) -> Serving:
+        """As llama.cpp runs it by default: keys and values in F16."""
+        return Serving.of(model, bits(self.coarsest()) if self.converter is None else 0, cached=2)
 
     def coarsest(self) -> str:
         """Of the types that are asked for, the one with the fewest bits."""
         named = (self.type, *(it.type for it in self.overrides), self.token_embedding_type, self.output_tensor_type)
         return min((name for name in named if name is not None), key=bits)
+
+    @property
+    def words(self) -> Parity:
+        """How it is compared, the defaults filled in."""
+        return self.parity or Parity()
 
     def windowed(self) -> bool:
         """Blocks flow into the file; another converter holds what it likes."""
@@ -191,6 +198,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.gguf.hf_input import form_of
     from ingot.kit.gguf.reuse import through
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
     from ingot.kit.quant.plain import open_plain
     from ingot.kit.stream.chain import slots
 
@@ -201,6 +209,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     model_bytes = sum(slot.nbytes for slot in slots(weights))
     tokenizer = load_tokenizer(weights.folder)
     form = form_of(weights, tokenizer)
+    checks = Checks.of(given, weights.folder, tokenizer, [stage.words for stage in stages], progress)
     products = [_product(stage, given, out, source) for stage, out in zip(stages, outs, strict=True)]
     progress.phase(f"write {', '.join(stage.type for stage in stages)}")
 
@@ -213,14 +222,12 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
 
     reuse = Reuse(given.earlier, through(given, "model"))
     written = export(weights, form, products, digest, reuse, threads=given.threads, watch=progress)
-    checks = _checks(given, weights.folder, tokenizer, progress)
     found = []
     for stage, item in zip(stages, written, strict=True):
-        checked, proof = checks.run(item.sink.paths()[0], stage.coarsest(), stage.parity or Parity(), finite=finite)
+        checked, proof = checks.run(item.sink.paths()[0], stage.coarsest(), stage.words, finite=finite)
         notes = {**figures.notes_of(item, form.layout.limits()), **({"dequantized_from": source} if source else {})}
         metrics = figures.of_written(item, weights, model_bytes, checked) | proof.metrics
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes | proof.notes, item.blocks))
-    del checks  # and the model in it
     wanted = [(stage.benchmark, out, done) for stage, out, done in zip(stages, outs, found, strict=True)]
     return _export.with_speed(wanted, weights.folder, given, progress)
 
@@ -233,31 +240,24 @@ def _held(stages: Sequence[Gguf], given: Given, progress: Progress) -> tuple[Giv
     return written(given, "model", progress) if run else (given, {})
 
 
-def _checks(given: Given, model: Path, tokenizer: Any, progress: Progress) -> Checks:
-    from ingot.kit.parity.gguf import Checks, Origin
-
-    return Checks(Origin(model, tokenizer, given.maybe("data"), given.scratch, given.threads), progress.phase)
-
-
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:
     """The file that a llama.cpp checkout makes; its input is verified and the file checked as our own is."""
     from ingot.kit.gguf import figures
     from ingot.kit.gguf.export import provenance
     from ingot.kit.gguf.foreign_converter import Conversion, Snapshots
     from ingot.kit.hf import load_tokenizer
+    from ingot.kit.parity.gguf import Checks
 
     conversion = Conversion(given, Snapshots(*given.sources[-3:]), stage.type, finite=not stage.allow_nonfinite)
     conversion.run(progress)
     facts = _facts(stage, conversion.digest) | {"converter": f"llama.cpp {conversion.identity}"}
     progress.phase(f"write {stage.type}")
     conversion.finish(out / "model.gguf", provenance(facts))
-    checks = _checks(given, conversion.model, load_tokenizer(conversion.model), progress)
-    finite, words = not stage.allow_nonfinite, stage.parity or Parity()
-    checked, proof = checks.run(out / "model.gguf", stage.coarsest(), words, finite=finite)
+    checks = Checks.of(given, conversion.model, load_tokenizer(conversion.model), [stage.words], progress)
+    checked, proof = checks.run(out / "model.gguf", stage.coarsest(), stage.words, finite=not stage.allow_nonfinite)
     read, tensors = conversion.bytes_read, conversion.tensors
     size, parameters = (out / "model.gguf").stat().st_size, sum(info.elements for info in tensors)
     metrics = figures.of_file(figures.Sizes(size, read, read, parameters), [info.type for info in tensors], checked)
-    del checks
     done = Done(metrics | proof.metrics, passed=conversion.passed, notes=proof.notes)
     return _export.with_speed([(stage.benchmark, out, done)], conversion.model, given, progress)[0]
 

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Role, Stage
-from ingot.stages._export import DATA, PARITY_MEASURES, TOKENIZER_MEASURE, Parity
+from ingot.core.stage import Done, Format, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
+from ingot.stages._export import DATA, PARITY_MEASURES, RUNTIME_MEASURES, TOKENIZER_MEASURE, Benchmark, Parity
 
 if TYPE_CHECKING:
     from ingot.kit.onnx_model.export import Facts, Wishes
+    from ingot.kit.onnx_model.quantize import Plan
     from ingot.kit.parity.golden import Golden
     from ingot.kit.parity.prove import Proof
     from ingot.kit.parity.reference import Reference
     from ingot.kit.parity.trace import Traced
+
+#: Bits of a weight, without scales; of one that is not quantized those of the precision.
+_BITS = {"int4": 4, "int8": 8, "int8_dynamic": 8, "float16": 16, "float32": 32}
 
 
 class Onnx(Stage):
@@ -43,6 +47,7 @@ class Onnx(Stage):
         Measure("nodes", "1"),
         *PARITY_MEASURES,
         TOKENIZER_MEASURE,
+        *RUNTIME_MEASURES,
         Measure("weight_bytes_TYPE", "B", "for each type of stored numbers"),
     )
 
@@ -78,12 +83,27 @@ class Onnx(Stage):
         description="Weights of more bytes together lie in model.onnx.data",
     )
     parity: Parity = Field(default=Parity(), description="How it is compared with its source")
+    benchmark: Benchmark | None = Field(
+        default=None, description="How its speed is measured, side by side with others; null: it is not"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Onnx:
         if self.quantization == "int8_dynamic" and self.precision == "float16":
             raise ValueError("quantization: int8_dynamic needs precision: float32 (its inputs are quantized from that)")
         return self
+
+    def least_output(self, inputs: Mapping[str, Least]) -> Least:
+        """All weights in the bits that are asked for; they are in no file whose elements are counted."""
+        return Least(inputs["model"].stored(self._bits()).bytes) if "model" in inputs else Least()
+
+    def serving(self, model: Least) -> Serving:
+        """Keys and values go in and out in the precision; see ``Stage``."""
+        cached = _BITS[self.precision] // 8 if self.kv_cache else 0
+        return Serving.of(model, self._bits(), cached=cached, context=self.max_length or 0)
+
+    def _bits(self) -> int:
+        return _BITS[self.precision if self.quantization == "none" else self.quantization]
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """RefusedInput and StageFailed as ``kit.onnx_model.export`` has them; StageFailed: E-PARITY, E-ONNX-RUNTIME."""
@@ -103,19 +123,19 @@ class Onnx(Stage):
         tokenizer = check_tokenizer(out, load_tokenizer(model), texts)
         quantized = quantization(read_config(model))
         notes: dict[str, object] = {} if quantized is None else {"dequantized_from": quantized}
+        notes["parity"] = {"parity": proof.notes}
         metrics = {**_metrics(facts), **proof.metrics, "tokenizer_texts": tokenizer}
-        return Done(metrics, notes={**notes, "parity": {"parity": proof.notes}})
+        if self.benchmark is not None:
+            measured = self.benchmark.measure([out], model, given, progress)[0]
+            metrics |= measured.metrics
+            notes["runtime"] = measured.notes
+        return Done(metrics, notes=notes)
 
     def _wishes(self, given: Given) -> Wishes:
         from ingot.kit.onnx_model.convert import Settings
         from ingot.kit.onnx_model.export import Wishes
-        from ingot.kit.onnx_model.quantize import Plan
 
-        plan = None
-        if self.quantization != "none":
-            level = 4 if self.products == "int8" else 0
-            plan = Plan(self.quantization, self.opset, self.block_size, level)
-        settings = Settings(self.precision, self.kv_cache, self.opset, self.external_data_bytes, plan)
+        settings = Settings(self.precision, self.kv_cache, self.opset, self.external_data_bytes, self._plan())
         # what is in the target's key, and nothing else
         metadata = {
             "ingot.kind": self.kind,
@@ -126,17 +146,24 @@ class Onnx(Stage):
         }
         return Wishes(settings, self.max_length, self.optimization, metadata)
 
+    def _plan(self) -> Plan | None:
+        from ingot.kit.onnx_model.quantize import Plan
+
+        if self.quantization == "none":
+            return None
+        return Plan(self.quantization, self.opset, self.block_size, 4 if self.products == "int8" else 0)
+
     def _golden(self, given: Given, progress: Progress) -> tuple[Golden, Reference]:
         """Run the source first and let it go: the two are never in memory together."""
         from ingot.kit.decoder.shape import decoder_shape
         from ingot.kit.hf import load_tokenizer, read_config
-        from ingot.kit.onnx_model.export import refuse_long
+        from ingot.kit.onnx_model.export import refuse
         from ingot.kit.parity.golden import Choice, golden
         from ingot.kit.parity.reference import SourceModel, record
 
         model = given.one("model")
         shape = decoder_shape(read_config(model), "E-ONNX-ARCH")
-        refuse_long(shape, self.max_length)
+        refuse(shape, self.max_length, self._plan())
         progress.phase("run the source")
         longest = min(self.parity.max_length, self.max_length or shape.context)
         texts = golden(load_tokenizer(model), given.maybe("data"), Choice(self.parity.texts, longest))

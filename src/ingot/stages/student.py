@@ -13,7 +13,7 @@ from ingot.stages._distill import MEASURES, TEACHER, Distill, least_memory, misf
 from ingot.stages._shape import PRESETS, SIZES, TRAINED_BYTES, Shape
 from ingot.stages._training import Training
 
-_Preset = Literal["0.3m", "0.6m", "1m", "3m", "15m", "60m", "135m", "360m", "1b", "3b", "8b", "9b"]
+_Preset = Literal["0.3m", "0.6m", "1m", "3m", "15m", "60m", "135m", "360m", "1b", "3b", "4b", "8b", "9b"]
 
 
 def _preset(name: str, otherwise: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -137,9 +137,10 @@ class Student(Training):
         return self._least_weights() * TRAINED_BYTES[self.optimizer] + least_memory(self.distill, inputs, 0)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
-        """Its weights; see ``Stage``."""
+        """Its weights and its shape; see ``Stage``."""
         del inputs
-        return Least(self._least_weights() * SIZES[self.weights], self._least_weights())
+        weights = self._least_weights()
+        return Least(weights * SIZES[self.weights], weights, self.shape.cache, self.context)
 
     def _least_weights(self) -> int:
         """All but the embedding where only the tokenizer, which may not be there yet, knows how many rows it has."""

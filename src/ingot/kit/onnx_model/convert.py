@@ -16,7 +16,7 @@ from ingot.core.stage import Progress
 from ingot.kit.decoder.shape import DecoderShape
 from ingot.kit.onnx_model import files, graph, weights
 from ingot.kit.onnx_model.modules import Kind
-from ingot.kit.onnx_model.quantize import Plan, Quantizer, refuse_blocks
+from ingot.kit.onnx_model.quantize import Plan, Quantizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def convert(
     """Write the weights; give the model, which names them, and the number of weights.
 
     ``model`` is the shape and the names of its tensors; ``folders`` are the model's and one for what the tools need.
-    RefusedInput: E-ONNX-TENSOR, E-ONNX-RANGE, E-ONNX-BLOCK.
+    RefusedInput: E-ONNX-TENSOR, E-ONNX-RANGE.
     """
     shape, names = model
     progress.phase("export")
@@ -56,8 +56,6 @@ def convert(
     }
     quantizer = None
     if settings.quantization is not None:
-        if settings.quantization.blocks:
-            refuse_blocks({name: wanted[name][1][0] for name in products}, settings.quantization.block)
         quantizer = Quantizer(settings.quantization, folders[1])
     progress.phase("write weights")
     writer = files.Writer(folders[0], outside=_size(wanted, products, settings) > settings.outside)

@@ -19,6 +19,7 @@ from ingot.kit.hf import read_config, tensor_names
 from ingot.kit.onnx_model import files
 from ingot.kit.onnx_model.convert import Settings, bytes_by_type, convert
 from ingot.kit.onnx_model.optimize import optimize
+from ingot.kit.onnx_model.quantize import Plan, refuse_blocks
 from ingot.kit.onnx_model.read import read_model
 from ingot.kit.quant.plain import iter_plain_tensors
 
@@ -51,7 +52,7 @@ def export(model: Path, out: Path, scratch: Path, wishes: Wishes, progress: Prog
     """
     config = read_config(model)
     shape = decoder_shape(config, "E-ONNX-ARCH")
-    refuse_long(shape, wishes.context)
+    refuse(shape, wishes.context, wishes.settings.quantization)
     tokenizer = ship_tokenizer(model, out)
     plain = wishes.optimization == "none"
     target = out if plain else scratch
@@ -71,12 +72,16 @@ def export(model: Path, out: Path, scratch: Path, wishes: Wishes, progress: Prog
     return Facts(size, parameters, len(proto.graph.node), bytes_by_type(proto))
 
 
-def refuse_long(shape: DecoderShape, length: int | None) -> None:
-    """Refuse texts longer than a model's context (E-ONNX-LENGTH)."""
+def refuse(shape: DecoderShape, length: int | None, plan: Plan | None) -> None:
+    """Refuse what a shape cannot be before anything runs: E-ONNX-LENGTH for texts longer than the model's context;
+    E-ONNX-BLOCK for blocks that do not divide the inputs of every matrix."""
     if length is not None and length > shape.context:
         raise RefusedInput(
             "E-ONNX-LENGTH", f"max_length {length} is above the model's context of {shape.context} tokens"
         )
+    if plan is not None and plan.blocks:
+        inputs = {"o_proj": shape.heads * shape.head_dim, "down_proj": shape.feed_forward, "lm_head": shape.hidden}
+        refuse_blocks({"q_proj": shape.hidden, **inputs}, plan.block)
 
 
 def check(folder: Path, *, strict: bool) -> None:
@@ -96,9 +101,7 @@ def check(folder: Path, *, strict: bool) -> None:
 def _contract(proto: onnx.ModelProto, shape: DecoderShape, wishes: Wishes, about: tuple[str, int, Any]) -> Contract:
     settings, (architecture, parameters, tokenizer) = wishes.settings, about
     plan = settings.quantization
-    precision = (
-        settings.precision if plan is None else {"int8": "int8", "int8_dynamic": "int8", "int4": "int4"}[plan.scheme]
-    )
+    precision = settings.precision if plan is None else plan.scheme.removesuffix("_dynamic")
     details: dict[str, Any] = {
         "opset": settings.opset,
         "optimization": wishes.optimization,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import onnx
@@ -17,7 +18,10 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ingot.errors import StageFailed
+from ingot.kit.decoder.build import extras_of
+from ingot.kit.decoder.layers import Extras
 from ingot.kit.decoder.shape import DecoderShape
+from ingot.kit.onnx_model.logs import quiet
 from ingot.kit.onnx_model.modules import Kind, pieces
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -67,7 +71,7 @@ def export(module: nn.Module, ports: tuple[Any, ...], opset: int) -> Piece:
     """A module's graph by ``torch.onnx``. StageFailed (E-ONNX-EXPORT) when torch cannot tell one."""
     weights = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in module.named_parameters()}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of torch's about its own internals
             program = torch.onnx.export(
                 module,
@@ -180,7 +184,7 @@ class Assembled:
 
 def build(shape: DecoderShape, names: Sequence[str], kind: Kind, opset: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The model without its weights, and their types and shapes by name (``weights.source`` says what each is)."""
-    front, layer, tail = _exported(shape, names, kind, opset)
+    front, layer, tail = _exported(replace(shape, layers=1), extras_of(names), kind, opset)
     graph = Assembled()
     place = ["cos", "sin", "mask"]
     graph.add(front, "front", INPUTS, [hidden(0), *place], lambda name: name)
@@ -204,8 +208,10 @@ def build(shape: DecoderShape, names: Sequence[str], kind: Kind, opset: int) -> 
     return helper.make_model(proto, opset_imports=imports, ir_version=version), graph.weights
 
 
-def _exported(shape: DecoderShape, names: Sequence[str], kind: Kind, opset: int) -> tuple[Piece, Piece, Piece]:
-    front, layer, tail = pieces(shape, names, kind)
+@cache
+def _exported(shape: DecoderShape, extras: Extras, kind: Kind, opset: int) -> tuple[Piece, Piece, Piece]:
+    """The three pieces of models of this shape, whatever their number of layers; traced once a process."""
+    front, layer, tail = pieces(shape, extras, kind)
     seen = "total" if kind.cached else "sequence"
     ids = Port(("batch", "sequence"), torch.int64)
     state = Port(("batch", "sequence", shape.hidden))

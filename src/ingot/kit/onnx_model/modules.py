@@ -6,14 +6,12 @@ for one. The pieces hold no weights (they live on the ``meta`` device): the grap
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ingot.kit.decoder.build import extras_of
-from ingot.kit.decoder.layers import HIDDEN, Attention, Decoder, Form, Place, PlainRmsNorm, Plan
+from ingot.kit.decoder.layers import HIDDEN, Attention, Decoder, Extras, Form, Place, PlainRmsNorm, Plan
 from ingot.kit.decoder.shape import DecoderShape
 
 
@@ -170,9 +168,9 @@ class Tail(nn.Module):  # type: ignore[misc]  # torch is Any to mypy here
         return self.lm_head(self.norm(hidden))
 
 
-def pieces(shape: DecoderShape, names: Iterable[str], kind: Kind) -> tuple[Front, Layer, Tail]:
-    """The three pieces of a model of one layer without weights; ``names`` are those of the checkpoint's tensors."""
-    plan = Plan(replace(shape, layers=1), Form(batched=True, scaled_norm=False), extras_of(names))
+def pieces(shape: DecoderShape, extras: Extras, kind: Kind) -> tuple[Front, Layer, Tail]:
+    """The three pieces of a model of one layer, without weights."""
+    plan = Plan(shape, Form(batched=True, scaled_norm=False), extras)
     with torch.device("meta"):
         decoder = Decoder(plan)
         attention = GroupedAttention(plan, 0)

@@ -6,9 +6,7 @@ of it takes the place of the product in the graph: the same nodes and the same b
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.onnx_model.files import Array
+from ingot.kit.onnx_model.logs import quiet
 
 Scheme = Literal["int8", "int8_dynamic", "int4"]
 
@@ -101,7 +100,7 @@ class Quantizer:
 
 def _int8(model: onnx.ModelProto, target: Path) -> None:
     """Weights in int8 with a scale a column; inputs are quantized as they come, with one scale a call."""
-    with _quiet():  # it asks for a preparation that models of one product do not need
+    with quiet():  # it asks for a preparation that models of one product do not need
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantize_dynamic(model, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
@@ -110,7 +109,7 @@ def _int8(model: onnx.ModelProto, target: Path) -> None:
 def _blocks(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     """Weights in blocks of a column, each with a scale and a zero point."""
     bits = 4 if plan.scheme == "int4" else 8
-    with _quiet():
+    with quiet():
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         tool = MatMulNBitsQuantizer(
@@ -119,20 +118,6 @@ def _blocks(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         tool.process()
     found: onnx.ModelProto = tool.model.model
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Say nothing of each matrix. The tools set up the logging of the whole process as they are imported: undone."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        root.setLevel(level)
-        root.handlers[:] = handlers
 
 
 def _alone(weight: npt.NDArray[np.float32], opset: int) -> onnx.ModelProto:

@@ -7,15 +7,16 @@ A file of a quantized type is compared with the source (loss), and with its own 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from ingot.core.stage import Metric
+from ingot.core.stage import Given, Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.gguf.check import Checked, check_gguf
 from ingot.kit.gguf.ggml import ggml
@@ -114,12 +115,22 @@ class Origin:
 class Checks:
     """Checks the files of a pass one by one; what the source computes is recorded once for all of them."""
 
+    @classmethod
+    def of(cls, given: Given, model: Path, tokenizer: Any, words: Sequence[Words], progress: Progress) -> Self:
+        """For files that are made of the folder ``model``, compared where there is a role ``data``.
+
+        RefusedInput (E-DATASET-EMPTY, E-CHAT-TEMPLATE), before anything is written, where it gives no golden texts.
+        """
+        checks = cls(Origin(model, tokenizer, given.maybe("data"), given.scratch, given.threads), progress.phase)
+        for each in words if checks._origin.data is not None else ():
+            checks._golden(each)
+        return checks
+
     def __init__(self, origin: Origin, phase: Callable[[str], None]) -> None:
         """``phase`` is told what is done."""
         self._origin, self._phase = origin, phase
         self._texts: dict[Choice, Golden] = {}
         self._references: dict[Choice, Reference] = {}
-        self._recorded = 0
 
     def run(self, path: Path, kind: str, words: Words, *, finite: bool) -> tuple[Checked, Proof]:
         """Open, tokenize and generate (``check_gguf``), and with a data set compare logits.
@@ -148,39 +159,51 @@ class Checks:
 
     def _prove(self, path: Path, kind: str, words: Words) -> Proof:
         """Compare with the file's own weights, where they were rounded, and with the source."""
-        texts = self._golden(words)
+        file, choice = _File(path, kind, self._golden(words)), Choice(words.texts, words.max_length)
         metrics: dict[str, Metric] = {}
         notes: dict[str, object] = {}
         if kind not in _PLAIN:
-            try:
-                stored = stored_weights(path)
-            except RefusedInput as refused:
-                notes["execution"] = {"not_measured": refused.what}
-            else:
-                # first: that a file is read wrongly says more than that it is far from its source
-                own = self._record(texts, stored)
-                execution = self._compared(path, texts, own, LIMITS["llama.cpp"], "execution")
-                metrics, notes = execution.metrics, {"execution": execution.notes}
-        choice = Choice(words.texts, words.max_length)
+            # first: that a file is read wrongly says more than that it is far from its source
+            metrics, notes["execution"] = self._executed(file)
         if choice not in self._references:
-            self._references[choice] = self._record(texts, None)
-        parity = self._compared(path, texts, self._references[choice], words.limits(kind), "parity")
+            self._references[choice] = self._record(file.texts, "source", None)
+        parity = self._compared(file, self._references[choice], words.limits(kind), "parity")
         return Proof({**parity.metrics, **metrics}, {"parity": parity.notes, **notes})
 
-    def _record(self, texts: Golden, stored: Callable[[], Tensors] | None) -> Reference:
-        origin, self._recorded = self._origin, self._recorded + 1
+    def _executed(self, file: _File) -> tuple[dict[str, Metric], dict[str, object]]:
+        try:
+            stored = stored_weights(file.path)
+        except RefusedInput as refused:
+            return {}, {"not_measured": refused.what}
+        own = self._record(file.texts, "own", stored)
+        execution = self._compared(file, own, LIMITS["llama.cpp"], "execution")
+        return execution.metrics, execution.notes
+
+    def _record(self, texts: Golden, name: str, stored: Callable[[], Tensors] | None) -> Reference:
+        """Traces of the source, or of one file's weights in it, which take the place of those of the file before."""
+        origin, folder = self._origin, self._origin.scratch / "parity" / f"{name}-{texts.digest}"
+        shutil.rmtree(folder, ignore_errors=True)
 
         def opened() -> SourceModel:
             return SourceModel(origin.folder, threads=origin.threads, weights=None if stored is None else stored())
 
-        return record(opened, texts, origin.scratch / f"parity-{self._recorded}")
+        return record(opened, texts, folder)
 
-    def _compared(self, path: Path, texts: Golden, reference: Reference, limits: Limits, name: str) -> Proof:
-        run = LlamaCppRun(path, context=max(len(ids) for ids in texts.ids), threads=self._origin.threads)
+    def _compared(self, file: _File, reference: Reference, limits: Limits, name: str) -> Proof:
+        run = LlamaCppRun(file.path, context=max(len(ids) for ids in file.texts.ids), threads=self._origin.threads)
         try:
-            return prove({"llama.cpp": run}, texts, reference, limits, name=name)
+            return prove({f"{file.type} in llama.cpp": run}, file.texts, reference, limits, name=name)
         finally:
             run.close()
+
+
+@dataclass(frozen=True)
+class _File:
+    """A written file, its coarsest type, and the texts it is run on."""
+
+    path: Path
+    type: str
+    texts: Golden
 
 
 def stored_weights(path: Path) -> Callable[[], Tensors]:

@@ -34,9 +34,15 @@ from ingot.kit.parity.limits import Limits
 from ingot.kit.parity.reference import Reference
 from ingot.kit.parity.trace import Array, Traced
 
+#: A text of up to so many tokens is soon run once more, to see its layers.
+_SHORT = 64
 _AGAINST = {
     "parity": "the source in fp32",
     "execution": "the source's modules in fp32 with the weights that the export stores",
+}
+_HINTS = {
+    "parity": "of weights in few bits, more bits lose less; limits are set under 'parity' in the spec",
+    "execution": "the conversion or the runtime is at fault, not the number of bits",
 }
 
 
@@ -90,9 +96,12 @@ def prove(
     """
     task = Task(texts, reference, limits, name)
     found = {way: _run(way, run, task, runs) for way, run in runs.items()}
-    for way, each in found.items():
-        if broken := _broken(each, task):
-            raise _failed(task, way, broken, _began(runs, way, each.worst(), task))
+    broken = {way: words for way, each in found.items() if (words := _broken(each, task))}
+    if broken:
+        way, words = next(iter(broken.items()))
+        began = _began(runs, way, found[way].worst(), task)
+        sound = [f"{other} is within all limits" for other in found if other not in broken]
+        raise _failed(task, way, words, [*began, *sound])
     layers = {way: _layers(run, task) for way, run in runs.items()}
     return Proof(_metrics(list(found.values()), task), _notes(found, layers, task))
 
@@ -134,7 +143,7 @@ def _failed(task: Task, way: str, broken: Sequence[str], began: Sequence[str]) -
         "E-PARITY",
         f"the export does not compute what its {wanted} ({way})",
         facts=[*broken, *began, f"against {_AGAINST[task.name]}, {len(task.texts.ids)} {task.texts.origin}"],
-        hint="limits are set under 'parity' in the spec",
+        hint=_HINTS[task.name],
     )
 
 
@@ -177,21 +186,23 @@ def _where(own: Sequence[float], found: Sequence[Array], wanted: Sequence[Array]
     return [*lines, f"so do {len(others)} later places: {', '.join(others[:8])}"] if others else lines
 
 
-def _layers(run: Traced, task: Task) -> list[dict[str, object]]:
-    """Cosine and relative difference after each layer, of the longest text whose layers are shown."""
-    index = max(range(len(task.texts.ids)), key=lambda at: len(task.texts.ids[at]))
+def _layers(run: Traced, task: Task) -> dict[str, list[float]]:
+    """Of one text, the longest of those that are soon run again: after the embedding, each layer, the output layer."""
+    lengths = [len(ids) for ids in task.texts.ids]
+    index = lengths.index(max((length for length in lengths if length <= _SHORT), default=min(lengths)))
     found, wanted = run.trace(task.texts.ids[index], probes=True), task.reference.traces[index]
     if not found.hidden:
-        return []
-    count = len(found.hidden) + 1
-    return [
-        {
-            "after": place_of(at, count),
-            "cosine": lowest_cosine(one, two),
-            "relative_difference": relative_difference(one, two),
-        }
-        for at, (one, two) in enumerate(zip(stops(found), stops(wanted), strict=True))
-    ]
+        return {}
+    pairs = list(zip(stops(found), stops(wanted), strict=True))
+    return {
+        "cosine": [_short(lowest_cosine(one, two)) for one, two in pairs],
+        "relative_difference": [_short(relative_difference(one, two)) for one, two in pairs],
+    }
+
+
+def _short(value: float) -> float:
+    """Six digits: a receipt is one line of the log, and models have many layers."""
+    return float(f"{value:.6g}")
 
 
 def _metrics(found: Sequence[_Found], task: Task) -> dict[str, Metric]:
@@ -217,8 +228,8 @@ def _metrics(found: Sequence[_Found], task: Task) -> dict[str, Metric]:
     return {f"{task.name}_{name}": metric for name, metric in metrics.items()}
 
 
-def _notes(found: Mapping[str, _Found], layers: Mapping[str, list[dict[str, object]]], task: Task) -> dict[str, object]:
-    """What the receipt keeps: limits, the texts' digest and lengths, figures by text and by layer."""
+def _notes(found: Mapping[str, _Found], layers: Mapping[str, dict[str, list[float]]], task: Task) -> dict[str, object]:
+    """What the receipt keeps: limits, the texts' digest, figures text by text and layer by layer."""
     return {
         "against": _AGAINST[task.name],
         "limits": asdict(task.limits),
@@ -233,9 +244,9 @@ def _notes(found: Mapping[str, _Found], layers: Mapping[str, list[dict[str, obje
 def _of_text(text: Positions) -> dict[str, float | int]:
     return {
         "tokens": len(text.kl),
-        "cosine": float(text.cosine.min()),
-        "cosine_mean": float(text.cosine.mean()),
-        "max_difference": float(text.difference.max()),
-        "top1_agreement": float(text.agrees.mean()),
-        "kl": float(text.kl.mean()),
+        "cosine": _short(text.cosine.min()),
+        "cosine_mean": _short(text.cosine.mean()),
+        "max_difference": _short(text.difference.max()),
+        "top1_agreement": _short(text.agrees.mean()),
+        "kl": _short(text.kl.mean()),
     }

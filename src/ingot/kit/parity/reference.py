@@ -159,7 +159,8 @@ def reference_model(folder: Path) -> Any:
 
 def _replace(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     own = model.state_dict()
-    left = set(own)
+    # a quantized checkpoint's modules also hold scales and shapes, which dequantized weights have no use for
+    left = {name for name in own if name.rpartition(".")[2] in {"weight", "bias"}}
     with torch.no_grad():
         for name, tensor in weights:
             own[name].copy_(tensor)

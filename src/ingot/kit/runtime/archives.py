@@ -107,7 +107,7 @@ class CallRunner:
 
 
 def make(name: str, model: Path, archive: Path, threads: int) -> None:
-    """Write an archive of the decoder with a model's weights, and compare what it computes.
+    """Write an archive of the decoder with a model's weights into an empty folder, and compare what it computes.
 
     RefusedInput (E-BENCHMARK) for an architecture that the decoder is not; StageFailed (E-BENCHMARK) for an archive
     that computes something else.
@@ -115,7 +115,6 @@ def make(name: str, model: Path, archive: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     shape = decoder_shape(hf.read_config(model), _CODE)
     decoder = build_decoder(shape, iter_plain_tensors(model), Form(scaled_norm=False), _CODE)
-    archive.mkdir()
     (archive / "config.json").write_text(json.dumps(hf.read_config(model)))
     call = Call(decoder).eval()
     source = CallRunner(call, shape)

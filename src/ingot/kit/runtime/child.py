@@ -51,6 +51,11 @@ def main() -> None:
             said = child.answer(json.loads(line))
         except IngotError as error:
             said = {"error": error.to_dict()}
+        except ModuleNotFoundError as error:
+            missing = StageFailed(
+                "E-MISSING-TOOL", f"the package {error.name} is not installed", hint="pip install 'ingot[all]'"
+            )
+            said = {"error": missing.to_dict()}
         except Exception as error:  # noqa: BLE001 - whatever a library raises becomes one clear message
             traceback.print_exc()
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -7,6 +7,7 @@ threads. The archives of baselines lie in scratch and go with it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ingot.kit.runtime.opening import find
 from ingot.kit.runtime.timing import Run
 
 #: Baselines by name that run an archive, which is made first.
-ARCHIVED = ("torchscript", "torch_export")
+ARCHIVED = ("torchscript", "torch_export", "onnxruntime", "llama_cpp")
 EXPORT = "export"
 
 
@@ -62,7 +63,7 @@ class Racer:
 
 def measure(bench: Bench, exports: Sequence[Path | None], progress: Progress) -> list[Measured]:
     """What was measured of each export, with the baselines' figures beside it; of one that cannot run here (None, or
-    Core ML, which the reference interpreter stands in for at a speed that says nothing) these alone.
+    Core ML elsewhere than on a Mac: the reference interpreter's speed says nothing) these alone.
 
     RefusedInput (E-BENCHMARK-CONTEXT) where a run is longer than the model's context; StageFailed (E-BENCHMARK) where
     a runtime fails or crashes.
@@ -96,7 +97,7 @@ def _entries(bench: Bench, exports: Sequence[Path | None], progress: Progress) -
     """The exports, then the baselines, whose archives are made here."""
     context, threads = bench.context, bench.threads
     for index, folder in enumerate(exports):
-        if folder is not None and find(folder)[0] != "coreml":
+        if folder is not None and (find(folder)[0] != "coreml" or sys.platform == "darwin"):
             yield Entry(_name(index), EXPORT, folder, context, threads)
     for name in bench.workload.baselines:
         source = Entry(name, name, bench.model, context, threads)

@@ -1,0 +1,34 @@
+"""The speed of an export beside that of its baselines, as ``doit show`` prints it: one row a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ingot.commands.screen import size_text
+
+_TITLES = ("", "first token", "token p50", "p95", "p99", "prompt", "generation", "memory")
+_TIMES = ("first_token_s", "token_p50_s", "token_p95_s", "token_p99_s")
+_RATES = ("prompt_tokens_per_second", "generation_tokens_per_second")
+
+
+def side_by_side(receipt: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[int]]:
+    """Titles, rows and columns to align right; no row where no speed was measured beside another."""
+    notes = (receipt.get("notes") or {}).get("runtime")
+    rows = list(_rows(receipt["metrics"], notes)) if isinstance(notes, Mapping) else []
+    return _TITLES, rows, tuple(range(1, len(_TITLES)))
+
+
+def _rows(metrics: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    named = {"": str(notes.get("runtime", "")), **{f"{name}_": name for name in notes.get("baselines", {})}}
+    for prefix, name in named.items():
+        if f"{prefix}first_token_s" in metrics:
+            times = [f"{_figure(1000 * metrics[prefix + key]['value'])} ms" for key in _TIMES]
+            rates = [f"{_figure(metrics[prefix + key]['value'])} tokens/s" for key in _RATES]
+            memory = metrics.get(f"{prefix}run_memory")
+            yield name, *times, *rates, "" if memory is None else size_text(int(memory["value"]))
+
+
+def _figure(value: float) -> str:
+    """Three digits: times of two runs agree in no more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".removesuffix(".")
