@@ -23,7 +23,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _number(name: str, default: int, help_text: str) -> dict[str, Any]:
-    return {"name": name, "long": name, "type": int, "default": default, "help": help_text}
+    return {"name": name, "long": name, "type": str, "default": str(default), "help": help_text}
 
 
 class Chat(IngotCommand):
@@ -57,14 +57,11 @@ class Chat(IngotCommand):
 
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
         """0; 2 wrong use, never built or no room in the context; 3 refused; 4 missing or damaged in the store."""
-        for name in ("tokens", "context"):
-            if options[name] < 1:
-                raise self._usage(f"--{name} is at least 1, not {options[name]}")
-        path = _place(arguments[0])
-        conversation = _open(path, options)
+        tokens, context = (self._count(options, name) for name in ("tokens", "context"))
+        conversation = _open(_place(arguments[0]), context, options["dtype"])
         for question in [_text(arguments[1])] if len(arguments) > 1 else _asked(screen):
             try:
-                for piece in conversation.ask(question, options["tokens"]):
+                for piece in conversation.ask(question, tokens):
                     screen.piece(piece)
             except KeyboardInterrupt:
                 screen.piece("\n")
@@ -73,6 +70,12 @@ class Chat(IngotCommand):
             if conversation.cut:
                 sys.stderr.write(f"note: the answer was cut: the context of {conversation.context} tokens is full\n")
         return 0
+
+    def _count(self, options: Mapping[str, Any], name: str) -> int:
+        text = str(options[name])
+        if not text.isdecimal() or int(text) < 1:
+            raise self._usage(f"--{name} is a whole number from 1 up, not {text!r}")
+        return int(text)
 
 
 def _place(name: str) -> Path:
@@ -114,7 +117,7 @@ def _whole(project: Project, name: str, receipt: Mapping[str, Any]) -> Path:
     return project.store.object_path(str(receipt["digest"]))
 
 
-def _open(path: Path, options: Mapping[str, Any]) -> Any:
+def _open(path: Path, context: int, dtype: str) -> Any:
     """The conversation with a model."""
     from ingot.core import procfs
 
@@ -129,8 +132,7 @@ def _open(path: Path, options: Mapping[str, Any]) -> Any:
     container, found = opening.find(path)
     if (note := opening.note(container)) is not None:
         sys.stderr.write(f"note: {note}\n")
-    context = options["context"]
-    backend = opening.load(container, found, dtype=options["dtype"], context=context, threads=procfs.processors())
+    backend = opening.load(container, found, dtype=dtype, context=context, threads=procfs.processors())
     return Conversation(backend, context)
 
 
