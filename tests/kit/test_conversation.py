@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -150,10 +150,17 @@ def test_the_context_ends_answers_and_then_the_conversation() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
-def test_an_onnx_model_answers_as_its_source_does(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        ("onnx", {}),
+        ("coreml", {"sequence_lengths": [64], "weights": "float32", "compute_precision": "float32"}),
+    ],
+)
+def test_exports_answer_as_their_source_does(kind: str, params: Mapping[str, Any], tmp_path: Path) -> None:
     model = make_llama(tmp_path / "hf", dtype="float32")
-    run_stage("onnx", {"parity": {"texts": 1, "max_length": 8}}, {"model": model}, tmp_path)
+    run_stage(kind, {**params, "parity": {"texts": 1, "max_length": 8}}, {"model": model}, tmp_path)
     said = []
     for place in (model, tmp_path / "out"):
         container, found = opening.find(place)

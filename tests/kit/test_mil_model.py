@@ -82,6 +82,24 @@ def test_a_result_of_another_shape_than_declared_is_refused(tmp_path: Path) -> N
     assert code_of(model.run, {"x": np.ones((1, 4), np.float32)}) == "E-MIL-PROGRAM"
 
 
+def test_more_results_than_an_operation_gives_are_refused(tmp_path: Path) -> None:
+    function = Function()
+    function.input("x", "float32", (4,))
+    function.op("add", [("y", "float32", (4,)), ("z", "float32", (4,))], {"x": "x", "y": "x"})
+    function.output("y")
+    model = MilModel(write(tmp_path / "a.mlpackage", function))
+    assert code_of(model.run, {"x": np.ones(4, np.float32)}) == "E-MIL-PROGRAM"
+
+
+def test_a_word_in_place_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    function = Function()
+    function.input("x", "float32", (4,))
+    function.op("add", [("y", "float32", (4,))], {"x": "x", "y": "a word"})
+    function.output("y")
+    model = MilModel(write(tmp_path / "a.mlpackage", function))
+    assert code_of(model.run, {"x": np.ones(4, np.float32)}) == "E-MIL-RUN"
+
+
 def test_what_an_operation_cannot_compute_names_it(tmp_path: Path) -> None:
     function = Function()
     function.input("i", "int32", (2,))
@@ -149,38 +167,56 @@ def test_states_outlive_calls_and_are_shared_by_functions(tmp_path: Path) -> Non
         call("one", 4, first)
 
 
-def looking(*, back: bool, early: bool) -> Function:
-    """Writes ones into a state's first half, and gives what was looked at before (``early``) or is there afterwards.
+#: What is looked at of a state into whose first half ones are written: how, and what must be seen.
+LOOKS: dict[str, list[float]] = {
+    "a part before": [0, 0], "what is updated": [0, 0, 0, 0], "in between": [0, 0, 0, 0], "afterwards": [1, 1, 0, 0],
+    "never written": [0, 0, 0, 0],
+}  # fmt: skip
 
-    Without ``back`` what was written is never put back into the state.
-    """
+
+def looking(look: str) -> Function:
+    """Reads a state, writes ones into what was read, puts it back, and gives what the look is at."""
     function = Function()
     function.input("x", "float32", (2,))
     function.state("s", "float32", (4,))
     function.op("read_state", [("before", "float32", (4,))], {"input": "s"})
-    function.op(
-        "slice_by_size", [("seen", "float32", (2,))], {"x": "before", "begin": np.array([0]), "size": np.array([2])}
-    )
+    half = {"x": "before", "begin": np.array([0]), "size": np.array([2])}
+    function.op("slice_by_size", [("a part before", "float32", (2,))], half)
     function.op("read_state", [("old", "float32", (4,))], {"input": "s"})
     where = {"begin": np.array([0]), "end": np.array([2])}
     function.op("slice_update", [("new", "float32", (4,))], {"x": "old", "update": "x", **where})
-    if back:
+    if look == "in between":
+        function.op("read_state", [("in between", "float32", (4,))], {"input": "s"})
+    if look != "never written":
         function.op("write_state", [], {"input": "s", "data": "new"})
-    function.op("read_state", [("after", "float32", (4,))], {"input": "s"})
-    function.op("identity", [("y", "float32", (2,) if early else (4,))], {"x": "seen" if early else "after"})
+    function.op("read_state", [("afterwards", "float32", (4,))], {"input": "s"})
+    seen = {"what is updated": "old", "never written": "afterwards"}.get(look, look)
+    function.op("identity", [("y", "float32", (len(LOOKS[look]),))], {"x": seen})
     function.output("y")
     return function
 
 
-@pytest.mark.parametrize(("back", "early"), [(True, True), (True, False), (False, True), (False, False)])
-def test_a_state_is_written_in_place_only_where_nobody_sees_it(tmp_path: Path, back: bool, early: bool) -> None:
-    model = MilModel(write(tmp_path / "a.mlpackage", looking(back=back, early=early)))
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_state_is_written_in_place_only_where_nobody_sees_it(tmp_path: Path, look: str, held: bool) -> None:
+    model = MilModel(write(tmp_path / "a.mlpackage", looking(look)))
     state = model.state()
-    held = state["s"]
-    found = model.run({"x": np.ones(2, np.float32)}, state=state)["y"].tolist()
-    assert found == ([0, 0] if early else [1, 1, 0, 0] if back else [0, 0, 0, 0])
-    assert held.tolist() == [0, 0, 0, 0], "who holds the state's array sees it as it was"
-    assert state["s"].tolist() == ([1, 1, 0, 0] if back else [0, 0, 0, 0])
+    kept = [state["s"]] if held else []
+    assert model.run({"x": np.ones(2, np.float32)}, state=state)["y"].tolist() == LOOKS[look]
+    assert all(not array.any() for array in kept), "who holds the state's array sees it as it was"
+    assert state["s"].tolist() == ([0, 0, 0, 0] if look == "never written" else [1, 1, 0, 0])
+
+
+def test_every_result_is_rounded_to_its_type(tmp_path: Path) -> None:
+    """2,048 + 1 is no fp16 number: what is left of the 1 is nothing."""
+    for kind, left in (("float16", 0), ("float32", 1)):
+        function = Function()
+        function.input("x", kind, (1,))
+        function.op("add", [("more", kind, (1,))], {"x": "x", "y": np.ones(1, kind)})
+        function.op("sub", [("y", kind, (1,))], {"x": "more", "y": "x"})
+        function.output("y")
+        model = MilModel(write(tmp_path / f"{kind}.mlpackage", function))
+        assert model.run({"x": np.array([2048], kind)})["y"].tolist() == [left]
 
 
 def test_a_state_that_nobody_else_holds_is_not_copied(tmp_path: Path) -> None:

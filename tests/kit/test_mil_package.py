@@ -36,7 +36,10 @@ def decoded(tmp_path: Path, kind: str, number: str, shape: tuple[int, ...], argu
     function.op("add", [("y", number, shape)], {"x": "x", "y": "w"})
     function.output("y")
     package = write(tmp_path / f"{kind}{len(list(tmp_path.iterdir()))}.mlpackage", function)
-    return MilModel(package).run({"x": np.zeros(shape, number)})["y"]
+    model = MilModel(package)
+    weight = model.runners["main"].constant("w")
+    assert (weight == weight.astype(number)).all(), "decoded to numbers that the type has not"
+    return model.run({"x": np.zeros(shape, number)})["y"]
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,7 @@ def test_a_run_beyond_the_context_is_refused(tiny: Path, tmp_path: Path) -> None
     assert (caught.value.code, caught.value.what) == (
         "E-BENCHMARK-CONTEXT", "the benchmark reads 282 tokens and the model's context is 256",
     )  # fmt: skip
+    assert list((tmp_path / "out").iterdir()) == [], "it is known before anything is written"
 
 
 def test_a_baseline_twice_is_refused() -> None:

@@ -7,7 +7,7 @@ null by default, lists ``RUNTIME_MEASURES`` and hands what it built to ``with_sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -106,6 +106,12 @@ class Benchmark(Frozen):
         description="what else runs the model that was exported, in float32, in the same minutes",
     )
 
+    def refuse_long(self, model: Path) -> None:
+        """RefusedInput (E-BENCHMARK-CONTEXT), before anything is built, where a run is longer than the context."""
+        from ingot.kit.runtime.measure import refuse_long
+
+        refuse_long(model, self.prompt_tokens + self.generation_tokens)
+
     def measure(self, exports: Sequence[Path | None], model: Path, given: Given, progress: Progress) -> list[Measured]:
         """What was measured of each export of ``model``, in their order; None: one that nothing here can run.
 
@@ -114,6 +120,25 @@ class Benchmark(Frozen):
         from ingot.kit.runtime.measure import Bench, Workload, measure
 
         return measure(Bench(Workload(**self.model_dump()), model, given.scratch, given.threads), exports, progress)
+
+
+def held(
+    benchmarks: Sequence[Benchmark | None], given: Given, progress: Progress
+) -> tuple[Given, dict[str, Callable[[], Done]]]:
+    """For a kind that streams: a virtual model that others are to run, too, written to scratch; and what flowed by.
+
+    Others run it for the role ``data`` and for a benchmark. RefusedInput (E-BENCHMARK-CONTEXT) where that reads more
+    than the model can.
+    """
+    from ingot.kit.stream.inputs import written
+
+    asked = [benchmark for benchmark in benchmarks if benchmark is not None]
+    if not asked and given.maybe("data") is None:
+        return given, {}
+    given, flowed = written(given, "model", progress)
+    for benchmark in asked:
+        benchmark.refuse_long(given.one("model"))
+    return given, flowed
 
 
 def with_speed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -203,7 +203,7 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
     from ingot.kit.stream.chain import slots
 
     finite = not stages[0].allow_nonfinite
-    given, flowed = _held(stages, given, progress)
+    given, flowed = _export.held([stage.benchmark for stage in stages], given, progress)
     weights, source = open_plain(given, progress, finite=finite)
     weights.passed |= flowed
     model_bytes = sum(slot.nbytes for slot in slots(weights))
@@ -230,14 +230,6 @@ def _write(stages: Sequence[Gguf], given: Given, outs: Sequence[Path], progress:
         found.append(Done(metrics, item.files(), item.sink.tensors, passed, notes | proof.notes, item.blocks))
     wanted = [(stage.benchmark, out, done) for stage, out, done in zip(stages, outs, found, strict=True)]
     return _export.with_speed(wanted, weights.folder, given, progress)
-
-
-def _held(stages: Sequence[Gguf], given: Given, progress: Progress) -> tuple[Given, dict[str, Callable[[], Done]]]:
-    """A virtual model that transformers is to run is written to scratch: what runs it holds it anyway."""
-    from ingot.kit.stream.inputs import written
-
-    run = given.maybe("data") is not None or any(stage.benchmark is not None for stage in stages)
-    return written(given, "model", progress) if run else (given, {})
 
 
 def _converted(stage: Gguf, given: Given, out: Path, progress: Progress) -> Done:

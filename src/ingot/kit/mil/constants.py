@@ -184,7 +184,7 @@ def evaluate(operation: Operation, arguments: Mapping[str, Any]) -> Array:
     assert function is not None, f"{operation.where} was not checked"
     try:
         found = function(**arguments)
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise refused(f"{operation.where} cannot be decoded: {error}") from error
     if isinstance(found, str):
         return found  # type: ignore[return-value]  # a name of a type, an argument of cast

@@ -127,9 +127,13 @@ class Runner:
                 results = step.entry.function(step.call, **arguments)
             else:
                 results = step.entry.function(**arguments)
-        except (ValueError, IndexError, TypeError, MemoryError, OverflowError) as error:
+        except (ValueError, IndexError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
             raise RefusedInput("E-MIL-RUN", f"{step.operation.where} cannot be computed: {error}") from error
         results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(step.operation.outputs):
+            raise refused(
+                f"{step.operation.where} gives {len(results)} values, {len(step.operation.outputs)} are declared"
+            )
         for (name, kind), result in zip(step.operation.outputs, results, strict=True):
             values[name] = _finish(np.asarray(result), kind, step, loose=rows is not None)
 

@@ -68,6 +68,7 @@ def measure(bench: Bench, exports: Sequence[Path | None], progress: Progress) ->
     RefusedInput (E-BENCHMARK-CONTEXT) where a run is longer than the model's context; StageFailed (E-BENCHMARK) where
     a runtime fails or crashes.
     """
+    refuse_long(bench.model, bench.context)
     ids = token_ids(bench.model, bench.context)
     machine = hardware()
     with ExitStack() as stack:
@@ -139,12 +140,19 @@ def _own(racer: Racer | None) -> dict[str, object]:
 
 
 def token_ids(model: Path, count: int) -> list[int]:
-    """The ids that are read: the project's probe texts by the model's tokenizer, over and over.
-
-    RefusedInput (E-BENCHMARK-CONTEXT) where the model's context is shorter.
-    """
+    """The ids that are read: the project's probe texts by the model's tokenizer, over and over."""
     from ingot.kit import hf
     from ingot.kit.parity.probes import PROBES
+
+    tokenizer = hf.load_tokenizer(model)
+    ids = [int(token) for text in PROBES for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return (begin + ids * (1 + count // max(1, len(ids))))[:count]
+
+
+def refuse_long(model: Path, count: int) -> None:
+    """RefusedInput (E-BENCHMARK-CONTEXT) where the model's context is shorter than so many tokens."""
+    from ingot.kit import hf
 
     context = hf.read_config(model).get("max_position_embeddings")
     if isinstance(context, int) and count > context:
@@ -153,7 +161,3 @@ def token_ids(model: Path, count: int) -> list[int]:
             f"the benchmark reads {count} tokens and the model's context is {context}",
             hint="set benchmark.prompt_tokens and generation_tokens to less",
         )
-    tokenizer = hf.load_tokenizer(model)
-    ids = [int(token) for text in PROBES for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    return (begin + ids * (1 + count // max(1, len(ids))))[:count]
