@@ -157,6 +157,7 @@ def test_metrics_are_those_of_the_files(built: tuple[Path, Done]) -> None:
     stored = sum(count for name, count in metrics.items() if name.startswith("weight_bytes_"))
     # every stored value has a header of 64 bytes and is aligned to 64; nothing else lies in the file
     assert 0 < stored < blob < stored + 200 * metrics["operations"]
+    assert metrics["matrix_bytes_int8"] <= metrics["weight_bytes_int8"]
     # the output layer is the embedding; iOS 17 stores a zero point for each row beside each weight
     assert metrics["parameters"] < metrics["matrix_bytes_int8"] < 1.03 * metrics["parameters"]
 
