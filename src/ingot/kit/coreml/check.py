@@ -171,10 +171,10 @@ def _check_matrices(spec: Any, model: Model) -> dict[str, int]:
         raise failed(f"{min(missing)} is not stored as {settings.weights}", f"{len(missing)} matrices are not")
     if twice := [name for name, own in places.items() if len(own) > len(dict(_asked(name, model)))]:
         raise failed(f"{twice[0]} is stored more than once", f"{len(twice)} matrices are")
+    # matrices may share a part: zero points are all alike
     stored: Counter[str] = Counter()
-    for own in places.values():
-        for name, size in own.values():
-            stored[name] += size
+    for name, size in {place: part for own in places.values() for place, part in own.items()}.values():
+        stored[name] += size
     return dict(sorted(stored.items()))
 
 

@@ -117,7 +117,7 @@ def refuse_blocks(checkpoint: Checkpoint, settings: Settings) -> None:
             what = ("a row", "weights") if axis else ("the matrix", "rows")
             raise RefusedInput(
                 "E-COREML-BLOCK",
-                f"blocks of {settings.block} do not divide {name}",
+                f"blocks of {settings.block} do not divide {checkpoint.original(name)}",
                 facts=[f"{what[0]} has {size} {what[1]}"],
                 hint=f"set block_size to a divisor of {size}"
                 + ("" if axis else ", or leave it out: then a tensor has one table"),

@@ -7,7 +7,7 @@ system's own plan is read instead (``kit.coreml.mac``). No share of operations i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ingot.kit.coreml.check import Facts
@@ -92,7 +92,7 @@ _RULES: Sequence[_Rule] = (
 )
 
 
-def reasons(model: Model, facts: Facts) -> list[Mapping[str, str]]:
-    """Those that concern a package, as the receipt keeps them."""
+def reasons(model: Model, facts: Facts) -> list[str]:
+    """Those that concern a package, as the receipt keeps them: what, why, and in brackets who says so."""
     found = [rule.reason for rule in _RULES if rule.holds(model, facts)]
-    return [{"what": each.what, "why": each.why, "source": each.source} for each in found]
+    return [f"{each.what}: {each.why} ({each.source})" for each in found]
