@@ -1,13 +1,12 @@
-"""A checkpoint's weights in the decoder's modules, and the proof that it then computes what transformers computes."""
+"""A checkpoint's weights in the decoder's modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
-from ingot.errors import RefusedInput, StageFailed
+from ingot.errors import RefusedInput
 from ingot.kit.decoder.layers import HIDDEN, Decoder, Extras, Form, Place, Plan, rope_tables
 from ingot.kit.decoder.shape import DecoderShape
 
@@ -47,38 +46,3 @@ def places(shape: DecoderShape, length: int) -> Place:
 def parameters(module: Decoder) -> int:
     """The number of weights, tied ones counted once."""
     return sum({weight.data_ptr(): weight.numel() for weight in module.parameters()}.values())
-
-
-def compare_with_transformers(module: Decoder, folder: Path, length: int, code: str) -> float:
-    """The largest difference of the fp32 logits from transformers' on ``length`` random ids.
-
-    StageFailed (``code``) when it is more than the order of sums explains.
-    """
-    ids = torch.randint(module.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
-    wanted = _reference_logits(folder, ids)
-    with torch.no_grad():
-        found = module(ids.to(torch.int32), places(module.shape, length))
-    difference = float((found - wanted).abs().max())
-    # both compute in fp32 and differ in the order of sums only
-    allowed = 1e-3 * max(1.0, float(wanted.abs().max()))
-    if not difference <= allowed:
-        raise StageFailed(
-            code,
-            "the module to convert does not compute what transformers computes",
-            facts=[f"largest difference of the logits {difference:.3g}, allowed {allowed:.3g}"],
-        )
-    return difference
-
-
-def _reference_logits(model: Path, ids: torch.Tensor) -> torch.Tensor:
-    from ingot.kit.hf import load_model
-
-    # in its own type first, so that compressed weights are rounded as the checkpoint's users get them
-    reference = load_model(model).float()
-    # The export computes with plain inputs; W8A8 and FP8 round them, too, which is no matter of weights.
-    for module in reference.modules():
-        if hasattr(module, "quantization_scheme"):
-            module.quantization_enabled = False
-    with torch.no_grad():
-        logits: torch.Tensor = reference(input_ids=ids, use_cache=False).logits.float()
-    return logits
