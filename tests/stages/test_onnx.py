@@ -330,3 +330,23 @@ def test_a_saved_model_that_is_not_sound_is_found(built: Built, tmp_path: Path) 
     with pytest.raises(StageFailed, match="Softmox") as caught:
         check(tmp_path / "copy", strict=True)
     assert caught.value.code == "E-ONNX-SELFCHECK"
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int8_dynamic"])
+def test_a_matrix_in_slices_is_as_in_one_go(scheme: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    from onnx import helper
+
+    from ingot.kit.onnx_model import quantize
+
+    weight = np.random.default_rng(0).normal(0, 1, (64, 100)).astype(np.float32)
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+
+    def made() -> tuple[dict[str, tuple[Any, bytes]], list[str]]:
+        tool = quantize.Quantizer(quantize.Plan(scheme, 21), tmp_path)
+        parts = {name: (array.shape, array.tobytes()) for name, array in tool.quantize(product, weight)}
+        return parts, [str(node) for node in tool.nodes["layer"]]
+
+    whole = made()
+    monkeypatch.setattr(quantize, "_AT_ONCE", 64 * 32)
+    assert made() == whole

@@ -51,7 +51,7 @@ class OnnxBackend:
         self.template = chat.Template.of(self.tokenizer)
         self._cached = len(self.contract.inputs) > len(graph.INPUTS)
         self._hidden = [graph.hidden(layer) for layer in range(self.contract.layers + 1)]
-        self._probed: Any = None
+        self._probed = False
         self._session = _open(str(folder / MODEL), threads)
         self._cache: list[Any] = []
         self._ids: list[int] = []
@@ -77,32 +77,31 @@ class OnnxBackend:
         """Logits that predict ``ids[first:]``; a model without a cache reads all at once."""
         self.forget()
         if not self._cached:
-            whole = self._read(self._session, ids[:-1])[0]
+            whole = self._read(ids[:-1])[0]
             for start, _, kept in segments(len(ids), first):
                 if kept:
                     yield torch.from_numpy(whole[start + kept.start : start + kept.stop])
             return
         for start, stop, kept in segments(len(ids), first):
-            rows = self._read(self._session, ids[start:stop])[0]
+            rows = self._read(ids[start:stop])[0]
             if kept:
                 yield torch.from_numpy(rows[kept.start : kept.stop])
 
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt into an empty cache; the logits of the next token."""
         self.forget()
-        row: Next = self._read(self._session, ids)[0][-1]
+        row: Next = self._read(ids)[0][-1]
         return row
 
     def step(self, token: int) -> Next:
         """Append one token; the logits of the next one."""
-        row: Next = self._read(self._session, [token])[0][-1]
+        row: Next = self._read([token])[0][-1]
         return row
 
     def trace(self, ids: Sequence[int], *, probes: bool) -> Trace:
         """See ``kit.parity.trace.Traced``: the whole text in one go."""
         self.forget()
-        logits, hidden = self._read(self._probing() if probes else self._session, ids)
-        return Trace(logits, hidden)
+        return self.append(ids, probes=probes)
 
     def stepped(self) -> Stepped:
         """The same model run token by token, as when it generates."""
@@ -110,8 +109,7 @@ class OnnxBackend:
 
     def append(self, ids: Sequence[int], *, probes: bool) -> Trace:
         """What comes of more tokens behind those that were read."""
-        logits, hidden = self._read(self._probing() if probes else self._session, ids)
-        return Trace(logits, hidden)
+        return Trace(*self._read(ids, self._probes() if probes else ()))
 
     def forget(self) -> None:
         """Forget the text that was read."""
@@ -119,11 +117,11 @@ class OnnxBackend:
 
     def close(self) -> None:
         """Give the memory back; further calls are errors."""
-        self._session = self._probed = None
+        self._session = None
         self.forget()
 
-    def _read(self, session: Any, ids: Sequence[int]) -> tuple[Array, tuple[Array, ...]]:
-        """Run tokens behind those that were read: logits (n, vocabulary), and what else the session gives."""
+    def _read(self, ids: Sequence[int], more: Sequence[str] = ()) -> tuple[Array, tuple[Array, ...]]:
+        """Run tokens behind those that were read: logits (n, vocabulary), and the values that ``more`` names."""
         before = len(self._ids)
         if before + len(ids) > self.context:
             raise RefusedInput(
@@ -131,7 +129,8 @@ class OnnxBackend:
             )
         self._ids += ids
         fed, start = (list(ids), before) if self._cached else (self._ids, 0)
-        made = session.run_with_ort_values([item.name for item in session.get_outputs()], self._inputs(fed, start))
+        names = [*(port.name for port in self.contract.outputs), *more]
+        made = self._session.run_with_ort_values(names, self._inputs(fed, start))
         count = 2 * self.contract.layers if self._cached else 0
         self._cache = made[1 : 1 + count]
         rows = slice(len(fed) - len(ids), None)
@@ -150,22 +149,24 @@ class OnnxBackend:
             values[port.name] = self._cache[index] if self._cache else _none(port.shape, port.dtype)
         return values
 
-    def _probing(self) -> Any:
-        """A session on a copy of the model, in memory, that also gives the hidden states; the plain one without them.
+    def _probes(self) -> Sequence[str]:
+        """The names of the hidden states, from now on given by the session: one on a copy of the model in memory.
 
-        They are the sums that go from layer to layer; a graph in which a runtime has fused them away has none.
+        They are the sums that go from layer to layer; a graph in which a runtime has fused them away has none. The
+        session that was open is closed first: each holds the weights.
         """
-        if self._probed is None:
+        if not self._probed:
             made = {name for node in self._model.graph.node for name in node.output}
             if not made.issuperset(self._hidden):
-                return self._session
+                return ()
             copy = onnx.ModelProto()
             copy.CopyFrom(self._model)
-            copy.graph.output.extend(
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._hidden
-            )
-            self._probed = _open(copy.SerializeToString(), self._threads, self._folder)
-        return self._probed
+            values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._hidden]
+            copy.graph.output.extend(values)
+            self._session = None
+            self._session = _open(copy.SerializeToString(), self._threads, self._folder)
+            self._probed = True
+        return self._hidden
 
 
 class Stepped:

@@ -20,6 +20,9 @@ from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.onnx_model.files import Array
 from ingot.kit.onnx_model.logs import quiet
 
+#: Numbers that a tool gets in one go: it copies them several times.
+_AT_ONCE = 1 << 22
+
 Scheme = Literal["int8", "int8_dynamic", "int4"]
 
 
@@ -64,7 +67,7 @@ class Quantizer:
     def quantize(self, product: onnx.NodeProto, weight: npt.NDArray[np.float32]) -> Iterator[tuple[str, Array]]:
         """The weights that take the place of ``product``'s; its nodes are kept under its name."""
         name = product.input[1]
-        made = self._made(_alone(weight, self._plan.opset))
+        made = self._in_slices(weight)
         prefix = product.name
         outer = {"input": product.input[0], "output": product.output[0]}
         stored = {tensor.name: f"{name}.{_part(tensor.name)}" for tensor in made.graph.initializer}
@@ -79,6 +82,26 @@ class Quantizer:
             raise StageFailed("E-ONNX-QUANTIZE", f"ONNX Runtime's tool left {name} as it was")
         for tensor in made.graph.initializer:
             yield stored[tensor.name], numpy_helper.to_array(tensor)
+
+    def _in_slices(self, weight: npt.NDArray[np.float32]) -> onnx.ModelProto:
+        """As the tool makes of the whole: each column is quantized by itself, so some at a time give the same."""
+        inputs, outputs = weight.shape
+        step = max(1, _AT_ONCE // inputs)
+        starts = range(0, outputs, step)
+        slices = [self._made(_alone(weight[:, at : at + step], self._plan.opset)) for at in starts]
+        made = slices[0]
+        if len(slices) == 1:
+            return made
+        for index, tensor in enumerate(made.graph.initializer):
+            parts = [numpy_helper.to_array(each.graph.initializer[index]) for each in slices]
+            # of what has a number a column, columns come last; of blocks they come first
+            axis = parts[0].ndim - 1 if self._plan.scheme == "int8_dynamic" else 0
+            tensor.CopyFrom(numpy_helper.from_array(np.concatenate(parts, axis=axis), tensor.name))
+        for node in made.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "N":
+                    attribute.i = outputs
+        return made
 
     def _made(self, model: onnx.ModelProto) -> onnx.ModelProto:
         if self._plan.blocks:
