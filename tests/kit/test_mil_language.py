@@ -254,6 +254,7 @@ def test_a_cache_in_states_gives_what_the_whole_text_gives(packages: Path, decod
     for start in (5, 8, 11):  # padded, whole, and beyond what the prompt's function takes
         rows = [language.prefill(IDS[:start])] + [language.step(token) for token in IDS[start:]]
         assert cosine(np.stack(rows), wanted[start - 1 :]) >= least
+    assert cosine(language.logits(IDS, range(3, CONTEXT)), wanted[3:]) >= least
     assert len(language.trace(IDS[:6], probes=True).hidden) == 3
 
 

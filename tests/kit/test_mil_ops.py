@@ -363,6 +363,13 @@ def test_what_cannot_be_computed_is_refused(kind: str, arguments: dict[str, Any]
         run(kind, arguments)
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "silu", "tanh", "softplus"])
+def test_small_results_are_as_exact_as_large_ones(kind: str) -> None:
+    x = np.array([-60, -16, -9, -4, -1e-3, 1e-3, 5, 60, 200], np.float32)
+    wanted = CASES[kind].right(torch.from_numpy(x).double()).numpy()
+    assert np.abs(run(kind, {"x": x}) / wanted - 1).max() < 1e-6
+
+
 def test_sums_in_fp16_lose_what_fp32_keeps() -> None:
     """2,048 and then ones: in fp16, one at a time, no one is ever added."""
     x = np.ones((1, 3000), np.float32)

@@ -43,9 +43,7 @@ class CoremlBackend:
         self.precision = self.contract.precision
         self.parameters = parameters(model.runners)
         self.bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
-        longest = self._language.longest
-        # documents are scored in one go, by the function that reads prompts
-        self.context = self.contract.context if longest is None else min(self.contract.context, longest)
+        self.context = self.contract.context
         self.tokenizer = hf.load_lone_tokenizer(folder)
         self.template = chat.Template.of(self.tokenizer)
 

@@ -93,6 +93,8 @@ class Language:
 
     def logits(self, ids: Sequence[int], rows: range) -> Array:
         """Logits (rows, vocabulary) of consecutive positions of a text that nothing precedes."""
+        if self.cached and self.longest is not None and len(ids) > self.longest:
+            return self._stepwise(ids)[rows.start : rows.stop]
         wanted = Wanted(rows=slice(rows.start, rows.stop))
         return _rows(self._call(ids, wanted, self.model.state(self._prompt)))
 
@@ -113,6 +115,14 @@ class Language:
             return self._append(token, len(self._read) - 1)
         row: Array = self.logits(self._read, range(len(self._read) - 1, len(self._read)))[0]
         return row
+
+    def _stepwise(self, ids: Sequence[int]) -> Array:
+        """All logits of a text longer than a call takes: its beginning in one go, what follows token by token."""
+        self._state, self._read = self.model.state(self._prompt), list(ids)
+        head = ids[: self.longest]
+        rows = [_rows(self._call(head, Wanted(rows=slice(0, len(head))), self._state))]
+        rows += [self._append(ids[at], at)[np.newaxis] for at in range(len(head), len(ids))]
+        return np.concatenate(rows)
 
     def _append(self, token: int, position: int) -> Array:
         assert self._decode is not None
