@@ -1,7 +1,7 @@
 """The toy spec end to end: questions from templates → tokenizer → student → GGUF → answers that are counted.
 
-The suite builds a smaller variant (fewer steps, one type, fewer questions). The whole of it, and the smaller one killed
-in its training, are marked slow: ``pytest -m slow tests/chain/test_toy_8ball.py``.
+The suite builds a smaller variant (fewer steps and questions, one type of one form). The whole of it, and the smaller
+one killed in its training, are marked slow: ``pytest -m slow tests/chain/test_toy_8ball.py``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ extends: toy-8ball.yaml
 targets:
   student: {steps: 70, checkpoint_every: 0.2}
   gguf: {matrix: {type: [Q8_0]}}
-  report: {documents: 8, answers: {documents: 60}, repeats: 1}
+  onnx: null
+  coreml: null
+  report: {from: {candidates: [gguf]}, documents: 8, answers: {documents: 60}, repeats: 1}
 gates:
   report.student.pattern_accuracy: null
   report.gguf@F16.pattern_accuracy: null
+  report.onnx.pattern_accuracy: null
+  report.coreml.pattern_accuracy: null
   report.gguf@Q8_0.pattern_accuracy: {min: 0.6, bound: lower}
 """
 TARGETS = {
@@ -159,9 +163,9 @@ def test_the_whole_spec(tmp_path: Path) -> None:
     sandbox = toy(tmp_path)
     built(sandbox)
     assert sandbox.ok().startswith("nothing to do")
-    for candidate in ("student", "gguf@F16", "gguf@Q8_0"):
+    for candidate in ("student", "gguf@F16", "gguf@Q8_0", "onnx", "coreml"):
         right = metric(sandbox, f"{SPEC}:report.{candidate}", "pattern_accuracy")
-        assert right["n"] == 200
+        assert right["n"] == 100
         assert right["interval"][0] > 0.95
     assert 550_000 < metric(sandbox, f"{SPEC}:student", "parameters")["value"] < 650_000
     assert metric(sandbox, f"{SPEC}:gguf@Q8_0", "fallback_tensors")["value"] == 0
