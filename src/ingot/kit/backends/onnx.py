@@ -39,7 +39,7 @@ class OnnxBackend(Exported):
     container = "onnx"
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        """RefusedInput: E-CONTRACT, E-ONNX-FORMAT, E-ONNX-EXTERNAL, E-CODE; StageFailed: E-ONNX-RUNTIME."""
+        """RefusedInput: E-CONTRACT, E-ONNX-FORMAT, E-ONNX-EXTERNAL, E-TOKENIZER; StageFailed: E-ONNX-RUNTIME."""
         contract = read_contract(folder)
         self._model = read_model(folder)
         _compare(contract, self._model)
