@@ -16,10 +16,26 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import pytest
 
+import exportplants as exports
 from ggufkit import raw_gguf, tensor_info, text
-from ingot.core import digest, executor, extends, files, matrix, names, pickles, redact, scalars, sources, spec, sweep
+from ingot.core import (
+    budgets,
+    digest,
+    executor,
+    extends,
+    files,
+    matrix,
+    names,
+    pickles,
+    redact,
+    scalars,
+    sources,
+    spec,
+    sweep,
+)
 from ingot.core import yaml_reader as reader
 from ingot.core.environment import environment
 from ingot.core.sources import SourceReader
@@ -27,8 +43,12 @@ from ingot.core.statcache import StatCache
 from ingot.core.sweep import Forbidden
 from ingot.errors import IngotError, RefusedInput, SpecError, StageFailed
 from ingot.kit import code_guard, hf, render, safetensors_check
+from ingot.kit.coreml import traced
 from ingot.kit.gguf import reader as gguf_reader
 from ingot.kit.lora.read import read_adapter
+from ingot.kit.mil import blobs, package
+from ingot.kit.onnx_model import read as onnx_read
+from ingot.kit.parity import prove, tokenizers
 from plantkit import F32, KEY, model_folder, pickled, put, safetensors, tarred, zipped
 from speckit import Folder, head, kinds_in_use
 
@@ -702,6 +722,67 @@ GUARDS: dict[str, Guard] = {
         a_template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
         "import jinja2; env = jinja2.Environment(",
     ),
+    # --- exports -----------------------------------------------------------------------------------------------
+    "M21 weights above the model": Guard(
+        "E-ONNX-EXTERNAL",
+        onnx_read._check,
+        "if _inside(location) else None",
+        exports.an_onnx(location="../secret"),
+        "",
+    ),
+    "M21 weights behind a link": Guard(
+        "E-ONNX-EXTERNAL",
+        onnx_read._plain_size,
+        "path.lstat()",
+        exports.an_onnx(location="weights", link=True),
+        "path.stat()",
+    ),
+    "M21 weights beyond the file": Guard(
+        "E-ONNX-EXTERNAL",
+        onnx_read._check,
+        "if not 0 <= offset <= end <= size:",
+        exports.an_onnx(location="weights", offset="4096", length="16"),
+    ),
+    "M21 weights of a graph within a node": Guard(
+        "E-ONNX-EXTERNAL",
+        onnx_read._of_attribute,
+        "for graph in (attribute.g, *attribute.graphs):",
+        exports.an_onnx(location="../secret", inner=True),
+        "for graph in ():",
+    ),
+    "M22 weights behind a link": Guard(
+        "E-MIL-PACKAGE",
+        package._inside,
+        "or found.resolve() != package.resolve() / found.relative_to(package)",
+        exports.a_package(exports.linked),
+        "",
+    ),
+    "M22 weights without a mark": Guard(
+        "E-MIL-BLOB", blobs.blob_of, "mark == _MARK and", exports.a_package(exports.unmarked), ""
+    ),
+    "M22 weights cut off": Guard("E-MIL-BLOB", blobs.blob_of, "<= end", exports.a_package(exports.cut), ""),
+    "P1 other logits": Guard("E-PARITY", prove.prove, "if broken:", exports.an_export(lambda logits: -logits)),
+    "P1 logits turned a little": Guard(
+        "E-PARITY",
+        prove._broken,
+        "if limits.cosine is not None and not found.cosine() >= limits.cosine:",
+        exports.an_export(lambda logits: logits + np.array([[0.15, 0, 0, 0, 0], *[[0.0] * 5] * 7], np.float32)),
+    ),
+    "P1 sharper logits": Guard(
+        "E-PARITY", prove._broken, "if not found.kl() <= limits.kl:", exports.an_export(lambda logits: 1.5 * logits)
+    ),
+    "P1 other token ids": Guard(
+        "E-PARITY", tokenizers._compare, "if found == wanted:", lambda _: tokenizers._compare([1], [2], "x"), "if True:"
+    ),
+    "P2 int64 before attention": Guard(
+        "E-COREML-INT64", traced.refuse_wide_integers, "if names:", exports.wide_integers
+    ),
+    "P3 no room for a session": Guard(
+        "E-BUDGET",
+        vars(budgets.Budget)["fits"].fget,
+        "if self.needed_bytes > self.memory_bytes:",
+        exports.above_its_budget,
+    ),
     # --- outputs -----------------------------------------------------------------------------------------------
     "M3 pickle in an output": Guard(
         "E-OUTPUT-PICKLE",
@@ -845,6 +926,11 @@ PLANTS = {
     "M9": "an index or an adapter that leads to other weights than those that were checked",
     "M10": "a chat template that reaches for Python's internals",
     "M15": "a tokenizer of 65 MiB",
+    "M21": "an ONNX model whose weights lie elsewhere",
+    "M22": "a Core ML package whose weights lie elsewhere, or are not there",
+    "P1": "an export that computes something else, or whose tokenizer reads otherwise",
+    "P2": "a traced graph with integers that Core ML does not have",
+    "P3": "an export that cannot hold a session in the memory that the spec states",
     "M18": "pipes, holes, depths, numbers and names that are no content",
     "S1": "a secret in what a target writes, by value and by form",
     "S2": "a variable of the user",
