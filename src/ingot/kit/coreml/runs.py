@@ -19,7 +19,7 @@ from ingot.kit.parity.lazy import Readers
 from ingot.kit.parity.trace import Trace, Traced
 
 #: Bytes of decoded weights that are kept between texts; of a larger model each is decoded whenever it is used.
-_KEPT = 1 << 30
+_KEPT = 256 << 20
 #: How many tokens at the end of a text are read one by one.
 _STEPS = 8
 
