@@ -152,6 +152,7 @@ def test_a_planted_fault_is_found_where_it_is(
     with pytest.raises(StageFailed) as caught:
         prove({"prefill": as_export(decoder)}, texts, reference, EXACT)
     assert caught.value.code == "E-PARITY"
+    assert "no weight was rounded to few bits" in (caught.value.hint or "")
     began = [fact for fact in caught.value.facts if fact.startswith("it began")]
     assert len(began) == 1, caught.value.facts
     assert began[0].startswith(f"it began in {place}:"), began

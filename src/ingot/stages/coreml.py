@@ -162,6 +162,9 @@ class Coreml(Stage):
         import torch
 
         from ingot.kit.contract import ship_tokenizer, write_contract
+        from ingot.kit.coreml.quiet import quiet
+
+        quiet()
         from ingot.kit.coreml import convert, describe
         from ingot.kit.coreml.check import check
         from ingot.kit.coreml.figures import figures
