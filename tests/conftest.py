@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table when asked to; one of several processes that share the tests knows only its own."""
     if session.config.getoption("--write-promises") and not hasattr(session.config, "workerinput"):
         session.config.stash[_LEDGER].write()
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp opens as it is imported and never closes, so that Python does not complain at the exit."""
+    library = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if library is not None and hasattr(library, name):
+            getattr(library, name).close()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -217,8 +217,8 @@ DAMAGE: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "mark gone": ("E-MIL-BLOB", "no sound blob", changed(lambda b: b.__setitem__(64, 0))),
     "another type": ("E-MIL-BLOB", "not 64 bytes of fp32", changed(lambda b: b.__setitem__(68, 1))),
     "another size": ("E-MIL-BLOB", "60 bytes", changed(lambda b: b.__setitem__(72, 60))),
-    "offset outside": ("E-MIL-BLOB", "no record can be", message(lambda m: setattr(_blob(m), "offset", 1 << 40))),
-    "offset between": ("E-MIL-BLOB", "no record can be", message(lambda m: setattr(_blob(m), "offset", 72))),
+    "offset outside": ("E-MIL-BLOB", "no sound blob at byte", message(lambda m: setattr(_blob(m), "offset", 1 << 40))),
+    "offset between": ("E-MIL-BLOB", "no sound blob at byte", message(lambda m: setattr(_blob(m), "offset", 72))),
     "another file": (
         "E-MIL-PACKAGE",
         "outside of the package",

@@ -82,7 +82,7 @@ SAMPLES: dict[str, Sample] = {
             "weights": "palettized6",
             "parity": {"cosine": 0.9, "top1": 0.5, "kl": 1.0},
         },
-        {"model": "quantize", "data": "dataset"},
+        {"model": "student", "data": "dataset"},
     ),
     "onnx": Sample({"parity": {"texts": 2, "max_length": 16}}, {"model": "quantize"}),
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),

@@ -366,13 +366,13 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path, sizes: di
 
 def test_chat_is_rendered_and_tokenized_as_in_training(tiny: Path, tmp_path: Path) -> None:
     from ingot.kit.hf import load_tokenizer
-    from ingot.kit.llama_cpp import open_model, render_chat, token_ids
+    from ingot.kit.llama_cpp import open_model, token_ids
 
     out, metrics = run_stage("gguf", {"type": "BF16"}, {"model": tiny}, tmp_path)
     tokenizer = load_tokenizer(tiny)
     messages = [{"role": "user", "content": "Hello 42!"}]
     with open_model(out / "model.gguf", context=64, threads=1) as model:
-        text = render_chat(model, messages, add_generation_prompt=True)
+        text = model.template.apply(messages, add_generation_prompt=True)
         assert text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert token_ids(model, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert model.ends_turn(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: In fewer columns memory, disk and number of builds are left out, so that the reasons have room.
 _WIDE = 110
-#: Targets without a history that are named.
-_NAMED = 3
 
 _PARALLEL: Mapping[str, Any] = {
     "name": "parallel",
@@ -140,6 +138,8 @@ def gate_word(project: Project, item: Planned) -> str | None:
 
 
 def _show(screen: Screen, project: Project, items: Sequence[Planned], found: Forecast, *, everything: bool) -> None:
+    from ingot.view import budgets, forecast
+
     shown = [item for item in items if everything or not item.node.hidden or item.state != "fresh"]
     if not shown:
         from ingot.view.closing import NO_SPECS
@@ -158,12 +158,10 @@ def _show(screen: Screen, project: Project, items: Sequence[Planned], found: For
     screen.table(("target", "kind", "state", *with_gates, *columns, "why"), rows, right)
     screen.line()
     if found.budgets:
-        from ingot.view import budgets
-
         screen.table(budgets.TITLES, budgets.rows(found.budgets), budgets.RIGHT)
         screen.line()
     screen.text(_summary(items))
-    for text in _forecast_lines(found):
+    for text in forecast.lines(found):
         screen.text(text)
     for verdict in _failing(project, shown):
         screen.line(f"gate: {verdict}")
@@ -206,47 +204,6 @@ def _bound(predicted: int | None, least: int) -> str:
     if least > (predicted or 0):
         return f"≥ {size_text(least)}"
     return "?" if predicted is None else f"~{size_text(predicted)}"
-
-
-def _forecast_lines(found: Forecast) -> Iterator[str]:
-    """What the run as a whole is predicted to take, what is not known of it, and what doit would refuse."""
-    if not found.predictions:
-        return
-    known = len(found.unknown) < len(found.predictions)
-    yield f"predicted: {_totals(found)}" if known else f"predicted: nothing, there is no history yet{_least(found)}"
-    refusals, names = found.refusals(), found.uncounted
-    if known and names and not refusals:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield f"no history yet, and not counted: {', '.join(names[:_NAMED])}{more}"
-    for refusal in refusals:
-        yield f"doit would refuse: {refusal.error()}"
-
-
-def _least(found: Forecast) -> str:
-    """What a run that never took place needs at the least; empty where arithmetic says nothing."""
-    parts = [] if found.memory is None else [f"peak at least {size_text(found.memory.needed_bytes)}"]
-    if found.disk is not None:
-        parts.append(f"disk at least +{size_text(found.disk.needed_bytes)}, {size_text(found.room.free_bytes)} free")
-    return f"; by arithmetic {', '.join(parts)}" if parts else ""
-
-
-def _totals(found: Forecast) -> str:
-    """``about 3 min, peak 3.4 GB, disk +1.2 GB at most, 20.0 GB free (from 1 to 5 builds each)``."""
-    counts = sorted({it.n for it in found.predictions.values() if it is not None})
-    seconds, parts = found.work.seconds(), []
-    if seconds is not None:
-        untimed = [name for name in found.untimed if name not in found.uncounted]
-        more = f" and {len(untimed) - _NAMED} more" if len(untimed) > _NAMED else ""
-        beside = f" without {', '.join(untimed[:_NAMED])}{more}" if untimed else ""
-        parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}{beside}")
-    parts += [f"{cost:.2f} {currency}" for currency, cost in sorted(found.costs().items())]
-    if found.memory is not None:
-        parts.append(f"peak {size_text(found.memory.needed_bytes)}")
-    if found.disk is not None:
-        bound = "at least" if found.unknown else "at most"
-        parts.append(f"disk +{size_text(found.disk.needed_bytes)} {bound}, {size_text(found.room.free_bytes)} free")
-    span = plural(counts[0], "build") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} builds"
-    return f"{', '.join(parts)} (from {span} each)"
 
 
 def _reasons(found: Forecast, item: Planned) -> str:

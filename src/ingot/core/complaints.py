@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -101,6 +101,14 @@ def _follow(raw: object, loc: tuple[str | int, ...]) -> tuple[Path, object, tupl
         else:
             rest.append(part)
     return tuple(path), raw, tuple(rest)
+
+
+def unknown_fields(names: Iterable[str], path: Path, known: Collection[str], problems: Problems) -> None:
+    """One problem for each name of a field of the mapping at ``path`` that is none of the known ones."""
+    for name in names:
+        if name not in known:
+            what = f"unknown field {shorten(name)!r}"
+            problems.add((*path, name), "E-SPEC-FIELD", what, suggestion(name, known), key=True)
 
 
 def _unknown(kind: type[BaseModel], path: Path, locate: Locate, problems: Problems) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from ingot.core.complaints import describe
-from ingot.core.names import is_metric, nearest, suggestion
+from ingot.core.complaints import describe, unknown_fields
+from ingot.core.names import is_metric, nearest
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
 from ingot.core.yaml_reader import Path
@@ -50,10 +50,7 @@ def _check_name(name: str, nodes: Collection[str], unsure: Collection[str], prob
 
 
 def _limits(limits: dict[str, object], path: Path, problems: Problems) -> dict[str, object]:
-    for side in limits:
-        if side not in (*_SIDES, "bound"):
-            hint = suggestion(side, (*_SIDES, "bound"))
-            problems.add((*path, side), "E-SPEC-FIELD", f"unknown field {shorten(side)!r}", hint, key=True)
+    unknown_fields(limits, path, (*_SIDES, "bound"), problems)
     for side in _SIDES:
         number = limits.get(side)
         if side in limits and (isinstance(number, bool) or not isinstance(number, int | float)):

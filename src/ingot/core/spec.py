@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingot.core.complaints import describe
+from ingot.core.complaints import describe, unknown_fields
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.extends import load_chain
 from ingot.core.gate_names import Gates, read_gates
 from ingot.core.graph import Node, SpecGraph, expand, implied_elements
 from ingot.core.instances import Instance, Wire, Wiring
-from ingot.core.names import spec_name_problem, suggestion, target_name_problem
+from ingot.core.names import spec_name_problem, target_name_problem
 from ingot.core.problems import Problems, redacted
 from ingot.core.roles import instances, read_roles
-from ingot.core.scalars import shorten
 from ingot.core.spec_budget import read_budget
 from ingot.core.spec_prices import read_prices
 from ingot.core.targets import Draft, Variant, read_target
@@ -127,9 +126,7 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
 
 def _head(value: Mapping[str, Any], problems: Problems) -> tuple[str, int, str]:
     """(name, seed, description); checks the fields of the spec itself."""
-    for key in value:
-        if key not in FIELDS:
-            problems.add((key,), "E-SPEC-FIELD", f"unknown field {shorten(key)!r}", suggestion(key, FIELDS), key=True)
+    unknown_fields(value, (), FIELDS, problems)
     for key in ("format", "name", "targets"):
         if key not in value:
             problems.add((key,), "E-SPEC-MISSING", f"a required field is missing: {key}")

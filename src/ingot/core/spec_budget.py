@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ingot.core.complaints import describe
+from ingot.core.complaints import describe, unknown_fields
 from ingot.core.names import suggestion
 from ingot.core.problems import Problems
 from ingot.core.quantities import size_of
@@ -24,10 +24,7 @@ def read_budget(value: object, targets: Collection[str], problems: Problems) -> 
     if not isinstance(value, dict):
         problems.add(path, "E-SPEC-TYPE", f"must be a mapping such as {{memory: 64GB}}, not {describe(value)}")
         return {}
-    for name in value:
-        if name not in FIELDS:
-            what = f"unknown field {shorten(name)!r}"
-            problems.add((*path, name), "E-SPEC-FIELD", what, suggestion(name, FIELDS), key=True)
+    unknown_fields(value, path, FIELDS, problems)
     if not any(name in value for name in FIELDS):
         problems.add(path, "E-SPEC-MISSING", "needs a memory: memory or targets")
     found: dict[str, Any] = {}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ingot.core.complaints import describe
-from ingot.core.names import suggestion
+from ingot.core.complaints import describe, unknown_fields
 from ingot.core.problems import Problems
-from ingot.core.scalars import shorten
 
 NUMBERS = ("machine_hour", "gpu_hour")
 FIELDS = (*NUMBERS, "currency")
@@ -22,10 +20,7 @@ def read_prices(value: object, problems: Problems) -> dict[str, Any]:
     if not isinstance(value, dict):
         problems.add(path, "E-SPEC-TYPE", f"must be a mapping of prices, not {describe(value)}")
         return {}
-    for name in value:
-        if name not in FIELDS:
-            what = f"unknown field {shorten(name)!r}"
-            problems.add((*path, name), "E-SPEC-FIELD", what, suggestion(name, FIELDS), key=True)
+    unknown_fields(value, path, FIELDS, problems)
     for name in NUMBERS:
         price = value.get(name)
         if name not in value:

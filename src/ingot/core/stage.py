@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,6 +23,7 @@ from ingot.core.stage_values import (
     Done,
     Earlier,
     Given,
+    Hidden,
     Keyless,
     Least,
     Measure,
@@ -124,22 +125,6 @@ class Role:
     many: bool = False
     optional: bool = False
     either: bool = False
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A target that another target implies: ``report`` implies one ``evaluate`` a candidate.
-
-    ``per`` is the list role whose every element gets one; ``kind`` and ``params`` say what is
-    built; ``roles`` maps the new target's roles to roles of the implying one (``per`` stands for the
-    element). The results come back to the implying target in role ``into``, in the order of ``per``.
-    """
-
-    kind: str
-    per: str
-    roles: Mapping[str, str]
-    into: str
-    params: Mapping[str, object] = field(default_factory=dict)
 
 
 class Stage(Frozen):

@@ -55,6 +55,22 @@ class Keyless:
     """
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """A target that another target implies: ``report`` implies one ``evaluate`` a candidate.
+
+    ``per`` is the list role whose every element gets one; ``kind`` and ``params`` say what is
+    built; ``roles`` maps the new target's roles to roles of the implying one (``per`` stands for the
+    element). The results come back to the implying target in role ``into``, in the order of ``per``.
+    """
+
+    kind: str
+    per: str
+    roles: Mapping[str, str]
+    into: str
+    params: Mapping[str, object] = field(default_factory=dict)
+
+
 class Progress(Protocol):
     """How a running stage reports: ``progress(done, total, unit, loss=…)``; ``phase`` names what runs now."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -208,11 +208,6 @@ def open_model(path: Path, *, context: int = 512, threads: int = 1, repack: bool
 def token_ids(model: Model, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
     """Token ids of a text; see ``Model.tokenize``."""
     return model.tokenize(text, special=special, bos=bos)
-
-
-def render_chat(model: Model, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
-    """A conversation by the template in the file, rendered as everywhere in ingot (``kit.chat``)."""
-    return model.template.apply(messages, add_generation_prompt=add_generation_prompt)
 
 
 def logits(model: Model, ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -79,7 +79,7 @@ class Onnx(Stage):
     external_data_bytes: int = Field(
         default=100 << 20,
         ge=0,
-        le=(1 << 31) - (1 << 24),
+        le=(1 << 31) - (1 << 24),  # a protobuf holds 2 GiB at the most
         description="Weights of more bytes together lie in model.onnx.data",
     )
     parity: Parity = Field(default=Parity(), description="How it is compared with its source")

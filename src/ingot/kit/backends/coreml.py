@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from ingot.errors import RefusedInput
-from ingot.kit import chat, hf
 from ingot.kit.backends import Next, segments
+from ingot.kit.backends.exported import Exported
 from ingot.kit.contract import NAME, Contract, read_contract
 from ingot.kit.mil import native
 from ingot.kit.mil.count import parameters
@@ -26,42 +26,23 @@ from ingot.kit.parity.trace import Trace
 NOT_TIMED = "the reference interpreter's speed says nothing of Core ML's, which runs on a Mac only"
 
 
-class CoremlBackend:
+class CoremlBackend(Exported):
     """A ``coreml`` artifact. What its contract says is compared with the package before anything runs."""
 
     container = "coreml"
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         """RefusedInput: E-CONTRACT, E-EVAL-FORMAT, E-MIL-…; MissingTool without coremltools."""
-        self.contract = _contract(folder)
+        contract = _contract(folder)
         package = _package(folder)
         set_threads(threads)
         model = MilModel(package)
         self._language = Language(native.Native(package, model) if native.available() else model)
         self.runtime = "Core ML" if native.available() else "reference interpreter"
-        self._check()
-        self.precision = self.contract.precision
+        self._check(contract)
+        super().__init__(folder, contract)
         self.parameters = parameters(model.runners)
         self.bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
-        self.context = self.contract.context
-        self.tokenizer = hf.load_lone_tokenizer(folder)
-        self.template = chat.Template.of(self.tokenizer)
-
-    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
-        """The row's token ids by the tokenizer beside the package."""
-        return chat.encode(self.tokenizer, row, max_length=max_length)
-
-    def question(self, row: chat.Row) -> list[int]:
-        """Token ids of a row's prompt by the tokenizer beside the package."""
-        return chat.encode_prompt(self.tokenizer, row)
-
-    def ends(self, token: int) -> bool:
-        """Whether the contract names this token as an end."""
-        return token in self.contract.tokenizer.end_tokens
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; the text is read once, and of the last product only those rows."""
@@ -93,16 +74,11 @@ class CoremlBackend:
                 "E-MIL-LENGTH", f"{tokens} tokens are more than the package's context of {self.contract.context}"
             )
 
-    def _check(self) -> None:
+    def _check(self, contract: Contract) -> None:
         """Refuse a package that is not what its contract says (E-CONTRACT)."""
-        told = {port.name for port in self.contract.inputs}, {port.name for port in self.contract.outputs}
+        told = {port.name for port in contract.inputs}, {port.name for port in contract.outputs}
         found = self._language.names
-        if (
-            told != found
-            or self.contract.container != self.container
-            or not {INPUT} <= told[0]
-            or OUTPUT not in told[1]
-        ):
+        if told != found or contract.container != self.container or not {INPUT} <= told[0] or OUTPUT not in told[1]:
             raise RefusedInput(
                 "E-CONTRACT",
                 "the package has other inputs or outputs than contract.json says",

@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper
 
 from ingot.errors import RefusedInput, StageFailed
-from ingot.kit import chat, hf
 from ingot.kit.backends import Next, segments
+from ingot.kit.backends.exported import Exported
 from ingot.kit.contract import Contract, read_contract
 from ingot.kit.onnx_model import graph
 from ingot.kit.onnx_model.files import DATA, MODEL
@@ -33,45 +33,27 @@ _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class OnnxBackend:
+class OnnxBackend(Exported):
     """An ``onnx`` artifact: what its contract says is compared with the model before anything runs."""
 
     container = "onnx"
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        """RefusedInput: E-CONTRACT, E-ONNX-FORMAT, E-ONNX-EXTERNAL, E-CODE; StageFailed: E-ONNX-RUNTIME."""
-        self.contract = read_contract(folder)
+        """RefusedInput: E-CONTRACT, E-ONNX-FORMAT, E-ONNX-EXTERNAL, E-TOKENIZER; StageFailed: E-ONNX-RUNTIME."""
+        contract = read_contract(folder)
         self._model = read_model(folder)
-        _compare(self.contract, self._model)
+        _compare(contract, self._model)
+        super().__init__(folder, contract)
         self._folder, self._threads = folder, threads
-        self.precision, self.parameters = self.contract.precision, self.contract.parameters
+        self.parameters = contract.parameters
         self.bytes = sum(path.stat().st_size for name in (MODEL, DATA) if (path := folder / name).is_file())
-        self.context = self.contract.context
-        self.tokenizer = hf.load_lone_tokenizer(folder)
-        self.template = chat.Template.of(self.tokenizer)
-        self._cached = len(self.contract.inputs) > len(graph.INPUTS)
-        self._hidden = [graph.hidden(layer) for layer in range(self.contract.layers + 1)]
+        self._cached = len(contract.inputs) > len(graph.INPUTS)
+        self._hidden = [graph.hidden(layer) for layer in range(contract.layers + 1)]
         self._probed = False
         self._session = _open(str(folder / MODEL), threads)
         self._cache: list[Any] = []
         self._ids: list[int] = []
         self.runtime = f"ONNX Runtime ({self._session.get_providers()[0].removesuffix('ExecutionProvider')})"
-
-    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
-        """The row's token ids by the tokenizer beside the model."""
-        return chat.encode(self.tokenizer, row, max_length=max_length)
-
-    def question(self, row: chat.Row) -> list[int]:
-        """Token ids of a row's prompt by the tokenizer beside the model."""
-        return chat.encode_prompt(self.tokenizer, row)
-
-    def ends(self, token: int) -> bool:
-        """Whether the contract names this token as an end."""
-        return token in self.contract.tokenizer.end_tokens
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; a model without a cache reads all at once."""

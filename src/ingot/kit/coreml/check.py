@@ -17,12 +17,13 @@ from coremltools.proto import MIL_pb2
 
 from ingot.errors import StageFailed
 from ingot.kit.coreml import program
-from ingot.kit.coreml.blobs import Blob, blob_at
+from ingot.kit.coreml.blobs import blob_at
 from ingot.kit.coreml.convert import Model
 from ingot.kit.coreml.encode import parts
 from ingot.kit.coreml.filling import constant_name
 from ingot.kit.coreml.settings import INPUT, KEYS, OPSETS, OUTPUT, POSITION, VALUES, Lengths, Settings
 from ingot.kit.coreml.storing import suffix
+from ingot.kit.mil.blobs import Blob
 
 _BITS = {
     "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT32": 32, "INT16": 16, "UINT16": 16, "INT8": 8, "UINT8": 8,
@@ -129,17 +130,13 @@ def _stored(spec: Any, file: BinaryIO) -> dict[str, int]:
                 raise failed(f"a weight lies outside of the package: {value.blobFileValue.fileName}")
             kind, sizes = _type(value)
             blob = blob_at(file, value.blobFileValue.offset)
-            if blob.size != -(-prod(sizes) * _BITS[kind] // 8) or blob.begin + blob.size > _end(file):
+            if blob.size != -(-prod(sizes) * _BITS[kind] // 8):
                 raise failed(_unlike(operation, blob))
             seen[blob.record] = kind.lower(), blob.size
     stored: Counter[str] = Counter()
     for name, size in seen.values():
         stored[name] += size
     return dict(sorted(stored.items()))
-
-
-def _end(file: BinaryIO) -> int:
-    return file.seek(0, 2)
 
 
 def _unlike(operation: Any, blob: Blob) -> str:

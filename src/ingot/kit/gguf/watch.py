@@ -56,16 +56,7 @@ def product_op(library: ctypes.CDLL) -> int:
     A product of two small tensors is built, and each field that is read later is compared with what was asked for or
     with what the library's own functions say.
     """
-    address, number = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_init.argtypes, library.ggml_init.restype = [_Init], address
-    library.ggml_free.argtypes, library.ggml_free.restype = [address], None
-    library.ggml_new_tensor_2d.argtypes = [address, ctypes.c_int, number, number]
-    library.ggml_mul_mat.argtypes = [address, address, address]
-    library.ggml_new_tensor_2d.restype = library.ggml_mul_mat.restype = address
-    library.ggml_set_name.argtypes, library.ggml_set_name.restype = [address, ctypes.c_char_p], address
-    library.ggml_op_name.argtypes, library.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
-    library.ggml_get_data.argtypes, library.ggml_get_data.restype = [address], address
-    library.ggml_tensor_overhead.argtypes, library.ggml_tensor_overhead.restype = [], ctypes.c_size_t
+    _declare(library)
     context = library.ggml_init(_Init(mem_size=1 << 16, mem_buffer=None, no_alloc=False))
     try:
         left = library.ggml_new_tensor_2d(context, F32, 6, 3)
@@ -93,6 +84,20 @@ def product_op(library: ctypes.CDLL) -> int:
             hint="pip install 'ingot[gguf]' gives the llama-cpp-python that ingot is made for",
         )
     return op
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes what the functions take and give."""
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_init.argtypes, library.ggml_init.restype = [_Init], address
+    library.ggml_free.argtypes, library.ggml_free.restype = [address], None
+    library.ggml_new_tensor_2d.argtypes = [address, ctypes.c_int, number, number]
+    library.ggml_mul_mat.argtypes = [address, address, address]
+    library.ggml_new_tensor_2d.restype = library.ggml_mul_mat.restype = address
+    library.ggml_set_name.argtypes, library.ggml_set_name.restype = [address, ctypes.c_char_p], address
+    library.ggml_op_name.argtypes, library.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
+    library.ggml_get_data.argtypes, library.ggml_get_data.restype = [address], address
+    library.ggml_tensor_overhead.argtypes, library.ggml_tensor_overhead.restype = [], ctypes.c_size_t
 
 
 class Watcher(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ import numpy.typing as npt
 from ingot.errors import RefusedInput
 from ingot.kit.mil.types import DTYPES, Array, Dtype, TensorType
 
-_RECORD = struct.Struct("<IIQQQ")
+RECORD = struct.Struct("<IIQQQ")
+ALIGN = 64
 _MARK = 0xDEADBEEF
-_ALIGN = 64
 #: ``BlobDataType`` of the format, by the names that ``MIL.DataType`` uses.
 _TYPES = {
     1: "FLOAT16", 2: "FLOAT32", 3: "UINT8", 4: "INT8", 5: "BFLOAT16", 6: "INT16", 7: "UINT16", 8: "INT4", 9: "UINT1",
@@ -30,6 +31,25 @@ _TYPES = {
 _STEP = 1 << 20
 
 
+@dataclass(frozen=True)
+class Blob:
+    """A blob: where its record and its data lie, how many bytes it has, its type by number."""
+
+    record: int
+    begin: int
+    size: int
+    kind: int
+
+
+def blob_of(record: bytes, at: int, end: int) -> Blob | None:
+    """The blob whose record, at ``at`` of a file of ``end`` bytes, is this; None when none can lie there."""
+    if at < ALIGN or at % ALIGN or len(record) < RECORD.size:
+        return None
+    mark, kind, size, begin, _ = RECORD.unpack_from(record)
+    sound = mark == _MARK and at + ALIGN <= begin <= begin + size <= end
+    return Blob(at, begin, size, kind) if sound else None
+
+
 class Blobs:
     """The weights of one file, read where they lie; a mapping, so that only what is used is in memory."""
 
@@ -37,19 +57,17 @@ class Blobs:
         """RefusedInput (E-MIL-BLOB) for a file that is too short to have a header."""
         self.path = path
         self.size = path.stat().st_size
-        if self.size < _ALIGN:
+        if self.size < ALIGN:
             raise _damaged(path, f"it has {self.size} bytes, fewer than its header")
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def record(self, at: int) -> tuple[str, int, int]:
         """(type, bytes, offset of the data) of the record at an offset. RefusedInput (E-MIL-BLOB) if there is none."""
-        if at < _ALIGN or at % _ALIGN or at + _ALIGN > self.size:
-            raise _damaged(self.path, f"no record can be at byte {at} of {self.size}")
-        mark, kind, length, offset, _ = _RECORD.unpack(self._map[at : at + _RECORD.size])
-        if mark != _MARK or offset < at + _ALIGN or offset + length > self.size:
-            raise _damaged(self.path, f"no sound blob at byte {at}")
-        return _TYPES.get(kind, f"type {kind}"), int(length), int(offset)
+        blob = blob_of(self._map[at : at + ALIGN], at, self.size)
+        if blob is None:
+            raise _damaged(self.path, f"no sound blob at byte {at} of {self.size}")
+        return _TYPES.get(blob.kind, f"type {blob.kind}"), blob.size, blob.begin
 
     def check(self, at: int, kind: TensorType) -> tuple[int, int]:
         """(bytes, offset of the data) of the tensor at an offset. RefusedInput (E-MIL-BLOB) if another lies there."""

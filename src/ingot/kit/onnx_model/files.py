@@ -17,8 +17,6 @@ from onnx import TensorProto, helper
 MODEL, DATA = "model.onnx", "model.onnx.data"
 #: Weights up to this size lie in the model itself: runtimes look at small ones when they plan.
 SMALL = 1024
-#: A protobuf holds 2 GiB at the most.
-MOST_INLINE = (1 << 31) - (1 << 24)
 
 _ALIGN = 4096
 
