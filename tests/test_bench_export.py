@@ -39,12 +39,12 @@ def metric(value: float, *interval: float) -> dict[str, Any]:
     return {"value": value, **({"interval": list(interval)} if interval else {})}
 
 
-def figures(bench: ModuleType, *, difference: float, cosine: float, peak: int) -> Any:
+def figures(bench: ModuleType, *, difference: float, cosine: float, peak: int, size: int = 10**8) -> Any:
     """What a registry might say: every export alike."""
     parity = {"parity_max_difference": metric(difference), "parity_cosine": metric(cosine)}
     timings = {"wall_s": 2.0, "peak_anon_bytes": peak}
     names = ("base", *bench.EXPORTS)
-    files = [{"path": "model.safetensors", "size": 1000}, {"path": "tokenizer.json", "size": 5}]
+    files = [{"path": "model.safetensors", "size": size}, {"path": "tokenizer.json", "size": 5}]
     receipts = {name: {"metrics": parity, "timings": timings, "files": files} for name in names}
     row = {"bytes": metric(2_000_000), "perplexity": metric(5.0, 4.0, 6.0)}
     return bench.Figures(receipts, dict.fromkeys(names, row))
@@ -58,17 +58,20 @@ TIMES = {
 
 def test_its_tables_say_what_was_measured_and_whether_goals_are_met(bench: ModuleType) -> None:
     timed = {"onnx-fp32": TIMES | {"run_memory": 3e6}, "torchscript": {name: 2 * it for name, it in TIMES.items()}}
-    good = "\n".join(figures(bench, difference=1e-4, cosine=0.9999, peak=2500).lines(timed, {"fp32": 20, "fp16": 20}))
+    fast, slow = {"fp32": 20.0, "fp16": 20.0}, {"fp32": 19.9, "fp16": 1.0}
+    best = figures(bench, difference=1e-4, cosine=0.9999, peak=250_000_000)
+    good = "\n".join(best.lines(timed, fast))
     assert "| onnx-int8 | 2.00 MB | 0.0001 | 0.999900 | 5.00 (4.00 … 6.00) | – | 2.0 s | 2.5× model |" in good
     assert "| onnx-fp32 | 4.00 ms | 2.00 ms | 2.00 ms | 3.00 ms | 1,000 | 500 | 3 MB |" in good
     assert "ONNX Runtime over TorchScript, a prompt: 2.00×" in good
     assert "ONNX Runtime over TorchScript, a token: 2.00×" in good
     assert good.count(": met") == 6
     assert "NOT met" not in good
-    bad = "\n".join(
-        figures(bench, difference=1.01e-4, cosine=0.99989, peak=2501).lines(timed, {"fp32": 19.9, "fp16": 1})
-    )
+    bad = "\n".join(figures(bench, difference=1.01e-4, cosine=0.99989, peak=251_000_000).lines(timed, slow))
     assert bad.count("NOT met") == 6
+    small = "\n".join(figures(bench, difference=0, cosine=1, peak=251_000_000, size=10**8 - 1).lines(timed, slow))
+    assert "onnx-fp32: peak memory of the stage: 251 MB\n" in small
+    assert "over the model's bytes" not in small
 
 
 @pytest.mark.slow

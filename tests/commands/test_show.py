@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from ingot import registry
-from ingot.commands.runtimes import side_by_side
+from ingot.commands.parities import compared
+from ingot.commands.runtimes import of_baseline, side_by_side
 from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
 from projectkit import Sandbox
@@ -71,7 +72,39 @@ def test_runtimes_that_were_measured_together_stand_side_by_side() -> None:
         ("llama.cpp", *["12.3 ms"] * 4, *["122 tokens/s"] * 2, "2.0 MB"),
         ("transformers", *["500 ms"] * 4, *["3.00 tokens/s"] * 2, ""),
     ]
+    told = {"metrics": found, "notes": notes}
+    shown = [name for name in found if not of_baseline(name, told)]
+    assert "first_token_s" in shown
+    assert not any(name.startswith("transformers") for name in shown), "the table has them"
     assert side_by_side({"metrics": found})[1] == side_by_side({"metrics": {}, "notes": notes})[1] == []
+
+
+def test_what_was_compared_stands_beside_its_limits(chain: Sandbox) -> None:
+    def text(tokens: int, cosine: float) -> dict[str, float]:
+        found = {"cosine": cosine, "cosine_mean": cosine, "kl": 1 - cosine, "max_difference": 10 * (1 - cosine)}
+        return {**found, "tokens": tokens, "top1_agreement": cosine}
+
+    runs = {"prefill": {"texts": [text(1, 0.5), text(3, 1.0)]}, "decode": {"texts": [text(4, 1.0)]}}
+    limits = {"cosine": None, "cosine_mean": 0.7, "top1": 0.35, "kl": 2.0, "max_difference": None}
+    exact = {**limits, "cosine": 0.999, "cosine_mean": -1.0}
+    notes = {
+        "parity": {"runs": runs, "limits": limits},
+        "execution": {"runs": {"only": runs["decode"]}, "limits": exact},
+    }
+    _titles, rows, _right = compared({"notes": {"parity": notes}})
+    assert rows == [
+        # means are over positions, not over texts
+        ("parity", "prefill", "0.5", "0.875", "87.5%", "0.125", "5"),
+        ("parity", "decode", "1", "1", "100.0%", "0", "0"),
+        ("", "limit", "–", "≥ 0.7", "≥ 35.0%", "≤ 2", "–"),
+        ("execution", "only", "1", "1", "100.0%", "0", "0"),
+        ("", "limit", "≥ 0.999", "–", "≥ 35.0%", "≤ 2", "–"),
+    ]
+    assert compared({"notes": {"parity": {"of": "another version"}}})[1] == compared({})[1] == []
+    append(chain, "s:b", notes={"parity": notes, "runtime": {"threads": 2, "hardware": {"processor": "Z80"}}})
+    shown = chain.ok("show", "s:b")
+    assert "compared with its source:\n" in shown
+    assert shown.partition("notes:\n")[2].partition("\n\n")[0] == "runtime  Z80, 2 threads"
 
 
 def test_what_a_stage_told_beside_numbers_is_shown(chain: Sandbox) -> None:

@@ -42,6 +42,10 @@ def lines(folder: Folder, *targets: str) -> list[str]:
             "E-SPEC-VALUE targets.w.pypi: 'six' is not of the form wanted: a wheel on PyPI: NAME==VERSION",
         ),
         (
+            "b: {kind: fetch, path: m}\n  d: {kind: coreml, from: {model: b}, sequence_lengths: []}",
+            "E-SPEC-VALUE targets.d.sequence_lengths: must have at least 1 item, not 0",
+        ),
+        (
             "d: {kind: dataset, sources: {path: a.jsonl}}",
             "E-SPEC-TYPE targets.d.sources: must be a list, not a mapping",
         ),

@@ -182,6 +182,10 @@ def test_what_lies_somewhere_is_found_or_named(tmp_path: Path) -> None:
     package = tmp_path / "coreml" / "model.mlpackage"
     package.mkdir(parents=True)
     assert opening.find(package) == opening.find(package.parent) == ("coreml", package.parent)
+    graph = tmp_path / "onnx" / "model.onnx"
+    graph.parent.mkdir()
+    graph.write_bytes(b"")
+    assert opening.find(graph) == opening.find(graph.parent) == ("onnx", graph.parent)
     assert opening.note("coreml") is not None or sys.platform == "darwin"
     assert opening.note("gguf") is None
 

@@ -58,6 +58,8 @@ def test_llama3_scaling_equals_transformers(config: dict[str, Any]) -> None:
         ({"architectures": None, "model_type": "mamba"}, "model_type mamba"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        # transformers obeys the older name where both are there
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "'factor'"),
         ({"vocab_size": "many"}, "many"),
         ({"num_key_value_heads": 3}, "key-value heads"),

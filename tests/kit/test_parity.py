@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tiny_llama import make_llama
 
+from archmodels import CASES, make_model
 from ingot.core.statement import MAX_LINE
 from ingot.errors import RefusedInput, StageFailed
 from ingot.kit.decoder.build import build_decoder, places
@@ -24,12 +26,14 @@ from ingot.kit.decoder.shape import decoder_shape
 from ingot.kit.hf import iter_tensors, load_tokenizer, read_config
 from ingot.kit.parity import compare
 from ingot.kit.parity.golden import Choice, Golden, golden
+from ingot.kit.parity.lazy import lazy_model
 from ingot.kit.parity.limits import LIMITS, Limits, table
 from ingot.kit.parity.probes import PROBES
 from ingot.kit.parity.prove import Proof, prove
-from ingot.kit.parity.reference import HookedModel, Reference, SourceModel, record
+from ingot.kit.parity.reference import HookedModel, Reference, SourceModel, record, reference_model
 from ingot.kit.parity.tokenizers import check_tokenizer
 from ingot.kit.parity.trace import Trace
+from ingot.kit.quant.plain import plain_readers
 
 EXACT = LIMITS["float32"]
 
@@ -148,6 +152,7 @@ def test_a_planted_fault_is_found_where_it_is(
     with pytest.raises(StageFailed) as caught:
         prove({"prefill": as_export(decoder)}, texts, reference, EXACT)
     assert caught.value.code == "E-PARITY"
+    assert "no weight was rounded to few bits" in (caught.value.hint or "")
     began = [fact for fact in caught.value.facts if fact.startswith("it began")]
     assert len(began) == 1, caught.value.facts
     assert began[0].startswith(f"it began in {place}:"), began
@@ -269,12 +274,12 @@ def test_an_export_that_shows_no_layers_still_fails(source: Path, texts: Golden,
 
 
 def test_a_source_that_is_broken_itself_is_told(source: Path, texts: Golden, tmp_path: Path) -> None:
-    def weights() -> Any:
-        for name, tensor in iter_tensors(source):
-            yield name, tensor * (math.nan if name == "model.norm.weight" else 1)
+    weights = dict(plain_readers(source))
+    norm = weights["model.norm.weight"]()
+    weights["model.norm.weight"] = lambda: norm * math.nan
 
     with pytest.raises(StageFailed, match="source's own logits"):
-        record(lambda: SourceModel(source, threads=1, weights=weights()), texts, tmp_path / "traces")
+        record(lambda: SourceModel(source, threads=1, weights=weights), texts, tmp_path / "traces")
 
 
 def test_the_weights_that_an_export_stores_are_what_it_executes(
@@ -285,7 +290,9 @@ def test_the_weights_that_an_export_stores_are_what_it_executes(
     def stored() -> dict[str, torch.Tensor]:
         return {name: (tensor * 4).round() / 4 for name, tensor in iter_tensors(source)}
 
-    own = record(lambda: SourceModel(source, threads=1, weights=stored().items()), texts, tmp_path / "own")
+    rounded = stored()
+    readers = {name: partial(rounded.__getitem__, name) for name in rounded}
+    own = record(lambda: SourceModel(source, threads=1, weights=readers), texts, tmp_path / "own")
     decoder = decoder_of(source, Form())
     decoder.load_state_dict({name.removeprefix("model."): tensor for name, tensor in stored().items()})
     proof: Proof = prove({"prefill": as_export(decoder)}, texts, own, EXACT, name="execution")
@@ -298,9 +305,22 @@ def test_the_weights_that_an_export_stores_are_what_it_executes(
     with pytest.raises(StageFailed, match="own weights say") as caught:
         prove({"prefill": as_export(decoder)}, texts, own, EXACT, name="execution")
     assert any("it began in layer 1" in fact for fact in caught.value.facts)
-    some = [(name, tensor) for name, tensor in stored().items() if "layers.3.mlp.up" not in name]
+    some = {name: read for name, read in plain_readers(source).items() if "layers.3.mlp.up" not in name}
     with pytest.raises(StageFailed, match=r"lack model\.layers\.3\.mlp\.up_proj\.weight"):
         SourceModel(source, threads=1, weights=some)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_source_that_holds_no_weights_computes_the_same_to_the_bit(tmp_path: Path, name: str) -> None:
+    folder = make_model(name, tmp_path / "hf", 300, dtype="bfloat16")
+    lazy, whole = lazy_model(folder, plain_readers(folder)), reference_model(folder)
+    assert lazy is not None
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        for _ in range(2):
+            found = lazy(input_ids=ids, use_cache=False).logits
+            torch.testing.assert_close(found, whole(input_ids=ids, use_cache=False).logits, atol=0, rtol=0)
+    assert all(parameter.is_meta for parameter in lazy.parameters())
 
 
 def test_the_figures_are_those_of_the_formulas() -> None:

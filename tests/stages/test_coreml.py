@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -264,7 +265,9 @@ def test_a_checkpoint_that_is_quantized_is_dequantized(tiny: Path, tmp_path: Pat
     assert done.metrics["parity_cosine"].value > 0.999
 
 
-def test_weights_in_the_wrong_place_fail_parity(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_the_wrong_place_fail_parity(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The program is sound and every type is right; only running it shows that layer 1 has other rows."""
     from ingot.kit.coreml.checkpoint import Checkpoint
 
@@ -279,6 +282,9 @@ def test_weights_in_the_wrong_place_fail_parity(tiny: Path, tmp_path: Path, monk
         run_stage("coreml", {"sequence_lengths": [8]}, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-PARITY"
     assert any("layer 1" in fact for fact in caught.value.facts)
+    assert "main" not in str(caught.value), "a name that nobody gave"
+    # an error quotes the end of the stage's log: no bars of coremltools are there
+    assert capfd.readouterr() == ("", "")
 
 
 def test_int64_in_the_traced_graph_fails_the_target(
@@ -428,6 +434,9 @@ def test_a_block_that_does_not_divide_is_refused_with_the_tensors_name(
         run_stage("coreml", {**params, **more}, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-COREML-BLOCK"
     assert str(vocabulary if tensor.startswith("embed") else size) in caught.value.facts[0]
+    # what the hint says is no next refusal: it divides the other matrices' sides, too
+    advised = int(re.findall(r"a divisor of (\d+)", caught.value.hint or "")[0])
+    assert all(side % advised == 0 for side in (size, 64, 96))
     assert not (tmp_path / "out" / PACKAGE).exists()
 
 

@@ -188,7 +188,7 @@ def test_a_file_that_llama_cpp_reads_otherwise_is_told_apart(
 def test_the_weights_of_a_file_are_the_sources_rounded(model: Path, made: dict[str, Path]) -> None:
     from ingot.kit.hf import iter_tensors
 
-    stored = dict(stored_weights(made["F16"])())
+    stored = {name: read() for name, read in stored_weights(made["F16"]).items()}
     source = dict(iter_tensors(model))
     assert stored.keys() == source.keys() - {"lm_head.weight"}
     for name, tensor in stored.items():

@@ -188,6 +188,12 @@ def test_blocks_that_do_not_divide(tiny: Path, tmp_path: Path) -> None:
         run_stage("onnx", {"quantization": "int4", "block_size": 128}, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-ONNX-BLOCK"
     assert "16, 32" in str(caught.value)
+    from ingot.kit.onnx_model.quantize import refuse_blocks
+
+    with pytest.raises(RefusedInput) as caught:
+        refuse_blocks({"down_proj": 172}, 32)
+    # alone it would be refused where precision is float16
+    assert "precision: float32" in (caught.value.hint or "")
     assert list((tmp_path / "out").iterdir()) == []
 
 

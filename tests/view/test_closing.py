@@ -114,6 +114,15 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("llama")
+def test_an_onnx_model_is_talked_to_where_no_gguf_was_built(run: Run) -> None:
+    run.target("s:old", "gguf", fate="fresh")
+    run.target("s:onnx", "onnx")
+    assert "doit chat s:onnx " in run.page()[-1]
+    run.target("s:new", "gguf")
+    assert "doit chat s:new " in run.page()[-1]
+
+
+@pytest.mark.usefixtures("llama")
 def test_a_model_of_python_documentation_is_asked_about_python(run: Run) -> None:
     run.target("s:data", "dataset", sources=(("/sources/0", {"python_stdlib": "docstrings"}, "specs"),))
     run.target("s:gguf", "gguf")

@@ -19,6 +19,23 @@ def side_by_side(receipt: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Se
     return _TITLES, rows, tuple(range(1, len(_TITLES)))
 
 
+def of_baseline(name: str, receipt: Mapping[str, Any]) -> bool:
+    """Whether a metric is a baseline's: all that it says stands in the table."""
+    notes = (receipt.get("notes") or {}).get("runtime")
+    return isinstance(notes, Mapping) and any(name.startswith(f"{other}_") for other in notes.get("baselines", {}))
+
+
+def ran_on(notes: Mapping[str, Any]) -> Iterator[str]:
+    """What figures of other machines must be compared with, a few words each."""
+    hardware = notes.get("hardware") or {}
+    yield str(hardware.get("processor", "a processor that the system does not name"))
+    if "usable_cores" in hardware:
+        yield f"{hardware['usable_cores']} of {hardware.get('cores', '?')} processors"
+    yield f"{notes.get('threads', '?')} threads"
+    if "load_before" in hardware:
+        yield f"load {hardware['load_before']:g} before it began"
+
+
 def _rows(metrics: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     named = {"": str(notes.get("runtime", "")), **{f"{name}_": name for name in notes.get("baselines", {})}}
     for prefix, name in named.items():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
-from ingot.commands.runtimes import side_by_side
+from ingot.commands.parities import compared
+from ingot.commands.runtimes import of_baseline, ran_on, side_by_side
 from ingot.commands.screen import (
     Screen,
     duration_text,
@@ -95,6 +96,7 @@ def _show(screen: Screen, project: Project, receipt: Json) -> None:
     screen.table(("", ""), list(_head(project, receipt)))
     for title, titles, rows, right in (
         ("runtimes side by side", *side_by_side(receipt)),
+        ("compared with its source", *compared(receipt)),
         ("metrics", *_metric_table(screen, receipt)),
         ("notes", ("", ""), _notes(receipt), ()),
         ("inputs", ("role", "target", "digest"), _inputs(receipt), ()),
@@ -206,6 +208,8 @@ def _metric_table(screen: Screen, receipt: Json) -> tuple[Sequence[str], Sequenc
 
 def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
     for name, metric in sorted(receipt["metrics"].items()):
+        if of_baseline(name, receipt):
+            continue
         interval = metric.get("interval")
         shown = f"[{number_text(interval[0])}, {number_text(interval[1])}]" if interval else ""
         count = f"{metric['n']:,}" if "n" in metric else ""
@@ -216,6 +220,11 @@ def _metrics(receipt: Json) -> Iterator[tuple[str, ...]]:
 def _notes(receipt: Json) -> Iterator[tuple[str, str]]:
     """What the stage told beside numbers, whatever it is; each note on rows of its own."""
     for name, value in sorted(receipt.get("notes", {}).items()):
+        if name == "parity" and compared(receipt)[1]:
+            continue  # a table of its own
+        if name == "runtime" and isinstance(value, Mapping):
+            yield name, ", ".join(ran_on(value))
+            continue
         found = list(_flat(value))
         for place, item in found[:_NOTED]:
             yield name, f"{place}: {item}" if isinstance(value, Mapping) and place else str(item)

@@ -50,6 +50,9 @@ _SIGNS = {
     "string_too_long": ("max_length", "of at most this length:"),
 }
 
+#: Of lists and mappings.
+_COUNTS = {"too_short": ("min_length", "at least"), "too_long": ("max_length", "at most")}
+
 
 def complain(error: ValidationError, kind: type[BaseModel], raw: object, locate: Locate, problems: Problems) -> None:
     """Add a problem for each finding; the alternatives of a union at one place become one sentence."""
@@ -174,6 +177,10 @@ def _sentence(kind_of: str, context: dict[str, Any], message: str, value: object
     if kind_of in _SIGNS:
         name, words = _SIGNS[kind_of]
         return f"must be {words} {context[name]}, not {describe(value)}", None
+    if kind_of in _COUNTS:
+        name, words = _COUNTS[kind_of]
+        items = "1 item" if context[name] == 1 else f"{context[name]} items"
+        return f"must have {words} {items}, not {context['actual_length']}", None
     if kind_of in ("value_error", "assertion_error"):
         return str(context["error"]), None
     return message[:1].lower() + message[1:], None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ingot.core.stage import Device, Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
+from ingot.core.stage import Done, Format, Frozen, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
 from ingot.errors import RefusedInput
 from ingot.stages._export import (
     DATA,
@@ -65,7 +65,7 @@ class Coreml(Stage):
     produces: ClassVar[Format] = "coreml"
     inputs: ClassVar[Mapping[str, Role]] = {"model": Role(accepts=("hf",)), "data": DATA}
     tools: ClassVar[tuple[str, ...]] = ("coremltools", "torch")
-    needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "numpy", "safetensors", "transformers")
+    needs: ClassVar[tuple[str, ...]] = ("accelerate", "compressed-tensors", "numpy", "safetensors", "transformers")
     extra: ClassVar[str | None] = "coreml"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     measures: ClassVar[tuple[Measure, ...]] = (
@@ -146,11 +146,6 @@ class Coreml(Stage):
         lengths = self.sequence_lengths
         return lengths.max if isinstance(lengths, Range) else max(lengths)
 
-    def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The source, which is run in float32 to compare with; converting takes less."""
-        del device
-        return inputs.get("model", Least()).stored(16).weights * 4
-
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """The stored weights."""
         # its weights are in no file whose elements are counted
@@ -167,6 +162,9 @@ class Coreml(Stage):
         import torch
 
         from ingot.kit.contract import ship_tokenizer, write_contract
+        from ingot.kit.coreml.quiet import quiet
+
+        quiet()
         from ingot.kit.coreml import convert, describe
         from ingot.kit.coreml.check import check
         from ingot.kit.coreml.figures import figures

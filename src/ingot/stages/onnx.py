@@ -37,7 +37,7 @@ class Onnx(Stage):
     produces: ClassVar[Format] = "onnx"
     inputs: ClassVar[Mapping[str, Role]] = {"model": Role(accepts=("hf",)), "data": DATA}
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
-    needs: ClassVar[tuple[str, ...]] = ("compressed-tensors", "numpy", "safetensors", "transformers")
+    needs: ClassVar[tuple[str, ...]] = ("accelerate", "compressed-tensors", "numpy", "safetensors", "transformers")
     extra: ClassVar[str | None] = "onnx"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     measures: ClassVar[tuple[Measure, ...]] = (

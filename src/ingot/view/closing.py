@@ -24,6 +24,8 @@ _PYDOC_QUESTION = "What does textwrap.dedent do?"
 #: A slot of a template, ``{name}`` or ``{name.field}``, or a brace written twice.
 _SLOT = re.compile(r"\{\{|\}\}|\{(\w+)(?:\.(\w+))?\}")
 _QUESTION = "What is the capital of France?"
+#: Exports that answer at once on any machine, and what runs them.
+_TALKERS = {"gguf": "llama-cpp-python", "onnx": "onnxruntime"}
 
 Item = Line | Table
 
@@ -168,10 +170,12 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
         yield "what was measured, and how", f"doit show {shlex.quote(node.id)}"
     for node in changed[-1:]:
         yield "how it came to be", f"doit history {shlex.quote(node.spec)}"
-    models = [node for node in changed if node.kind == "gguf"] or [node for node in at_hand if node.kind == "gguf"]
-    if models and tool_version("llama-cpp-python") != NOT_INSTALLED:
-        question = _question(session.project.nodes.values(), models[0].spec)
-        yield "chat with it", f"doit chat {shlex.quote(models[0].id)} {_quoted(question)}"
+    models = [node for node in (*changed, *at_hand) if node.kind in _TALKERS]
+    models = [node for node in models if tool_version(_TALKERS[node.kind]) != NOT_INSTALLED]
+    # what this run changed, and of that what answers soonest; of equals the first
+    for node in sorted(models, key=lambda node: (node not in changed, node.kind))[:1]:
+        question = _question(session.project.nodes.values(), node.spec)
+        yield "chat with it", f"doit chat {shlex.quote(node.id)} {_quoted(question)}"
 
 
 def _others(session: Session, board: Board) -> list[str]:

@@ -111,6 +111,7 @@ def blank(sizes: tuple[int, ...], kind: np.dtype[Any], index: int) -> npt.NDArra
 def refuse_blocks(checkpoint: Checkpoint, settings: Settings) -> None:
     """RefusedInput (E-COREML-BLOCK) naming the first matrix that blocks do not divide."""
     axis = 1 if settings.weights == "int4" else 0
+    shared = math.gcd(*(checkpoint.shapes[name][axis] for name in checkpoint.matrices()))
     for name in checkpoint.matrices() if settings.block else ():
         size = checkpoint.shapes[name][axis]
         if size % settings.block:
@@ -119,6 +120,6 @@ def refuse_blocks(checkpoint: Checkpoint, settings: Settings) -> None:
                 "E-COREML-BLOCK",
                 f"blocks of {settings.block} do not divide {checkpoint.original(name)}",
                 facts=[f"{what[0]} has {size} {what[1]}"],
-                hint=f"set block_size to a divisor of {size}"
+                hint=f"set block_size to a divisor of {shared}, which divide all matrices"
                 + ("" if axis else ", or leave it out: then a tensor has one table"),
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from ingot.kit.coreml.settings import DECODE, MAIN, PREFILL
 from ingot.kit.coreml.storing import suffix
 from ingot.kit.mil.language import Language
 from ingot.kit.mil.model import MilModel
+from ingot.kit.parity.lazy import Readers
 from ingot.kit.parity.trace import Trace, Traced
 
+#: Bytes of decoded weights that are kept between texts; of a larger model each is decoded whenever it is used.
+_KEPT = 256 << 20
 #: How many tokens at the end of a text are read one by one.
 _STEPS = 8
 
@@ -38,20 +42,24 @@ class Stepped:
 
 def open_runs(package: Path, model: Model) -> Mapping[str, Traced]:
     """The package in the reference interpreter, by what is run."""
-    language = Language(MilModel(package))
+    language = Language(MilModel(package, keep=_KEPT))
     if not model.settings.context:
         return {MAIN: language}
     return {PREFILL: language, DECODE: Stepped(language)}
 
 
-def stored_weights(package: Path, model: Model) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that a package stores, decoded, under transformers' names; vectors are those of the checkpoint."""
+def stored_weights(package: Path, model: Model) -> Readers:
+    """What reads the weights that a package stores, decoded, by transformers' names; vectors are the checkpoint's."""
     opened = MilModel(package, keep=0)
     runner = opened.runners[opened.default]
     checkpoint, settings = model.checkpoint, model.settings
-    for name, sizes in checkpoint.shapes.items():
+
+    def read(name: str) -> torch.Tensor:
+        sizes = checkpoint.shapes[name]
         if len(sizes) == 2:
             value = np.asarray(runner.constant(constant_name(name) + suffix(settings)), np.float32)
         else:
             value = checkpoint.load(name, settings.precision).astype(np.float32)
-        yield checkpoint.original(name), torch.from_numpy(value.reshape(sizes))
+        return torch.from_numpy(value.reshape(sizes))
+
+    return {checkpoint.original(name): partial(read, name) for name in checkpoint.shapes}

@@ -113,8 +113,9 @@ def _window(config: Mapping[str, Any]) -> int:
 
 
 def _rope(config: Mapping[str, Any], code: str) -> Rope:
-    """transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling``."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    """transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling``, which it still obeys
+    first."""
+    given = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     kind = str(given.get("rope_type", given.get("type", "default"))).lower()
     theta = float(given.get("rope_theta", config.get("rope_theta", 10000.0)))
     if kind == "default":

@@ -77,7 +77,9 @@ def refuse(shape: DecoderShape, length: int | None, plan: Plan | None) -> None:
     E-ONNX-BLOCK for blocks that do not divide the inputs of every matrix."""
     if length is not None and length > shape.context:
         raise RefusedInput(
-            "E-ONNX-LENGTH", f"max_length {length} is above the model's context of {shape.context} tokens"
+            "E-ONNX-LENGTH",
+            f"max_length {length} is above the model's context of {shape.context} tokens",
+            hint=f"set max_length to at most {shape.context}, or leave it out: then it is that",
         )
     if plan is not None and plan.blocks:
         inputs = {"o_proj": shape.heads * shape.head_dim, "down_proj": shape.feed_forward, "lm_head": shape.hidden}

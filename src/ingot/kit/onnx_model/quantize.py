@@ -22,6 +22,8 @@ from ingot.kit.onnx_model.logs import quiet
 
 #: Numbers that a tool gets in one go: it copies them several times.
 _AT_ONCE = 1 << 22
+#: What is left where no block divides; not every spec that asked for blocks allows it.
+_WITHOUT_BLOCKS = "use 'quantization: int8_dynamic' (with 'precision: float32')"
 
 Scheme = Literal["int8", "int8_dynamic", "int4"]
 
@@ -53,7 +55,7 @@ def refuse_blocks(matrices: Mapping[str, int], block: int) -> None:
                 "E-ONNX-BLOCK",
                 f"{name} has {inputs} inputs, which blocks of {block} do not divide",
                 facts=[f"blocks that divide all matrices: {', '.join(map(str, fits)) or 'none'}"],
-                hint=f"set block_size to {fits[-1]}" if fits else "use 'quantization: int8_dynamic'",
+                hint=f"set block_size to {fits[-1]}" if fits else _WITHOUT_BLOCKS,
             )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,23 +22,21 @@ from ingot.errors import RefusedInput
 from ingot.kit.gguf.check import Checked, check_gguf
 from ingot.kit.gguf.ggml import ggml
 from ingot.kit.gguf.hf_view import GgufModel
-from ingot.kit.gguf.reader import read_gguf
+from ingot.kit.gguf.reader import TensorInfo, read_gguf
 from ingot.kit.gguf.watch import GgmlTensor, WatchedModel, product_op, rows_of
 from ingot.kit.parity.golden import Choice, Golden, golden
+from ingot.kit.parity.lazy import Readers
 from ingot.kit.parity.limits import LIMITS, Limits
 from ingot.kit.parity.prove import Proof, prove
 from ingot.kit.parity.reference import Reference, SourceModel, record
 from ingot.kit.parity.trace import Array, Trace
-from ingot.kit.stream.vocabulary import Slot
+from ingot.kit.stream.vocabulary import Route, Slot
 
 #: What goes into the first layer, by the names that llama.cpp's graphs give it; the last of them that comes counts.
 _EMBEDDINGS = ("embd", "inp_embd", "inp_scaled", "inpL")
 _LAYER = re.compile(r"l_out-(\d+)")
 #: Types whose weights are computed with as they are.
 _PLAIN = ("F32", "F16", "BF16")
-
-
-Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
 class _Layers:
@@ -179,13 +178,13 @@ class Checks:
         execution = self._compared(file, own, LIMITS["llama.cpp"], "execution")
         return execution.metrics, execution.notes
 
-    def _record(self, texts: Golden, name: str, stored: Callable[[], Tensors] | None) -> Reference:
+    def _record(self, texts: Golden, name: str, stored: Readers | None) -> Reference:
         """Traces of the source, or of one file's weights in it, which take the place of those of the file before."""
         origin, folder = self._origin, self._origin.scratch / "parity" / f"{name}-{texts.digest}"
         shutil.rmtree(folder, ignore_errors=True)
 
         def opened() -> SourceModel:
-            return SourceModel(origin.folder, threads=origin.threads, weights=None if stored is None else stored())
+            return SourceModel(origin.folder, threads=origin.threads, weights=stored)
 
         return record(opened, texts, folder)
 
@@ -206,18 +205,19 @@ class _File:
     texts: Golden
 
 
-def stored_weights(path: Path) -> Callable[[], Tensors]:
-    """Gives a file's weights by transformers' names, dequantized one by one.
+def stored_weights(path: Path) -> Readers:
+    """What reads a file's weights by transformers' names, dequantized.
 
     RefusedInput (E-ARCH, E-GGUF-*) where they have no such form here: experts, parts.
     """
     gguf = read_gguf(path)
     names = GgufModel(gguf).names()
 
-    def weights() -> Tensors:
-        for info in gguf.tensors:
-            plain = torch.from_numpy(gguf.dequantized(info))
-            for route in names.routes(Slot(info.name, tuple(info.shape), "F32")):
-                yield route.slot.name, route.apply(plain, 0)
+    def read(info: TensorInfo, route: Route) -> torch.Tensor:
+        return route.apply(torch.from_numpy(gguf.dequantized(info)), 0)
 
-    return weights
+    return {
+        route.slot.name: partial(read, info, route)
+        for info in gguf.tensors
+        for route in names.routes(Slot(info.name, tuple(info.shape), "F32"))
+    }

@@ -44,6 +44,14 @@ _HINTS = {
     "parity": "of weights in few bits, more bits lose less; limits are set under 'parity' in the spec",
     "execution": "the conversion or the runtime is at fault, not the number of bits",
 }
+_EXACT = (
+    "no weight was rounded to few bits: the conversion or the runtime is at fault, or the model needs more precise "
+    "numbers; limits are set under 'parity' in the spec"
+)
+#: What layers of a type of few bits may do otherwise, at the least (limits.py).
+_FEW_BITS = 0.1
+#: How a package is run that has one function: nobody gave it that name.
+_ONLY = "main"
 
 
 @dataclass(frozen=True)
@@ -147,9 +155,9 @@ def _failed(task: Task, way: str, broken: Sequence[str], began: Sequence[str]) -
     wanted = "source computes" if task.name == "parity" else "own weights say"
     return StageFailed(
         "E-PARITY",
-        f"the export does not compute what its {wanted} ({way})",
+        f"the export does not compute what its {wanted}{'' if way == _ONLY else f' ({way})'}",
         facts=[*broken, *began, f"against {_AGAINST[task.name]}, {len(task.texts.ids)} {task.texts.origin}"],
-        hint=_HINTS[task.name],
+        hint=_EXACT if task.name == "parity" and task.limits.layer < _FEW_BITS else _HINTS[task.name],
     )
 
 

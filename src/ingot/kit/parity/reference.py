@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,12 @@ import numpy as np
 import torch
 
 from ingot.errors import StageFailed
+from ingot.kit.architectures import refuse_unknown_architecture
+from ingot.kit.hf import load_model, read_config
 from ingot.kit.parity.golden import Golden
+from ingot.kit.parity.lazy import Readers, lazy_model
 from ingot.kit.parity.trace import Array, Trace, Traced
+from ingot.kit.quant.plain import plain_readers, quantization
 
 
 class Source(Traced, Protocol):
@@ -126,29 +130,29 @@ class _Stop:
 class SourceModel(HookedModel):
     """A model folder as transformers computes it in fp32; quantized checkpoints with the weights their users get.
 
-    ``weights`` replace the folder's by name: so the weights that an export stores are run, dequantized.
+    ``weights`` replace the folder's by name: so the weights that an export stores are run, dequantized. Weights are
+    read when the module that holds them runs (``kit.parity.lazy``), where the architecture lets them.
     """
 
-    def __init__(
-        self, folder: Path, *, threads: int, weights: Iterable[tuple[str, torch.Tensor]] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, threads: int, weights: Readers | None = None) -> None:
+        """StageFailed (E-PARITY): ``weights`` lack one of the model's."""
         torch.set_num_threads(threads)
-        model = reference_model(folder)
-        if weights is not None:
-            _replace(model, weights)
+        refuse_unknown_architecture(read_config(folder))
+        model = lazy_model(folder, plain_readers(folder) if weights is None else weights)
+        if model is None:
+            model = reference_model(folder)
+            if weights is not None:
+                _replace(model, weights)
         body = model.get_decoder()
         super().__init__(body, lambda ids: model(input_ids=ids, use_cache=False).logits[0])
 
 
 def reference_model(folder: Path) -> Any:
-    """The model of a folder in fp32, inputs of layers as they are.
+    """The model of a folder in fp32, held whole, inputs of layers as they are.
 
     A quantized checkpoint is read in its own type first, so that its weights are rounded as its users get them; what
     W8A8 and FP8 do to inputs is no matter of weights and is left out.
     """
-    from ingot.kit.hf import load_model, read_config
-    from ingot.kit.quant.plain import quantization
-
     plain = quantization(read_config(folder)) is None
     model = load_model(folder, "float32") if plain else load_model(folder).float()
     for module in model.modules():
@@ -157,13 +161,13 @@ def reference_model(folder: Path) -> Any:
     return model
 
 
-def _replace(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+def _replace(model: Any, weights: Readers) -> None:
     own = model.state_dict()
     # a quantized checkpoint's modules also hold scales and shapes, which dequantized weights have no use for
     left = {name for name in own if name.rpartition(".")[2] in {"weight", "bias"}}
     with torch.no_grad():
-        for name, tensor in weights:
-            own[name].copy_(tensor)
+        for name, read in weights.items():
+            own[name].copy_(read())
             left.discard(name)
             left -= {other for other in left if own[other].data_ptr() == own[name].data_ptr()}
     if left:

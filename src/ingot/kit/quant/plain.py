@@ -7,6 +7,7 @@ and LLM.int8). A weight comes out in the dtype that its checkpoint computes in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +84,21 @@ def iter_plain_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     source = PlainSource(folder)
     for index, slot in enumerate(source.slots):
         yield slot.name, source.tensor(index)
+
+
+def plain_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """What reads each plain weight of a model folder, by its name, when it is called; quantized ones are dequantized.
+
+    Files stay open as long as one of the readers lives. RefusedInput (E-QUANTIZED) for a format that is not known.
+    """
+    if quantization(hf.read_config(folder)) is not None:
+        source = PlainSource(folder)
+        return {slot.name: partial(source.tensor, index) for index, slot in enumerate(source.slots)}
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    for path, entries in hf.files_with_entries(folder):
+        file = safe_open(path, framework="pt")
+        found |= {entry.name: partial(file.get_tensor, entry.name) for entry in entries}
+    return found
 
 
 class PlainSource:

@@ -19,7 +19,7 @@ def find(path: Path) -> tuple[str, Path]:
     UsageError (E-FILE) where nothing can be read; RefusedInput: E-GGUF for another file, E-CHAT-MODEL for a folder in
     which no model lies.
     """
-    if path.suffix == ".mlpackage" and path.is_dir():
+    if (path.suffix == ".mlpackage" and path.is_dir()) or (path.name == "model.onnx" and path.is_file()):
         path = path.resolve().parent
     if path.is_dir():
         parts = sorted(path.glob("*.gguf"))
