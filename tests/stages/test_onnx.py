@@ -160,8 +160,8 @@ def test_what_exporters_leave_behind_is_taken_out() -> None:
     ("params", "stored", "share"),
     [
         ({"precision": "float16"}, "float16", 2.0),
-        ({"quantization": "int8"}, "uint8", 1.0),
-        ({"quantization": "int4"}, "uint8", 0.5),
+        ({"quantization": "int8", "products": "float"}, "uint8", 1.0),
+        ({"quantization": "int4", "products": "float"}, "uint8", 0.5),
         ({"quantization": "int8_dynamic"}, "int8", 1.0),
     ],
     ids=["float16", "int8", "int4", "int8_dynamic"],
@@ -180,6 +180,9 @@ def test_smaller_weights(tiny: Path, tmp_path: Path, params: dict[str, Any], sto
     assert read_contract(out).precision == params.get("quantization", "float16").removesuffix("_dynamic")
     assert found["weight_bytes_float16"] >= 2 * 305 * 64
     assert quantized or found["parity_cosine"] > 0.999
+    # where weights alone were rounded, the rest is exact
+    assert ("execution_cosine" in found) == (params.get("quantization") in {"int8", "int4"})
+    assert found.get("execution_cosine", 1) > 0.99999
     assert logging.getLogger().handlers == handlers, "the tools' own are gone"
 
 
@@ -242,6 +245,29 @@ def test_a_graph_that_computes_something_else_fails(
     with pytest.raises(StageFailed, match="it began in layer 1") as caught:
         run_stage("onnx", QUICK, {"model": tiny}, tmp_path)
     assert caught.value.code == "E-PARITY"
+
+
+def test_a_quantized_graph_that_computes_something_else_fails(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two products read each other's zero points: four bits may lose much, but not what the stored weights say."""
+    from ingot.kit.onnx_model.quantize import Quantizer
+
+    right = Quantizer.splice
+
+    def wrong(self: Quantizer, model: Any) -> None:
+        right(self, model)
+        one, two = (
+            next(node for node in model.graph.node if f"layers.1.self_attn.{name}_proj.weight.Q4" in node.input)
+            for name in "qo"
+        )
+        one.input[3], two.input[3] = two.input[3], one.input[3]
+
+    monkeypatch.setattr(Quantizer, "splice", wrong)
+    lax = {"parity": {**QUICK["parity"], "kl": 100.0, "top1": 0.0, "cosine": 0.0}}
+    with pytest.raises(StageFailed, match="own weights say") as caught:
+        run_stage("onnx", {**QUICK, **lax, "quantization": "int4", "products": "float"}, {"model": tiny}, tmp_path)
+    assert any("it began in layer 1" in fact for fact in [caught.value.what, *caught.value.facts])
 
 
 @pytest.mark.parametrize(

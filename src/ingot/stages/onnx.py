@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ingot.core.stage import Done, Format, Given, Least, Measure, Metric, Progress, Role, Serving, Stage
-from ingot.stages._export import DATA, PARITY_MEASURES, RUNTIME_MEASURES, TOKENIZER_MEASURE, Benchmark, Parity
+from ingot.stages._export import (
+    DATA,
+    EXECUTION_MEASURES,
+    PARITY_MEASURES,
+    RUNTIME_MEASURES,
+    TOKENIZER_MEASURE,
+    Benchmark,
+    Parity,
+)
 
 if TYPE_CHECKING:
     from ingot.kit.onnx_model.export import Facts, Wishes
     from ingot.kit.onnx_model.quantize import Plan
     from ingot.kit.parity.golden import Golden
     from ingot.kit.parity.prove import Proof
-    from ingot.kit.parity.reference import Reference
+    from ingot.kit.parity.reference import Reference, SourceModel
     from ingot.kit.parity.trace import Traced
 
 #: Bits of a weight, without scales; of one that is not quantized those of the precision.
@@ -46,6 +54,7 @@ class Onnx(Stage):
         Measure("bits_per_weight", "1"),
         Measure("nodes", "1"),
         *PARITY_MEASURES,
+        *EXECUTION_MEASURES,
         TOKENIZER_MEASURE,
         *RUNTIME_MEASURES,
         Measure("weight_bytes_TYPE", "B", "for each type of stored numbers"),
@@ -119,11 +128,11 @@ class Onnx(Stage):
         texts, reference = self._golden(given, progress)
         facts = export(model, out, given.scratch, self._wishes(given), progress)
         progress.phase("compare with the source")
-        proof = self._prove(out, texts, reference, given.threads)
+        proof = self._prove(out, texts, reference, given)
         tokenizer = check_tokenizer(out, load_tokenizer(model), texts)
         quantized = quantization(read_config(model))
         notes: dict[str, object] = {} if quantized is None else {"dequantized_from": quantized}
-        notes["parity"] = {"parity": proof.notes}
+        notes["parity"] = proof.notes
         metrics = {**_metrics(facts), **proof.metrics, "tokenizer_texts": tokenizer}
         if self.benchmark is not None:
             measured = self.benchmark.measure([out], model, given, progress)[0]
@@ -169,18 +178,45 @@ class Onnx(Stage):
         texts = golden(load_tokenizer(model), given.maybe("data"), Choice(self.parity.texts, longest))
         return texts, record(lambda: SourceModel(model, threads=given.threads), texts, given.scratch / "parity")
 
-    def _prove(self, out: Path, texts: Golden, reference: Reference, threads: int) -> Proof:
+    def _prove(self, out: Path, texts: Golden, reference: Reference, given: Given) -> Proof:
+        """Against the source; with quantized weights also against the source's modules with those that are stored."""
         from ingot.kit.backends.onnx import OnnxBackend
-        from ingot.kit.parity.prove import prove
+        from ingot.kit.parity.limits import LIMITS
+        from ingot.kit.parity.prove import Proof, prove
+        from ingot.kit.parity.reference import record
 
-        backend = OnnxBackend(out, threads=threads)
+        own = self._stored(out, given)
+        executed = None if own is None else record(own, texts, given.scratch / "execution")
+        backend = OnnxBackend(out, threads=given.threads)
         runs: dict[str, Traced] = {"prefill": backend}
         if self.kv_cache:
             runs["decode"] = backend.stepped()
+        metrics: dict[str, Metric] = {}
+        notes: dict[str, object] = {}
+        if executed is not None:
+            # first: that the graph computes something else says more than that it is far from its source
+            limits = LIMITS["llama.cpp" if self.products == "int8" else self.precision]
+            found = prove(runs, texts, executed, limits, name="execution")
+            metrics, notes = dict(found.metrics), {"execution": found.notes}
         stored = self.precision if self.quantization == "none" else self.quantization
         proof = prove(runs, texts, reference, self.parity.limits(stored))
         backend.close()
-        return proof
+        return Proof({**proof.metrics, **metrics}, {"parity": proof.notes, **notes})
+
+    def _stored(self, out: Path, given: Given) -> Callable[[], SourceModel] | None:
+        """The source's modules with the weights that were saved; None where they are the source's own, or not alone."""
+        if self.quantization not in {"int8", "int4"}:
+            return None
+        from ingot.kit.decoder.shape import decoder_shape
+        from ingot.kit.hf import read_config
+        from ingot.kit.onnx_model.stored import stored_weights
+        from ingot.kit.parity.reference import SourceModel
+        from ingot.kit.quant.plain import plain_readers
+
+        model = given.one("model")
+        names = [name for name in plain_readers(model) if not name.endswith("rotary_emb.inv_freq")]
+        readers = stored_weights(out, names, decoder_shape(read_config(model), "E-ONNX-ARCH"))
+        return None if readers is None else lambda: SourceModel(model, threads=given.threads, weights=readers)
 
 
 def _metrics(facts: Facts) -> dict[str, Metric]:

@@ -18,15 +18,17 @@ from torch import nn
 Readers = Mapping[str, Callable[[], torch.Tensor]]
 
 
-def lazy_model(folder: Path, readers: Readers) -> Any | None:
+def lazy_model(folder: Path, readers: Readers, *, untied: bool = False) -> Any | None:
     """The folder's model in fp32 and eval mode; None where a weight of its modules is not among ``readers`` as it is.
 
-    (Some architectures are stored under other names, or in other pieces, than transformers computes them in.)
+    ``untied``: its output layer has a matrix of its own, whatever config.json says. (Some architectures are stored
+    under other names, or in other pieces, than transformers computes them in.)
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    config.tie_word_embeddings = config.tie_word_embeddings and not untied
     # buffers (rotary frequencies, scales of embeddings) are computed from the config, and real
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(

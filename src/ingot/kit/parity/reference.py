@@ -127,18 +127,24 @@ class _Stop:
         return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
 
+#: The output layer's matrix, as transformers calls it in all the models that exports know.
+HEAD = "lm_head.weight"
+
+
 class SourceModel(HookedModel):
     """A model folder as transformers computes it in fp32; quantized checkpoints with the weights their users get.
 
-    ``weights`` replace the folder's by name: so the weights that an export stores are run, dequantized. Weights are
-    read when the module that holds them runs (``kit.parity.lazy``), where the architecture lets them.
+    ``weights`` replace the folder's by name: so the weights that an export stores are run, dequantized. With an
+    ``lm_head.weight`` among them the output layer is no longer the embedding. Weights are read when the module that
+    holds them runs (``kit.parity.lazy``), where the architecture lets them.
     """
 
     def __init__(self, folder: Path, *, threads: int, weights: Readers | None = None) -> None:
         """StageFailed (E-PARITY): ``weights`` lack one of the model's."""
         torch.set_num_threads(threads)
         refuse_unknown_architecture(read_config(folder))
-        model = lazy_model(folder, plain_readers(folder) if weights is None else weights)
+        untied = weights is not None and HEAD in weights
+        model = lazy_model(folder, plain_readers(folder) if weights is None else weights, untied=untied)
         if model is None:
             model = reference_model(folder)
             if weights is not None:
