@@ -143,6 +143,7 @@ def test_in_a_terminal_it_asks_and_ctrl_c_ends_it(built: Sandbox, tmp_path: Path
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests in the background has it ignored
         os.chdir(built.root)
         os.execve(DOIT, [DOIT, "chat", str(folder), "--tokens", "3"], built.env)
     seen = _until(terminal, "> ")

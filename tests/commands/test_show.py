@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from ingot import registry
-from ingot.commands.parities import compared
-from ingot.commands.runtimes import of_baseline, side_by_side
 from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
+from ingot.view.parities import compared
+from ingot.view.runtimes import of_baseline, side_by_side
 from projectkit import Sandbox
 from recordkit import append, object_of, registry_of, simple, writable
 

@@ -92,7 +92,7 @@ def test_many_publishers(sandbox: Sandbox, cases: Callable[[int], None], each: i
     assert {entry.type for entry in registry_of(sandbox).entries()} == {"build", "origin"}
     audit = audited(sandbox)
     assert (audit.problems, audit.notes, audit.objects) == ([], [], len(names))
-    assert audits > 1
+    assert audits >= 1
     assert "nothing to do" in doitkit.run(sandbox)[1]
     cases(PROCESSES * each)
 

@@ -127,10 +127,11 @@ def test_what_does_not_go_together() -> None:
             stage_of("gguf", {"type": "F16", "parity": wrong})
 
 
-def test_the_floor_is_the_source_in_fp32() -> None:
-    stage, model = stage_of("gguf", {"type": "Q4_0"}), Least(200, 100)
-    assert stage.least_memory({"model": model}, "cpu") == 0
-    assert stage.least_memory({"model": model, "data": Least()}, "cpu") == 400
+def test_comparing_has_no_floor_and_baselines_have_the_model_in_fp32() -> None:
+    model = Least(200, 100)
+    assert stage_of("gguf", {"type": "Q4_0"}).least_memory({"model": model, "data": Least()}, "cpu") == 0
+    timed = stage_of("gguf", {"type": "Q4_0", "benchmark": {"baselines": ["transformers"]}})
+    assert timed.least_memory({"model": model}, "cpu") == 400
 
 
 def _edited(path: Path, to: Path, name: str, change: Any) -> Path:

@@ -13,6 +13,7 @@ from ingot.core import quantities
 if TYPE_CHECKING:
     from rich.console import Console
 
+number_text = quantities.number_text
 size_text = quantities.size_text
 duration_text = quantities.duration_text
 
@@ -149,10 +150,3 @@ def plural(count: int, noun: str) -> str:
 def when_text(time: str) -> str:
     """An RFC 3339 time as a short date and time in UTC."""
     return f"{time[:16].replace('T', ' ')} UTC"
-
-
-def number_text(value: float) -> str:
-    """A metric's value: whole numbers grouped by thousands, others with six digits."""
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:.6g}"

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
-from ingot.commands.parities import compared
-from ingot.commands.runtimes import of_baseline, ran_on, side_by_side
 from ingot.commands.screen import (
     Screen,
     duration_text,
@@ -21,6 +19,8 @@ from ingot.commands.screen import (
 )
 from ingot.core.acceptance import words
 from ingot.core.lookup import place_text
+from ingot.view.parities import compared
+from ingot.view.runtimes import of_baseline, ran_on, side_by_side
 
 if TYPE_CHECKING:
     from ingot.core.project import Project

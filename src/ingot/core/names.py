@@ -21,7 +21,7 @@ COMMANDS = frozenset(
     (
         *("help", "list", "run", "clean", "forget", "ignore", "auto", "dumpdb", "info", "strace", "tabcompletion"),
         *("reset-dep", "plan", "why", "show", "history", "diff", "audit", "reproduce", "promote", "rollback", "accept"),
-        *("gc", "materialize", "report", "schema", "new", "doctor", "registry", "bisect", "query", "unpack"),
+        *("gc", "materialize", "report", "schema", "new", "doctor", "registry", "bisect", "query", "unpack", "chat"),
     )
 )
 

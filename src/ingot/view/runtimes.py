@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ingot.commands.screen import size_text
+from ingot.core.quantities import size_text
 
 _TITLES = ("", "first token", "token p50", "p95", "p99", "prompt", "generation", "memory")
 _TIMES = ("first_token_s", "token_p50_s", "token_p95_s", "token_p99_s")

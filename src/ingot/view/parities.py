@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ingot.commands.screen import number_text
+from ingot.core.quantities import number_text
 
 Json = Mapping[str, Any]
 
