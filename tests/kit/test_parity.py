@@ -33,9 +33,13 @@ from ingot.kit.parity.prove import Proof, prove
 from ingot.kit.parity.reference import HookedModel, Reference, SourceModel, record, reference_model
 from ingot.kit.parity.tokenizers import check_tokenizer
 from ingot.kit.parity.trace import Trace
-from ingot.kit.quant.plain import plain_readers
+from ingot.kit.quant.plain import plain_weights
 
 EXACT = LIMITS["float32"]
+
+
+def readers_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    return {name: weight.read for name, weight in plain_weights(folder).items()}
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +278,7 @@ def test_an_export_that_shows_no_layers_still_fails(source: Path, texts: Golden,
 
 
 def test_a_source_that_is_broken_itself_is_told(source: Path, texts: Golden, tmp_path: Path) -> None:
-    weights = dict(plain_readers(source))
+    weights = readers_of(source)
     norm = weights["model.norm.weight"]()
     weights["model.norm.weight"] = lambda: norm * math.nan
 
@@ -305,7 +309,7 @@ def test_the_weights_that_an_export_stores_are_what_it_executes(
     with pytest.raises(StageFailed, match="own weights say") as caught:
         prove({"prefill": as_export(decoder)}, texts, own, EXACT, name="execution")
     assert any("it began in layer 1" in fact for fact in caught.value.facts)
-    some = {name: read for name, read in plain_readers(source).items() if "layers.3.mlp.up" not in name}
+    some = {name: read for name, read in readers_of(source).items() if "layers.3.mlp.up" not in name}
     with pytest.raises(StageFailed, match=r"lack model\.layers\.3\.mlp\.up_proj\.weight"):
         SourceModel(source, threads=1, weights=some)
 
@@ -313,8 +317,7 @@ def test_the_weights_that_an_export_stores_are_what_it_executes(
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_source_that_holds_no_weights_computes_the_same_to_the_bit(tmp_path: Path, name: str) -> None:
     folder = make_model(name, tmp_path / "hf", 300, dtype="bfloat16")
-    lazy, whole = lazy_model(folder, plain_readers(folder)), reference_model(folder)
-    assert lazy is not None
+    lazy, whole = lazy_model(folder, readers_of(folder)), reference_model(folder)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         for _ in range(2):

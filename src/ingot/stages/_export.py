@@ -17,7 +17,9 @@ from pydantic import AfterValidator, Field
 from ingot.core.stage import Done, Frozen, Given, Measure, Progress, Role
 
 if TYPE_CHECKING:
+    from ingot.kit.parity.golden import Golden
     from ingot.kit.parity.limits import Limits
+    from ingot.kit.parity.reference import Reference
     from ingot.kit.runtime.figures import Measured
 
 #: The role that golden texts come from: the held-out rows of a data set.
@@ -83,6 +85,23 @@ class Parity(Frozen):
 
         given = {"cosine": self.cosine, "top1": self.top1, "kl": self.kl, "max_difference": self.max_difference}
         return LIMITS[precision].but(**given)
+
+    def of_source(
+        self, given: Given, longest: int, progress: Progress, shapes: tuple[int, ...] = ()
+    ) -> tuple[Golden, Reference]:
+        """Golden texts of at most ``longest`` tokens, and what the model computes on them; it is then let go.
+
+        ``shapes`` are lengths that each get a text. RefusedInput: E-DATASET-EMPTY, E-TOKENIZER; StageFailed: E-PARITY.
+        """
+        from ingot.kit.hf import load_tokenizer
+        from ingot.kit.parity.golden import Choice, golden
+        from ingot.kit.parity.reference import SourceModel, record
+
+        progress.phase("run the source")
+        folder = given.one("model")
+        choice = Choice(self.texts, min(self.max_length, longest), shapes)
+        texts = golden(load_tokenizer(folder), given.maybe("data"), choice)
+        return texts, record(lambda: SourceModel(folder, threads=given.threads), texts, given.scratch / "parity")
 
 
 Baseline = Literal["transformers", "torchscript", "torch_export", "onnxruntime", "llama_cpp"]

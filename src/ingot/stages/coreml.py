@@ -173,7 +173,7 @@ class Coreml(Stage):
         torch.set_num_threads(given.threads)
         model = self._model(given.one("model"))
         tokenizer = ship_tokenizer(given.one("model"), out)
-        texts, reference = self._reference(given, progress)
+        known = self.parity.of_source(given, self.longest(), progress, model.settings.lengths.listed)
         package = out / "model.mlpackage"
         convert.convert(model, package, given.scratch, self._facts(given), progress)
         progress.phase("check")
@@ -181,7 +181,7 @@ class Coreml(Stage):
         architecture = str(read_config(given.one("model"))["architectures"][0])
         write_contract(out, describe.contract(model, architecture, tokenizer, self.compute_units))
         metrics = figures(package, model, facts)
-        proven, notes = self._prove(given, out, model, (texts, reference), progress)
+        proven, notes = self._prove(given, out, model, known, progress)
         metrics |= proven
         measured, more = self._measured(given, out, model, facts, progress)
         return Done(metrics | measured, notes=notes | more)
@@ -226,19 +226,6 @@ class Coreml(Stage):
             "ingot.model.digest": given.digests["model"][0],
             "ingot.tools": " ".join(f"{name}=={tool_version(name)}" for name in sorted(self.tools_used())),
         }
-
-    def _reference(self, given: Given, progress: Progress) -> tuple[Golden, Reference]:
-        """The golden texts and what the source computes on them; the source is let go."""
-        from ingot.kit.hf import load_tokenizer
-        from ingot.kit.parity.golden import Choice, golden
-        from ingot.kit.parity.reference import SourceModel, record
-
-        progress.phase("run the source")
-        folder, listed = given.one("model"), self.settings().lengths.listed
-        choice = Choice(self.parity.texts, min(self.parity.max_length, self.longest()), listed)
-        texts = golden(load_tokenizer(folder), given.maybe("data"), choice)
-        opened = lambda: SourceModel(folder, threads=given.threads)  # noqa: E731  # as kit.parity.prove shows it
-        return texts, record(opened, texts, given.scratch / "parity")
 
     def _prove(
         self, given: Given, out: Path, model: Model, known: tuple[Golden, Reference], progress: Progress

@@ -165,18 +165,12 @@ class Onnx(Stage):
     def _golden(self, given: Given, progress: Progress) -> tuple[Golden, Reference]:
         """Run the source first and let it go: the two are never in memory together."""
         from ingot.kit.decoder.shape import decoder_shape
-        from ingot.kit.hf import load_tokenizer, read_config
+        from ingot.kit.hf import read_config
         from ingot.kit.onnx_model.export import refuse
-        from ingot.kit.parity.golden import Choice, golden
-        from ingot.kit.parity.reference import SourceModel, record
 
-        model = given.one("model")
-        shape = decoder_shape(read_config(model), "E-ONNX-ARCH")
+        shape = decoder_shape(read_config(given.one("model")), "E-ONNX-ARCH")
         refuse(shape, self.max_length, self._plan())
-        progress.phase("run the source")
-        longest = min(self.parity.max_length, self.max_length or shape.context)
-        texts = golden(load_tokenizer(model), given.maybe("data"), Choice(self.parity.texts, longest))
-        return texts, record(lambda: SourceModel(model, threads=given.threads), texts, given.scratch / "parity")
+        return self.parity.of_source(given, self.max_length or shape.context, progress)
 
     def _prove(self, out: Path, texts: Golden, reference: Reference, given: Given) -> Proof:
         """Against the source; with quantized weights also against the source's modules with those that are stored."""
@@ -211,10 +205,10 @@ class Onnx(Stage):
         from ingot.kit.hf import read_config
         from ingot.kit.onnx_model.stored import stored_weights
         from ingot.kit.parity.reference import SourceModel
-        from ingot.kit.quant.plain import plain_readers
+        from ingot.kit.quant.plain import plain_weights
 
         model = given.one("model")
-        names = [name for name in plain_readers(model) if not name.endswith("rotary_emb.inv_freq")]
+        names = [name for name in plain_weights(model) if not name.endswith("rotary_emb.inv_freq")]
         readers = stored_weights(out, names, decoder_shape(read_config(model), "E-ONNX-ARCH"))
         return None if readers is None else lambda: SourceModel(model, threads=given.threads, weights=readers)
 

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 
 from ingot.errors import RefusedInput
-from ingot.kit import hf
 from ingot.kit.coreml.settings import Precision, Settings
 from ingot.kit.decoder.build import extras_of
 from ingot.kit.decoder.layers import Decoder, Form, Plan
 from ingot.kit.decoder.shape import DecoderShape
-from ingot.kit.quant.plain import PlainSource, quantization
+from ingot.kit.quant.plain import Plain, plain_weights
 
 _TENSOR = "E-COREML-TENSOR"
 
@@ -28,20 +26,12 @@ class Checkpoint:
 
     def __init__(self, folder: Path, shape: DecoderShape) -> None:
         """RefusedInput (E-QUANTIZED, E-ST-…) for a folder that cannot be read; headers only are read."""
-        self._source: PlainSource | None = None
-        self._places: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        found: list[tuple[str, tuple[int, ...], Any]]
-        if quantization(hf.read_config(folder)) is None:
-            found = [(entry.name, entry.shape, path) for path, entry in hf.entries(folder)]
-        else:
-            self._source = PlainSource(folder)
-            found = [(slot.name, slot.shape, index) for index, slot in enumerate(self._source.slots)]
-        for name, sizes, place in found:
+        self._weights: dict[str, tuple[str, Plain]] = {}
+        for name, weight in plain_weights(folder).items():
             own = name.removeprefix("model.")
             if not name.endswith("rotary_emb.inv_freq") and not (shape.tied and own == "lm_head.weight"):
-                self._places[own] = name, place
-                self.shapes[own] = tuple(int(size) for size in sizes)
+                self._weights[own] = name, weight
+        self.shapes = {name: weight.shape for name, (_, weight) in self._weights.items()}
 
     def matrices(self) -> Iterator[str]:
         """The names of the weights that are matrices, embeddings included."""
@@ -49,7 +39,7 @@ class Checkpoint:
 
     def original(self, name: str) -> str:
         """The name of a weight in the folder."""
-        return str(self._places[name][0])
+        return self._weights[name][0]
 
     @property
     def parameters(self) -> int:
@@ -58,12 +48,8 @@ class Checkpoint:
 
     def load(self, name: str, precision: Precision) -> npt.NDArray[Any]:
         """A weight, rounded to what computes. RefusedInput (E-COREML-RANGE) when that cannot hold it."""
-        original, place = self._places[name]
-        if self._source is not None:
-            tensor = self._source.tensor(place)
-        else:
-            with safe_open(place, framework="pt") as file:
-                tensor = file.get_tensor(original)
+        original, weight = self._weights[name]
+        tensor = weight.read()
         rounded = tensor.to(torch.float16 if precision == "float16" else torch.float32)
         if not bool(torch.isfinite(rounded).all()):
             largest = "65,504" if precision == "float16" else "what float32 holds"

@@ -6,7 +6,6 @@ coremltools 9.0 and its documentation; no part of ingot's tests runs Core ML.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,15 +16,11 @@ import numpy as np
 
 from ingot.core.stage import Metric
 from ingot.kit.coreml.settings import INPUT, POSITION, Lengths, Settings
+from ingot.kit.mil.native import available
 
 #: Core ML's classes of devices by what a metric calls them.
 _DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "neural_engine"}
 _WARM, _CALLS = 2, 20
-
-
-def available() -> bool:
-    """Whether Core ML is here."""
-    return sys.platform == "darwin"
 
 
 def measure(package: Path, settings: Settings, compute_units: str) -> dict[str, Metric]:

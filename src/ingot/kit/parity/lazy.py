@@ -6,7 +6,7 @@ anew for every text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,20 @@ from torch import nn
 Readers = Mapping[str, Callable[[], torch.Tensor]]
 
 
-def lazy_model(folder: Path, readers: Readers, *, untied: bool = False) -> Any | None:
-    """The folder's model in fp32 and eval mode; None where a weight of its modules is not among ``readers`` as it is.
+class Lacking(LookupError):
+    """Weights that a model's modules need and nothing reads; ``names``, in order."""
 
-    ``untied``: its output layer has a matrix of its own, whatever config.json says. (Some architectures are stored
-    under other names, or in other pieces, than transformers computes them in.)
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = names
+
+
+def lazy_model(folder: Path, readers: Readers, *, untied: bool = False) -> Any:
+    """The folder's model in fp32 and eval mode.
+
+    ``untied``: its output layer has a matrix of its own, whatever config.json says. ``Lacking``: a weight of its
+    modules is not among ``readers`` as it is (some architectures are stored under other names, or in other pieces,
+    than transformers computes them in).
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,8 +45,8 @@ def lazy_model(folder: Path, readers: Readers, *, untied: bool = False) -> Any |
         )
     model.tie_weights()  # an empty parameter is a new one wherever it is put
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if not set(names.values()) <= set(readers):
-        return None
+    if missing := set(names.values()) - set(readers):
+        raise Lacking(sorted(missing))
     for module in model.modules():
         own = {key: readers[names[id(value)]] for key, value in module.named_parameters(recurse=False)}
         if own:

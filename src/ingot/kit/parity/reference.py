@@ -16,9 +16,9 @@ from ingot.errors import StageFailed
 from ingot.kit.architectures import refuse_unknown_architecture
 from ingot.kit.hf import load_model, read_config
 from ingot.kit.parity.golden import Golden
-from ingot.kit.parity.lazy import Readers, lazy_model
+from ingot.kit.parity.lazy import Lacking, Readers, lazy_model
 from ingot.kit.parity.trace import Array, Trace, Traced
-from ingot.kit.quant.plain import plain_readers, quantization
+from ingot.kit.quant.plain import plain_weights, quantization
 
 
 class Source(Traced, Protocol):
@@ -143,14 +143,21 @@ class SourceModel(HookedModel):
         """StageFailed (E-PARITY): ``weights`` lack one of the model's."""
         torch.set_num_threads(threads)
         refuse_unknown_architecture(read_config(folder))
-        untied = weights is not None and HEAD in weights
-        model = lazy_model(folder, plain_readers(folder) if weights is None else weights, untied=untied)
-        if model is None:
-            model = reference_model(folder)
-            if weights is not None:
-                _replace(model, weights)
+        model = _model(folder, weights)
         body = model.get_decoder()
         super().__init__(body, lambda ids: model(input_ids=ids, use_cache=False).logits[0])
+
+
+def _model(folder: Path, weights: Readers | None) -> Any:
+    try:
+        if weights is not None:
+            return lazy_model(folder, weights, untied=HEAD in weights)
+        return lazy_model(folder, {name: weight.read for name, weight in plain_weights(folder).items()})
+    except Lacking as lacking:
+        if weights is None:
+            return reference_model(folder)
+        facts = [f"{len(lacking.names)} are missing"]
+        raise StageFailed("E-PARITY", f"the export's weights lack {lacking.names[0]}", facts=facts) from None
 
 
 def reference_model(folder: Path) -> Any:
@@ -165,16 +172,3 @@ def reference_model(folder: Path) -> Any:
         if hasattr(module, "quantization_scheme"):
             module.quantization_enabled = False
     return model
-
-
-def _replace(model: Any, weights: Readers) -> None:
-    own = model.state_dict()
-    # a quantized checkpoint's modules also hold scales and shapes, which dequantized weights have no use for
-    left = {name for name in own if name.rpartition(".")[2] in {"weight", "bias"}}
-    with torch.no_grad():
-        for name, read in weights.items():
-            own[name].copy_(read())
-            left.discard(name)
-            left -= {other for other in left if own[other].data_ptr() == own[name].data_ptr()}
-    if left:
-        raise StageFailed("E-PARITY", f"the export's weights lack {min(left)}", facts=[f"{len(left)} are missing"])

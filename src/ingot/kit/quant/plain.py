@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
@@ -86,18 +86,28 @@ def iter_plain_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield slot.name, source.tensor(index)
 
 
-def plain_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """What reads each plain weight of a model folder, by its name, when it is called; quantized ones are dequantized.
+class Plain(NamedTuple):
+    """A plain weight of a model folder: its sizes, and what reads it when it is called."""
 
-    Files stay open as long as one of the readers lives. RefusedInput (E-QUANTIZED) for a format that is not known.
+    shape: tuple[int, ...]
+    read: Callable[[], torch.Tensor]
+
+
+def plain_weights(folder: Path) -> dict[str, Plain]:
+    """Each plain weight of a model folder by its name; only headers are read, quantized ones are dequantized when read.
+
+    Files stay open as long as one of the weights is at hand. RefusedInput (E-QUANTIZED, E-ST-*).
     """
     if quantization(hf.read_config(folder)) is not None:
         source = PlainSource(folder)
-        return {slot.name: partial(source.tensor, index) for index, slot in enumerate(source.slots)}
-    found: dict[str, Callable[[], torch.Tensor]] = {}
+        return {
+            slot.name: Plain(tuple(slot.shape), partial(source.tensor, index))
+            for index, slot in enumerate(source.slots)
+        }
+    found: dict[str, Plain] = {}
     for path, entries in hf.files_with_entries(folder):
         file = safe_open(path, framework="pt")
-        found |= {entry.name: partial(file.get_tensor, entry.name) for entry in entries}
+        found |= {entry.name: Plain(tuple(entry.shape), partial(file.get_tensor, entry.name)) for entry in entries}
     return found
 
 
