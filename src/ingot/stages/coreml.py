@@ -18,10 +18,10 @@ from ingot.stages._export import (
     TOKENIZER_MEASURE,
     Benchmark,
     Parity,
+    with_speed,
 )
 
 if TYPE_CHECKING:
-    from ingot.kit.coreml.check import Facts
     from ingot.kit.coreml.convert import Model
     from ingot.kit.coreml.settings import Settings
     from ingot.kit.parity.golden import Golden
@@ -165,10 +165,11 @@ class Coreml(Stage):
         from ingot.kit.coreml.quiet import quiet
 
         quiet()
-        from ingot.kit.coreml import convert, describe
+        from ingot.kit.coreml import convert, describe, engine, mac
         from ingot.kit.coreml.check import check
         from ingot.kit.coreml.figures import figures
         from ingot.kit.hf import read_config
+        from ingot.kit.quant.plain import quantization
 
         torch.set_num_threads(given.threads)
         model = self._model(given.one("model"))
@@ -178,13 +179,18 @@ class Coreml(Stage):
         convert.convert(model, package, given.scratch, self._facts(given), progress)
         progress.phase("check")
         facts = check(package, model)
-        architecture = str(read_config(given.one("model"))["architectures"][0])
+        config = read_config(given.one("model"))
+        architecture = str(config["architectures"][0])
         write_contract(out, describe.contract(model, architecture, tokenizer, self.compute_units))
         metrics = figures(package, model, facts)
         proven, notes = self._prove(given, out, model, known, progress)
         metrics |= proven
-        measured, more = self._measured(given, out, model, facts, progress)
-        return Done(metrics | measured, notes=notes | more)
+        metrics |= mac.measure(package, model.settings, self.compute_units)
+        notes["neural_engine"] = engine.reasons(model, facts)
+        if (method := quantization(config)) is not None:
+            notes["dequantized_from"] = method
+        done = Done(metrics, notes=notes)
+        return with_speed([(self.benchmark, out, done)], given.one("model"), given, progress)[0]
 
     def _model(self, folder: Path) -> Model:
         """What is converted, refused where it cannot be before anything is computed."""
@@ -254,21 +260,3 @@ class Coreml(Stage):
             found = prove(open_runs(package, model), texts, own, limits, name="execution")
             metrics, notes["execution"] = metrics | found.metrics, found.notes
         return metrics, {"parity": notes}
-
-    def _measured(
-        self, given: Given, out: Path, model: Model, facts: Facts, progress: Progress
-    ) -> tuple[dict[str, Metric], dict[str, Any]]:
-        """Speed where it is asked for or Core ML is here; what may leave the Neural Engine."""
-        from ingot.kit.coreml import engine, mac
-        from ingot.kit.hf import read_config
-        from ingot.kit.quant.plain import quantization
-
-        folder = given.one("model")
-        notes: dict[str, Any] = {"neural_engine": engine.reasons(model, facts)}
-        metrics = mac.measure(out / "model.mlpackage", model.settings, self.compute_units)
-        if self.benchmark is not None:
-            (found,) = self.benchmark.measure([out], folder, given, progress)
-            metrics, notes["runtime"] = metrics | found.metrics, found.notes
-        if (method := quantization(read_config(folder))) is not None:
-            notes["dequantized_from"] = method
-        return metrics, notes

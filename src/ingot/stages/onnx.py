@@ -17,6 +17,7 @@ from ingot.stages._export import (
     TOKENIZER_MEASURE,
     Benchmark,
     Parity,
+    with_speed,
 )
 
 if TYPE_CHECKING:
@@ -134,11 +135,7 @@ class Onnx(Stage):
         notes: dict[str, object] = {} if quantized is None else {"dequantized_from": quantized}
         notes["parity"] = proof.notes
         metrics = {**_metrics(facts), **proof.metrics, "tokenizer_texts": tokenizer}
-        if self.benchmark is not None:
-            measured = self.benchmark.measure([out], model, given, progress)[0]
-            metrics |= measured.metrics
-            notes["runtime"] = measured.notes
-        return Done(metrics, notes=notes)
+        return with_speed([(self.benchmark, out, Done(metrics, notes=notes))], model, given, progress)[0]
 
     def _wishes(self, given: Given) -> Wishes:
         from ingot.kit.onnx_model.convert import Settings
