@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ingot.core import stage
 from ingot.core.spec import ResolvedSpec, load_spec
-from ingot.core.stage import Device, Files, Format, Frozen, Hidden, Reproducibility, Role, Source, Stage
+from ingot.core.stage import ELEMENT, Device, Files, Format, Frozen, Hidden, Reproducibility, Role, Source, Stage
 from ingot.errors import SpecError
 
 
@@ -114,9 +114,20 @@ class Report(Stage):
     }
     documents: int = 32
 
-    def hidden(self) -> Hidden:
-        roles = {"candidate": "candidates", "data": "data", "reference": "reference"}
-        return Hidden("evaluate", "candidates", roles, "evaluations", {"documents": self.documents})
+    asked: dict[str, int] = Field(default_factory=dict)
+
+    def hidden(self) -> tuple[Hidden, ...]:
+        roles = {"candidate": ELEMENT, "data": "data", "reference": "reference"}
+        found = [Hidden("evaluate", ("reference", "candidates"), roles, "evaluations", {"documents": self.documents})]
+        # A pair of hidden targets: what each says, and a comparison of that with what the reference says.
+        for name, y in self.asked.items():
+            said, place, params = f"{name}.said", ("asked", name), {"y": y}
+            both = {"a": f"{said}:{ELEMENT}", "b": f"{said}:reference"}
+            found += [
+                Hidden("node", ("reference", "candidates"), {"a": ELEMENT}, None, params, said, "", place),
+                Hidden("node", ("candidates",), both, "evaluations", params, name, "reference", place),
+            ]
+        return tuple(found)
 
 
 def _as_files(value: object) -> object:
@@ -141,8 +152,8 @@ class Orphan(Stage):
     kind: ClassVar[str] = "orphan"
     name: str
 
-    def hidden(self) -> Hidden:
-        return Hidden("nothing", "candidates", {}, self.name)
+    def hidden(self) -> tuple[Hidden, ...]:
+        return (Hidden("nothing", ("candidates",), {}, self.name),)
 
 
 class Node(Stage):

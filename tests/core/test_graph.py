@@ -115,6 +115,25 @@ def test_without_a_reference_nothing_is_compared(folder: Folder) -> None:
     assert "report.base" not in by_name
 
 
+def test_hidden_targets_read_one_another(folder: Folder) -> None:
+    """``NAME:ROLE`` is the hidden target of each element of a role, ``NAME:*`` that of the same element."""
+    text = CHAIN.replace("candidates: [merged, gguf]}}", "candidates: [merged, base]}, asked: {quiz: 3}}")
+    by_name = {node.name: node for node in folder.load(text.partition("gates")[0]).graph().nodes}
+    assert [name for name in by_name if name.endswith((".quiz", ".said"))] == [
+        "report.base.quiz.said", "report.merged.quiz.said", "report.merged.quiz",
+    ]  # fmt: skip
+    assert by_name["report.merged.quiz"].inputs == {"a": ("report.merged.quiz.said",), "b": ("report.base.quiz.said",)}
+    assert by_name["report.merged.quiz"].params["y"] == 3
+    assert by_name["report"].inputs["evaluations"] == (
+        "report.base", "report.merged", "report.base", "report.merged.quiz",
+    )  # fmt: skip
+
+
+def test_what_is_wrong_with_a_hidden_target_is_reported_where_it_is_asked_for(folder: Folder) -> None:
+    text = CHAIN.replace("candidates: [merged, gguf]}}", "candidates: [merged, gguf]}, asked: {quiz: 0.5}}")
+    assert [problem[2] for problem in folder.problems(text)] == ["targets.report.asked.quiz"]
+
+
 def test_a_report_in_a_matrix_has_its_own_evaluations(folder: Folder) -> None:
     text = CHAIN.replace("candidates: [merged, gguf]}}", "candidates: [merged]}, matrix: {documents: [8, 16]}}")
     nodes = {node.name: node for node in folder.load(text.partition("gates")[0]).graph().nodes}

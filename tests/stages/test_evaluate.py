@@ -117,7 +117,7 @@ def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_pat
     assert metrics["nll_difference"].interval == (0, 0)
     assert metrics["top1_agreement"].value == 1
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation["format"] == 1
+    assert (evaluation["format"], evaluation["kind"]) == (2, "evaluate")
     assert evaluation["candidate"] == evaluation["reference"] == digest_of(stories)
     assert is_digest(evaluation["data"])
     assert (evaluation["container"], evaluation["precision"]) == ("hf", "float32")

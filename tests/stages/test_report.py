@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingot.core.stage import load_kind
+from ingot.core.stage import ELEMENT, load_kind
 from ingot.errors import RefusedInput
 from ingot.stages.evaluate import Evaluate
 from ingot.stages.report import Report
@@ -33,7 +33,8 @@ class Chain:
     def evaluation(self, candidate: Path, against: Path | None, **changes: Any) -> Path:
         value = {"value": 12.0 if candidate == self.base else 10.0, "unit": "1", "method": "m", "n": 5}
         evaluation = {
-            "format": 1,
+            "format": 2,
+            "kind": "evaluate",
             "candidate": digest_of(candidate),
             "reference": None if against is None else digest_of(against),
             "data": digest_of(self.data),
@@ -74,7 +75,7 @@ def chain(tmp_path: Path) -> Chain:
 def test_rows_in_order_with_digests_and_no_names(chain: Chain) -> None:
     reason = {"not_measured": {"perplexity": "why"}}
     report, metrics = chain.run(chain.all(**reason))
-    assert report["format"] == 1
+    assert report["format"] == 2
     assert report["reference"] == digest_of(chain.base)
     assert [row["candidate"] for row in report["rows"]] == [digest_of(p) for p in (chain.base, chain.merged, chain.q4)]
     assert report["rows"][2]["not_measured"] == {"perplexity": "why"}
@@ -137,11 +138,25 @@ def test_an_unreadable_evaluation_is_refused(chain: Chain, content: str) -> None
 
 
 def test_hidden_targets_take_the_reports_settings() -> None:
-    hidden = Report(documents=7).hidden()
-    assert (hidden.kind, hidden.per, hidden.into) == ("evaluate", "candidates", "evaluations")
+    (hidden,) = Report(documents=7).hidden()
+    assert (hidden.kind, hidden.per, hidden.into) == ("evaluate", ("reference", "candidates"), "evaluations")
     kind = load_kind(hidden.kind)
     made = kind.model_validate_json(json.dumps(dict(hidden.params)), strict=True)
     assert isinstance(made, Evaluate)
     assert made.settings() == Report(documents=7).settings()
     assert set(hidden.roles) == set(kind.inputs)
-    assert set(hidden.roles.values()) | {hidden.into} == set(Report.inputs)
+    assert set(hidden.roles.values()) - {ELEMENT} <= set(Report.inputs)
+
+
+def test_tasks_stand_in_the_row_of_their_candidate_under_no_name(chain: Chain) -> None:
+    score = {"score": {"value": 0.5, "unit": "1", "method": "m"}}
+    task = chain.evaluation(chain.q4, None, kind="quiz", settings={"x": 1}, metrics=score, data=None)
+    report, _ = chain.run([*chain.all(), task, task])
+    assert [len(row["tasks"]) for row in report["rows"]] == [0, 0, 1]
+    assert report["rows"][2]["tasks"][0]["metrics"] == score
+    assert report["rows"][2]["tasks"][0]["evaluation"] == digest_of(task)
+
+
+def test_a_task_of_something_else_is_refused(chain: Chain) -> None:
+    with pytest.raises(RefusedInput, match="no candidate of the report"):
+        chain.run([*chain.all(), chain.evaluation(chain.data, None, kind="quiz")])

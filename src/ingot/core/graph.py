@@ -5,11 +5,12 @@ Everything here is plain data; this module loads neither pydantic nor ruamel nor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.instances import Instance, bind, topological
+from ingot.core.stage_values import ELEMENT
 
 if TYPE_CHECKING:
     from ingot.core.spec import ResolvedSpec
@@ -101,10 +102,25 @@ class Implied:
     """What a hidden target needs to become nodes: see ``ingot.core.stage.Hidden``."""
 
     facts: Facts
-    per: str
+    per: tuple[str, ...]
     roles: tuple[tuple[str, str], ...]
     single_roles: tuple[str, ...]
-    into: str
+    into: str | None
+    name: str = ""
+    besides: str = ""
+
+    def elements(self, inputs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """What gets a hidden node each, in order; one that is named in two roles stands twice."""
+        left_out = inputs.get(self.besides, ())
+        return tuple(name for role in self.per for name in inputs.get(role, ()) if name not in left_out)
+
+    def node_name(self, implying: str, element: str) -> str:
+        """The name of the hidden node of an element."""
+        return ".".join(filter(None, (implying, element, self.name)))
+
+    def nodes(self, implying: str, inputs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """The names of all its hidden nodes, as the implying target reads them."""
+        return tuple(self.node_name(implying, element) for element in self.elements(inputs))
 
 
 def expand(spec: ResolvedSpec) -> tuple[Node, ...]:
@@ -130,7 +146,7 @@ def expand(spec: ResolvedSpec) -> tuple[Node, ...]:
                 file=target.file,
                 line=target.line,
             )
-            nodes += [node] if variant.implied is None else _imply(node, variant.implied, spec.seed)
+            nodes += _imply(node, variant.implied, spec.seed)
     return tuple(nodes)
 
 
@@ -138,41 +154,40 @@ def _shallow(facts: Facts) -> dict[str, Any]:
     return {item.name: getattr(facts, item.name) for item in fields(Facts)}
 
 
-def implied_elements(inputs: Mapping[str, tuple[str, ...]], per: str) -> tuple[str, ...]:
-    """What gets a hidden node each: the reference first, where there is one, then the elements of ``per``."""
-    return (*inputs.get("reference", ()), *inputs.get(per, ()))
+def _imply(node: Node, implied: Sequence[Implied], seed: int) -> Iterator[Node]:
+    """The hidden nodes of ``node``, then ``node`` itself with those that come back to it in their roles."""
+    handed: dict[str, tuple[str, ...]] = {}
+    for one in implied:
+        for element in dict.fromkeys(one.elements(node.inputs)):
+            inputs = {role: _sources(node, source, element) for role, source in one.roles}
+            inputs = {role: names for role, names in inputs.items() if names}
+            yield Node(
+                **_shallow(one.facts),
+                spec=node.spec,
+                name=one.node_name(node.name, element),
+                target=node.target,
+                seed=seed if one.facts.seeded else None,
+                inputs=inputs,
+                single_roles=tuple(role for role in inputs if role in one.single_roles),
+                hidden=True,
+                file=node.file,
+                line=node.line,
+            )
+        if one.into is not None:
+            handed[one.into] = (*handed.get(one.into, ()), *one.nodes(node.name, node.inputs))
+    yield replace(node, inputs={**node.inputs, **handed})
 
 
-def _imply(node: Node, implied: Implied, seed: int) -> Iterator[Node]:
-    """The hidden nodes of ``node``, then ``node`` itself with them in role ``into`` (in the order of the elements)."""
-    elements = implied_elements(node.inputs, implied.per)
-    reference = node.inputs.get("reference", ())
-    for element in dict.fromkeys(elements):
-        inputs = {}
-        for role, source in implied.roles:
-            if source == "reference" and element in reference:
-                continue  # the reference is not compared with itself
-            names = (element,) if source == implied.per else node.inputs.get(source, ())
-            if names:
-                inputs[role] = names
-        yield Node(
-            **_shallow(implied.facts),
-            spec=node.spec,
-            name=f"{node.name}.{element}",
-            target=node.target,
-            seed=seed if implied.facts.seeded else None,
-            inputs=inputs,
-            single_roles=tuple(role for role in inputs if role in implied.single_roles),
-            hidden=True,
-            file=node.file,
-            line=node.line,
-        )
-    into = {implied.into: tuple(f"{node.name}.{element}" for element in elements)}
-    yield Node(**{**_shallow_node(node), "inputs": {**node.inputs, **into}})
-
-
-def _shallow_node(node: Node) -> dict[str, Any]:
-    return {item.name: getattr(node, item.name) for item in fields(Node)}
+def _sources(node: Node, source: str, element: str) -> tuple[str, ...]:
+    """The nodes that fill a role of the hidden node of ``element`` (``ingot.core.stage.Hidden.roles``)."""
+    if source == ELEMENT:
+        return (element,)
+    hidden, colon, role = source.partition(":")
+    if colon:
+        names = (element,) if role == ELEMENT else node.inputs.get(role, ())
+        return tuple(f"{node.name}.{name}.{hidden}" for name in names)
+    # Nothing is compared with itself.
+    return tuple(name for name in node.inputs.get(source, ()) if name != element)
 
 
 def to_json(graph: SpecGraph) -> dict[str, Any]:

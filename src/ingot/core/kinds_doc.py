@@ -21,7 +21,13 @@ _RANGES = (
     ("maximum", "at most"),
     ("exclusiveMaximum", "less than"),
 )
-_TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+_TYPES = {
+    "any": "anything",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+}
 #: Models that a spec writes in a shorter way than as a mapping.
 _SHORT = {"Source": "a path", "Files": "list of paths"}
 
@@ -59,23 +65,15 @@ def _roles(kind: type[stage.Stage]) -> list[str]:
     if not kind.inputs:
         return ["**Roles**: none.", ""]
     lines = ["**Roles** (`from:`):", ""]
+    filled = stage.filled_roles(kind)
     for name, role in kind.inputs.items():
         shown = "any name" if name == ANY_ROLE else f"`{name}`"
         accepts = " or ".join(sorted(item for item in role.accepts if item != "any")) or "files of any form"
         both = role.either or name == ANY_ROLE
         many = "a list of targets" if role.many else "a target, or a list of them" if both else "one target"
-        rest = "; filled by ingot" if name == _filled(kind) else "; optional" if role.optional else ""
+        rest = "; filled by ingot" if name in filled else "; optional" if role.optional else ""
         lines.append(f"- {shown}: {many}; takes {accepts}{rest}")
     return [*lines, ""]
-
-
-def _filled(kind: type[stage.Stage]) -> str | None:
-    """The role that ingot fills with implied targets, where the defaults tell."""
-    try:
-        hidden = kind.model_construct().hidden()
-    except AttributeError:  # it depends on a parameter that has no default
-        return None
-    return hidden.into if hidden else None
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -139,12 +137,12 @@ def _value(field: dict[str, Any]) -> str:
         return _SHORT.get(_name(field), "mapping")
     if "const" in field or "enum" in field:
         return ", ".join(f"`{choice}`" for choice in field.get("enum", [field.get("const")]))
-    if field["type"] == "array":
+    if field.get("type") == "array":
         return f"list of {_value(field['items'])}"
-    if field["type"] == "object":
+    if field.get("type") == "object":
         return f"mapping of names to {_value(_values(field))}"
     ranges = [f"{words} {field[key]}" for key, words in _RANGES if key in field]
-    return ", ".join([_TYPES[field["type"]], *ranges])
+    return ", ".join([_TYPES[field.get("type", "any")], *ranges])
 
 
 if __name__ == "__main__":

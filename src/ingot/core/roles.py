@@ -121,7 +121,7 @@ def _fits(produced: str, role: Role) -> bool:
 
 def _check_missing(draft: Draft, problems: Problems) -> None:
     assert draft.stage is not None
-    implied = {variant.implied.into for variant in draft.variants.values() if variant.implied}
+    implied = {it.into for variant in draft.variants.values() for it in variant.implied if it.into is not None}
     written = draft.written.get("from")
     given = set(written) if isinstance(written, dict) else set()
     for role in sorted(implied & given):

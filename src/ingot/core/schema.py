@@ -176,23 +176,14 @@ def _matrix(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _filled_role(kind: type[stage.Stage]) -> str | None:
-    """The role that ingot fills with implied targets, where defaults alone tell."""
-    try:
-        hidden = kind.model_construct().hidden()
-    except AttributeError:  # it depends on a parameter that has no default
-        return None
-    return hidden.into if hidden else None
-
-
 def _required_roles(kind: type[stage.Stage]) -> list[str]:
-    filled = _filled_role(kind)
-    return [name for name, role in kind.inputs.items() if name not in (ANY_ROLE, filled) and not role.optional]
+    filled = (ANY_ROLE, *stage.filled_roles(kind))
+    return [name for name, role in kind.inputs.items() if name not in filled and not role.optional]
 
 
 def _from(kind: type[stage.Stage]) -> dict[str, Any]:
     several = {"type": "array", "items": _INPUT, "minItems": 1, "uniqueItems": True}
-    filled = _filled_role(kind)
+    filled = (ANY_ROLE, *stage.filled_roles(kind))
     either = {"anyOf": [_INPUT, several]}
     roles = {
         name: {
@@ -200,7 +191,7 @@ def _from(kind: type[stage.Stage]) -> dict[str, Any]:
             "description": f"Takes: {', '.join(role.accepts)}.",
         }
         for name, role in kind.inputs.items()
-        if name not in (ANY_ROLE, filled)
+        if name not in filled
     }
     found: dict[str, Any] = {
         "type": "object",

@@ -15,7 +15,7 @@ from ingot.core.complaints import describe, unknown_fields
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.extends import load_chain
 from ingot.core.gate_names import Gates, read_gates
-from ingot.core.graph import Node, SpecGraph, expand, implied_elements
+from ingot.core.graph import Node, SpecGraph, expand
 from ingot.core.instances import Instance, Wire, Wiring
 from ingot.core.names import spec_name_problem, target_name_problem
 from ingot.core.problems import Problems, redacted
@@ -171,9 +171,8 @@ def _nodes(drafts: Mapping[str, Draft], known: Mapping[str, tuple[Instance, ...]
         for instance in found:
             names.add(instance.name)
             variant = drafts[target].variants.get(instance.own)
-            if variant is not None and variant.implied is not None:
-                elements = implied_elements(dict(instance.inputs), variant.implied.per)
-                names.update(f"{instance.name}.{element}" for element in elements)
+            for implied in () if variant is None else variant.implied:
+                names.update(implied.nodes(instance.name, dict(instance.inputs)))
     return names
 
 

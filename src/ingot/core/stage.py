@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ingot.core.stage_values import (
+    ELEMENT,
     Device,
     Done,
     Earlier,
@@ -36,6 +37,7 @@ from ingot.core.stage_values import (
 from ingot.errors import UsageError
 
 __all__ = [
+    "ELEMENT",
     "Device",
     "Done",
     "Earlier",
@@ -56,6 +58,7 @@ __all__ = [
     "Source",
     "Stage",
     "Virtual",
+    "filled_roles",
     "kinds",
     "load_kind",
 ]
@@ -210,9 +213,18 @@ class Stage(Frozen):
         """Programs on PATH whose output on this command line is a key part (``{"sox": ("sox", "--version")}``)."""
         return {}
 
-    def hidden(self) -> Hidden | None:
-        """The targets that this one implies, if any."""
-        return None
+    def hidden(self) -> tuple[Hidden, ...]:
+        """The targets that this one implies; one that others of them read stands before those."""
+        return ()
+
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """The names of what it measures with these parameters and with these roles filled.
+
+        Capitals in a name stand for several names (``Measure``). A gate on any other name is refused when the spec is
+        read.
+        """
+        del roles  # a kind that measures more with some of them says it by overriding this
+        return tuple(measure.metric for measure in self.measures)
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """What does not go together with the roles that are filled: (name of the role or parameter, one sentence).
@@ -268,6 +280,15 @@ def _below(pointer: str, value: object) -> Iterator[tuple[str, object, Sequence[
         for index, item in enumerate(value):
             yield f"{pointer}/{index}", item, ()
             yield from _below(f"{pointer}/{index}", item)
+
+
+def filled_roles(kind: type[Stage]) -> tuple[str, ...]:
+    """The roles that ingot fills with implied targets, where the defaults of the parameters tell."""
+    try:
+        hidden = kind.model_construct().hidden()
+    except AttributeError:  # it depends on a parameter that has no default
+        return ()
+    return tuple(dict.fromkeys(item.into for item in hidden if item.into is not None))
 
 
 _STAGES = Path(__file__).parent.parent / "stages"

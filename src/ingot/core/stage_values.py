@@ -55,20 +55,35 @@ class Keyless:
     """
 
 
+#: In ``Hidden.roles``: the element that the hidden target is made for.
+ELEMENT = "*"
+
+
 @dataclass(frozen=True)
 class Hidden:
-    """A target that another target implies: ``report`` implies one ``evaluate`` a candidate.
+    """Targets that another target implies: ``report`` implies one ``evaluate`` a candidate.
 
-    ``per`` is the list role whose every element gets one; ``kind`` and ``params`` say what is
-    built; ``roles`` maps the new target's roles to roles of the implying one (``per`` stands for the
-    element). The results come back to the implying target in role ``into``, in the order of ``per``.
+    ``per`` names the roles of the implying target whose every element gets one, each element once; those that are in
+    the role ``besides`` get none. ``kind`` and ``params`` say what is built. It is named ``IMPLYING.ELEMENT``, or with
+    a ``name`` ``IMPLYING.ELEMENT.NAME``.
+
+    ``roles`` says what fills each of its roles: ``ELEMENT``, a role of the implying target, or the hidden targets
+    ``NAME`` of the element (``"NAME:*"``) or of the elements of a role (``"NAME:reference"``). What is not there fills
+    nothing.
+
+    The results come back to the implying target in its role ``into``, in the order of the elements; with None they
+    are there for other hidden targets only. ``place`` is the parameter that asks for them, where what is wrong with
+    ``params`` is reported.
     """
 
     kind: str
-    per: str
+    per: tuple[str, ...]
     roles: Mapping[str, str]
-    into: str
+    into: str | None
     params: Mapping[str, object] = field(default_factory=dict)
+    name: str = ""
+    besides: str = ""
+    place: tuple[str, ...] = ()
 
 
 class Progress(Protocol):

@@ -20,7 +20,7 @@ from ingot.core.matrix import Axis, read_matrix
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
-from ingot.core.stage import Stage
+from ingot.core.stage import Hidden, Stage
 from ingot.core.yaml_reader import Path
 
 #: Fields of every target; all others are parameters of its kind.
@@ -32,7 +32,7 @@ class Variant:
     """What the kind says for one combination of a target's own axes."""
 
     facts: Facts
-    implied: Implied | None = None
+    implied: tuple[Implied, ...] = ()
 
 
 @dataclass
@@ -163,24 +163,28 @@ def _variant(draft: Draft, params: dict[str, Any], locate: Locate, problems: Pro
         return None
     draft.models.append((model, locate))
     facts = _facts(draft.kind, model, locate, problems)
-    hidden = model.hidden()
-    if hidden is None:
-        return Variant(facts)
+    found = [_implied(draft, hidden, locate, problems) for hidden in model.hidden()]
+    implied = tuple(item for item in found if item is not None)
+    return Variant(facts, implied) if len(implied) == len(found) else None
+
+
+def _implied(draft: Draft, hidden: Hidden, locate: Locate, problems: Problems) -> Implied | None:
+    """What a target implies, checked by its own kind; what is wrong is reported where it was asked for."""
+
+    def below(path: Path) -> Path:
+        return locate((*hidden.place, *path)) if hidden.place else draft.path
+
     if hidden.kind not in stage.kinds():
         what = f"kind {draft.kind!r} implies targets of the kind {hidden.kind!r}, which is not there"
         problems.add((*draft.path, "kind"), "E-SPEC-KIND", what)
         return None
     kind = stage.load_kind(hidden.kind)
-
-    def at_target(_path: Path) -> Path:
-        return draft.path
-
-    below = _validate(kind, json.loads(to_json(dict(hidden.params))), at_target, problems)
-    if below is None:
+    model = _validate(kind, json.loads(to_json(dict(hidden.params))), below, problems)
+    if model is None:
         return None
     single = tuple(role for role, what in kind.inputs.items() if not what.many)
-    implied = _facts(hidden.kind, below, at_target, problems)
-    return Variant(facts, Implied(implied, hidden.per, tuple(hidden.roles.items()), single, hidden.into))
+    facts = _facts(hidden.kind, model, below, problems)
+    return Implied(facts, hidden.per, tuple(hidden.roles.items()), single, hidden.into, hidden.name, hidden.besides)
 
 
 def _validate(

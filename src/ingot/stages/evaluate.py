@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,7 +15,6 @@ from pydantic import Field
 
 from ingot.core.stage import (
     Device,
-    Format,
     Frozen,
     Given,
     Least,
@@ -25,23 +24,13 @@ from ingot.core.stage import (
     Progress,
     Reproducibility,
     Role,
-    Stage,
 )
 from ingot.errors import RefusedInput
+from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
 if TYPE_CHECKING:
     from ingot.kit.backends import Backend
     from ingot.kit.chat import Example, Row
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was found out about a candidate; ``not_measured`` gives a reason a metric."""
-
-    container: str
-    precision: str
-    metrics: Mapping[str, Metric]
-    not_measured: Mapping[str, str] = field(default_factory=dict)
 
 
 class Answers(Frozen):
@@ -94,14 +83,14 @@ class Settings(Frozen):
         return self.model_dump(mode="json", include=set(Settings.model_fields))
 
 
-class Evaluate(Settings, Stage):
+class Evaluate(Settings, Task):
     """Perplexity, divergence from a reference, size and speed of one candidate."""
 
     kind: ClassVar[str] = "evaluate"
+    revision: ClassVar[int] = 2
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
-    produces: ClassVar[Format] = "evaluation"
     inputs: ClassVar[Mapping[str, Role]] = {
-        "candidate": Role(("hf", "gguf", "coreml", "onnx")),
+        "candidate": Role(MODELS),
         "data": Role(("dataset",)),
         "reference": Role(("hf",), optional=True),
     }
@@ -146,7 +135,9 @@ class Evaluate(Settings, Stage):
         _write_lines(out / "documents.jsonl", documents)
         if self.answers is not None:
             _write_lines(out / "answers.jsonl", answers)
-        return self._write(given, out, _Found(container, backend.precision, metrics, not_timed(backend)))
+        found = Found(container, backend.precision, metrics, not_timed(backend))
+        write_evaluation(self.kind, self.settings(), given, out, found)
+        return metrics
 
     def _open(self, folder: Path, given: Given, progress: Progress) -> Backend:
         from ingot.kit.backends import open_backend
@@ -215,22 +206,6 @@ class Evaluate(Settings, Stage):
         found = answers.ask(backend, asked, self.answers.max_tokens, matcher, progress)
         matcher.close()
         return answers.metrics(found, self.answers.max_tokens), found
-
-    def _write(self, given: Given, out: Path, found: _Found) -> Metrics:
-        evaluation = {
-            "format": 1,
-            "candidate": given.digests["candidate"][0],
-            "reference": next(iter(given.digests.get("reference", ())), None),
-            "data": given.digests["data"][0],
-            "settings": self.settings(),
-            "container": found.container,
-            "precision": found.precision,
-            "metrics": {name: metric.to_dict() for name, metric in found.metrics.items()},
-            "not_measured": dict(found.not_measured),
-        }
-        text = json.dumps(evaluation, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-        return found.metrics
 
 
 def _write_lines(path: Path, documents: Iterable[Any]) -> None:

@@ -1,27 +1,45 @@
-"""``report``: what each step of a chain cost and gained, from one cached evaluation a candidate."""
+"""``report``: what each step of a chain cost and gained, from one cached evaluation a candidate and task."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from ingot.core.digest import read_json
-from ingot.core.stage import Format, Given, Hidden, Measure, Metric, Metrics, Progress, Role, Stage
+from pydantic import AfterValidator, Field
+
+from ingot.core.names import suggestion
+from ingot.core.stage import ELEMENT, Format, Given, Hidden, Keyless, Measure, Metric, Metrics, Progress, Role, Stage
 from ingot.errors import RefusedInput
+from ingot.stages._task import MODELS, implied_by, read_evaluation, task_kinds
 from ingot.stages.evaluate import Settings
+
+
+def _task(written: dict[str, Any]) -> dict[str, Any]:
+    """A task as it is written: its parameters are checked by its own kind, where the target is read."""
+    kind = written.get("kind")
+    if kind not in task_kinds():
+        hint = suggestion(kind, task_kinds()) if isinstance(kind, str) else None
+        raise ValueError(f"'kind' is one of {', '.join(task_kinds())}{f'; {hint}' if hint else ''}")
+    return written
+
+
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
 
 class Report(Settings, Stage):
     """Collects evaluations; holds digests and measurements only, names are joined when it is shown."""
 
     kind: ClassVar[str] = "report"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Format] = "report"
     inputs: ClassVar[Mapping[str, Role]] = {
         "data": Role(("dataset",)),
         "reference": Role(("hf",), optional=True),
-        "candidates": Role(("hf", "gguf", "coreml", "onnx"), many=True),
+        "candidates": Role(MODELS, many=True),
+        "judge": Role(("hf", "gguf"), optional=True),
+        "judgements": Role(("dataset",), optional=True),
         "evaluations": Role(("evaluation",), many=True, optional=True),
     }
     measures: ClassVar[tuple[Measure, ...]] = (
@@ -31,32 +49,38 @@ class Report(Settings, Stage):
         Measure("worst_kl_divergence", "nats/token", "with a reference"),
     )
 
-    def hidden(self) -> Hidden:
-        """One ``evaluate`` for each candidate, with the settings of the report."""
-        roles = {"candidate": "candidates", "data": "data", "reference": "reference"}
-        return Hidden("evaluate", "candidates", roles, "evaluations", self.settings())
+    # What they are made of is in the keys of the evaluations, which the report reads.
+    tasks: Annotated[dict[_Name, Annotated[dict[str, Any], AfterValidator(_task)]], Keyless()] = Field(
+        default_factory=dict,
+        description="what every candidate is asked besides, by name: `{kind: KIND, …}` with the parameters of that "
+        "kind; measured under `REPORT.CANDIDATE.NAME`",
+    )
+
+    def hidden(self) -> tuple[Hidden, ...]:
+        """One ``evaluate`` for each candidate, with the settings of the report, and what its tasks imply."""
+        roles = {"candidate": ELEMENT, "data": "data", "reference": "reference"}
+        evaluate = Hidden("evaluate", ("reference", "candidates"), roles, "evaluations", self.settings())
+        return (evaluate, *(hidden for name, task in self.tasks.items() for hidden in implied_by(name, task)))
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """Write report.json: one row a candidate, the reference first, each candidate once."""
+        """Write report.json: one row a candidate, the reference first, each candidate once, and its tasks in it."""
         reference = next(iter(given.digests.get("reference", ())), None)
-        expected = {*given.digests["candidates"], *([reference] if reference else [])}
         rows: dict[str, dict[str, Any]] = {}
+        tasks: list[tuple[str, dict[str, Any]]] = []
         folders = given.many("evaluations")
-        for index, folder in enumerate(folders, start=1):
-            evaluation = _read(folder)
-            self._check(evaluation, given, reference)
-            row = {name: evaluation[name] for name in ("candidate", "container", "precision", "metrics")}
-            rows.setdefault(row["candidate"], {**row, "not_measured": evaluation["not_measured"]})
+        for index, (folder, digest) in enumerate(zip(folders, given.digests["evaluations"], strict=True), start=1):
+            evaluation = read_evaluation(folder)
+            if evaluation["kind"] == "evaluate":
+                self._check(evaluation, given, reference)
+                rows.setdefault(evaluation["candidate"], {**_part(evaluation), "evaluation": digest, "tasks": []})
+            else:
+                tasks.append((digest, evaluation))
             progress(index, len(folders), "evaluations")
-        if set(rows) != expected:
-            absent = sorted(expected - set(rows))
-            raise RefusedInput(
-                "E-REPORT-MISSING",
-                "the evaluations are not those of the report's candidates",
-                facts=[f"without an evaluation: {digest[:12]}" for digest in absent],
-            )
+        _check_rows(rows, {*given.digests["candidates"], *([reference] if reference else [])})
+        for digest, task in tasks:
+            _add_task(rows, task, digest)
         report = {
-            "format": 1,
+            "format": 2,
             "reference": reference,
             "data": given.digests["data"][0],
             "settings": self.settings(),
@@ -82,15 +106,30 @@ class Report(Settings, Stage):
             raise RefusedInput("E-REPORT-MIXED", "an evaluation was not measured like the others", facts=facts)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        value = read_json((folder / "evaluation.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise RefusedInput("E-REPORT-EVALUATION", f"an evaluation cannot be read: {error}") from error
-    fields = {"candidate", "reference", "data", "settings", "container", "precision", "metrics", "not_measured"}
-    if not isinstance(value, dict) or value.get("format") != 1 or not fields <= set(value):
-        raise RefusedInput("E-REPORT-EVALUATION", "an evaluation is not of format 1")
-    return value
+def _part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: evaluation[name] for name in ("candidate", "container", "precision", "metrics", "not_measured")}
+
+
+def _check_rows(rows: Mapping[str, Any], expected: set[str]) -> None:
+    if set(rows) != expected:
+        raise RefusedInput(
+            "E-REPORT-MISSING",
+            "the evaluations are not those of the report's candidates",
+            facts=[f"without an evaluation: {digest[:12]}" for digest in sorted(expected - set(rows))],
+        )
+
+
+def _add_task(rows: Mapping[str, dict[str, Any]], task: Mapping[str, Any], digest: str) -> None:
+    """Add what a task measured to the row of its candidate; which name it has there is joined when it is shown."""
+    if task["candidate"] not in rows:
+        raise RefusedInput(
+            "E-REPORT-MISSING",
+            "a task was given to something that is no candidate of the report",
+            facts=[f"candidate: {task['candidate'][:12]}"],
+        )
+    listed = rows[task["candidate"]]["tasks"]
+    if digest not in [item["evaluation"] for item in listed]:
+        listed.append({"evaluation": digest, **{name: task[name] for name in ("kind", "metrics", "not_measured")}})
 
 
 def _metrics(rows: list[dict[str, Any]]) -> Metrics:
