@@ -122,7 +122,9 @@ def test_a_mask_allows_and_ends() -> None:
 
 def test_a_mask_may_allow_the_end_alone() -> None:
     def end(tokens: Sequence[int]) -> npt.NDArray[np.bool_]:
-        return np.arange(END + 5) == (END if tokens else ord("x"))
+        mask = np.zeros(END + 5, np.bool_)  # longer than the vocabulary: what is not there cannot be taken
+        mask[[END if tokens else ord("x"), END + 3]] = True
+        return mask
 
     assert generate(Bytes("Yes."), [1], Decoding(50), end) == Generation(tuple(b"x"), "x", "end")
 
