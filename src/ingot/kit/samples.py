@@ -2,7 +2,8 @@
 
 ``samples.jsonl`` has one line a prompt, in the order of their ids or of the spec:
 ``{"id", "prompt", "answer", "tokens", "ended"}``. ``prompt`` is a text to be read by people and judges: what the user
-said, or the turns of a longer conversation. ``ended`` is one of ``kit.generate.Ended``.
+said, or the turns of a longer conversation. White space around an answer is no part of it: runtimes do not agree
+whether the text of a first token begins with a space. ``ended`` is one of ``kit.generate.Ended``.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def answer(
                 hint="set 'max_tokens' to less, or where the model reads more, 'context' to more",
             )
         made = generate(backend, ids, replace(decoding, seed=_seed(decoding.seed, prompt.id)))
-        found.append(Sample(prompt.id, prompt.text, made.text, len(made.tokens), made.ended))
+        found.append(Sample(prompt.id, prompt.text, made.text.strip(), len(made.tokens), made.ended))
         progress(number, len(prompts), "answers")
     return found
 
