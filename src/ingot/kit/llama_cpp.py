@@ -125,6 +125,11 @@ class Model:
             room = length + 1
 
     @property
+    def vocab(self) -> Any:
+        """llama.cpp's pointer to the vocabulary; it ends with the model."""
+        return self._vocab
+
+    @property
     def template(self) -> Template:
         """The chat template of the file with its begin and end token."""
         ends = (llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab))
