@@ -1,9 +1,10 @@
 """Rows of a data set as text and as token ids: the one place where training and evaluation get them.
 
 A row is ``{"messages": […]}`` (chat), ``{"prompt", "completion"}`` (completion) or ``{"text"}`` (text). A preference is
-``{"messages" or "prompt", "chosen", "rejected"}``; read as a text to learn or to score it is what was chosen. A chat row
-may hold ``tools``, the functions that its template tells of. Its full text is tokenized once, as llama.cpp would
-tokenize the same text; what is learned and scored is what follows the tokens that the full text shares with the prompt.
+``{"messages" or "prompt", "chosen", "rejected"}``; read as a text to learn or to score it is what was chosen. A chat
+row may hold ``tools``, the functions that its template tells of. Its full text is tokenized once, as llama.cpp would
+tokenize the same text; what is learned and scored is what follows the tokens that the full text shares with the
+prompt.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class Template:
         """Whether it tells a model of functions that it can call: it speaks of ``tools``."""
         return re.search(r"\btools\b", self.source or "") is not None
 
-    def apply(
-        self, messages: Sequence[Row], *, add_generation_prompt: bool = False, tools: Sequence[Row] = ()
-    ) -> str:
+    def apply(self, messages: Sequence[Row], *, add_generation_prompt: bool = False, tools: Sequence[Row] = ()) -> str:
         """The text of a conversation, as transformers' ``apply_chat_template(tokenize=False)`` renders it.
 
         ``tools`` are functions that the model can call, as their JSON schemas; a template is told of none where there

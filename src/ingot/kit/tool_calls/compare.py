@@ -1,7 +1,7 @@
 """Calls held against right ones, by abstract syntax: strictly, and by the rules of BFCL (*lax*).
 
 An answer says of each argument which values are right: ``{"unit": ["celsius", "C", ""]}``; an empty text among them
-means that the argument may be left out.
+means that the argument may be left out. An argument of which no value is right is never right.
 
 *Strict*: the call is the one of which every argument has its first right value, of the same type (5 is not 5.0); an
 argument whose first right value is the empty text is left out, all others are given. Calls stand in the answer's order.
@@ -36,7 +36,7 @@ _TYPES: Mapping[str, type] = {
 def strict(call: Call, answer: Answer) -> bool:
     """Whether a call is the one that the answer names first."""
     name, values = answer
-    return call.name == name and _same(dict(call.arguments), _first(dict(values)))
+    return call.name == name and all(values.values()) and _same(dict(call.arguments), _first(values))
 
 
 def _first(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -83,28 +83,34 @@ def lax_fault(call: Call, answer: Answer, function: Function) -> str | None:
 
 def _right(value: Any, right: Sequence[Any], described: Mapping[str, Any]) -> bool:
     """Whether an argument has one of its right values."""
-    word = str(described.get("type", "any"))
-    wanted = _TYPES.get(word, str)
+    wanted = _type(described)
     if wanted is float and type(value) is int:
         value = _as_float(value)
-    given = next((type(item) for item in right if item != _LEFT_OUT), None)
+    given = next((type(item) for item in right if item != _LEFT_OUT), wanted)
     if type(value) is not wanted:
         # Where right values are of another type than the function says, the value may be of that type.
         return type(value) is given and value in right
-    inner = _TYPES.get(str((described.get("items") or {}).get("type", "any")), str) if wanted is list else None
-    if inner is not None and not any(_typed(value, item, inner) for item in right):
+    inner = _type(described.get("items") or {}) if wanted is list else str
+    if isinstance(value, list) and not any(_typed(value, item, inner) for item in right):
         return False
-    if given is not None and given is not wanted:
+    if given is not wanted:
         return value in right
-    if wanted is dict:
-        return any(_object(value, item) for item in right if item != _LEFT_OUT)
-    if wanted is list and inner is dict:
-        return any(_objects(value, item) for item in right if isinstance(item, list))
-    if wanted is str:
-        return plain(value) in [plain(item) for item in right if isinstance(item, str)]
-    if wanted is list:
-        return _plain_items(value) in [_plain_items(item) for item in right if isinstance(item, list)]
-    return value in right
+    return any(_equal(value, item, inner) for item in right)
+
+
+def _type(described: Mapping[str, Any]) -> type:
+    return _TYPES.get(str(described.get("type", "any")), str)
+
+
+def _equal(value: Any, right: Any, inner: type) -> bool:
+    """Whether a value of the function's type is a right value; ``inner`` is the type of the items of a list."""
+    if type(value) is not type(right):
+        return bool(value == right)
+    if isinstance(value, dict):
+        return _object(value, right)
+    if isinstance(value, list):
+        return _objects(value, right) if inner is dict else _plain_items(value) == _plain_items(right)
+    return plain(value) == plain(right) if isinstance(value, str) else bool(value == right)
 
 
 def _as_float(value: int) -> float | int:
