@@ -231,6 +231,36 @@ def test_the_schema_of_the_real_kinds() -> None:
     assert references <= set(parsed["$defs"])
 
 
+REPORT = (
+    "  d: {kind: dataset, sources: [{path: a.jsonl}]}\n"
+    "  report:\n    kind: report\n    from: {data: d, candidates: [w]}\n    tasks:\n      "
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "right"),
+    [
+        ("gsm8k: {kind: harness, path: tasks/gsm8k, tasks: [gsm8k], num_fewshot: 5}", True),
+        ("gsm8k: {kind: harness, path: tasks/gsm8k, tasks: [gsm8k], num_fewshots: 5}", False),
+        ("gsm8k: {kind: harness, path: tasks/gsm8k}", False),
+        ("gsm8k: {kind: harness, path: tasks/gsm8k, tasks: []}", False),
+        ("gsm8k: {kind: evaluate}", False),
+        ("gsm8k: {path: tasks/gsm8k, tasks: [gsm8k]}", False),
+        ("GSM8K: {kind: harness, path: tasks/gsm8k, tasks: [gsm8k]}", False),
+    ],
+)
+def test_the_tasks_of_a_report_are_checked_with_the_parameters_of_their_kind(
+    task: str, *, right: bool, folder: Folder
+) -> None:
+    spec = f"format: 1\nname: s\ntargets:\n  w: {{kind: fetch, path: model}}\n{REPORT}{task}\n"
+    assert accepts(spec) is right
+    if right:
+        assert folder.load(spec)
+    else:
+        with pytest.raises(SpecError):
+            folder.load(spec)
+
+
 @pytest.mark.parametrize("path", sorted((REPO / "specs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_the_specs_of_the_repository_conform(path: Path) -> None:
     assert accepts(path.read_text())

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ggufkit import raw_gguf, tensor_info, text
+from harnesskit import all_forms
 from ingot.core.stage import kinds, load_kind
 from ingot.errors import IngotError, RefusedInput
 from ingot.kit.render import Renderer
@@ -102,6 +103,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("evaluate", {}, "reference", ("data", "candidate")),
     ("samples", {"documents": 1, "max_tokens": 2}, "candidate", ("data",)),
     ("judge", {}, "judge", JUDGED),
+    ("harness", {"path": "tasks", "tasks": ["story"]}, "candidate", ()),
 )
 #: Kinds and roles that take a model and read nothing of it: what it said lies in another role.
 BY_DIGEST = {("match", "candidate"), ("judge", "candidate"), ("judge", "reference")}
@@ -127,6 +129,7 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "calibration": rows,
         "adapter": adapter,
         "tokenizer": model,
+        "tasks": all_forms(folder / "tasks"),
     }
 
 
@@ -154,8 +157,9 @@ def test_no_kind_hands_a_bad_folder_to_a_library(
     tried = [case for case in READERS if not (plant in WEIGHT_PLANTS and (case[0], case[2]) in CONFIG_READERS)]
     for number, (kind, params, role, others) in enumerate(tried):
         inputs = {**{name: good[name] for name in others}, role: bad}
+        sources = [good["tasks"]] if kind == "harness" else []
         with pytest.raises(RefusedInput) as caught:
-            run_stage(kind, params, inputs, tmp_path, seed=1, name=f"out{number}")
+            run_stage(kind, params, inputs, tmp_path, sources=sources, seed=1, name=f"out{number}")
         assert caught.value.code == HF_PLANTS[plant], f"{kind} {role}: {caught.value}"
         assert list((tmp_path / f"out{number}").rglob("*.safetensors")) == []
     cases(len(tried))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harnesskit import all_forms
 from ingot.core.stage import Done, Given, Least, load_kind
 from ingot.core.weights_facts import facts_of
 from stagekit import Recorder, digest_of
@@ -88,6 +89,7 @@ SAMPLES: dict[str, Sample] = {
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
+    "harness": Sample({"path": "tasks", "tasks": ["story"], "limit": 3}, {"candidate": "fetch"}, ("tasks",)),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
     "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),
     "match": Sample({}, {"candidate": "fetch", "data": "dataset", "samples": "samples"}),
@@ -115,6 +117,7 @@ def prepare(stories: Path, work: Path) -> None:
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     (work / "src" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STORIES))
+    all_forms(work / "src" / "tasks")
     (work / "src" / "files").mkdir()
     (work / "src" / "files" / "a.txt").write_text("a\n")
 

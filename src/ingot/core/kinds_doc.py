@@ -53,6 +53,9 @@ def _kind(name: str, kind: type[stage.Stage]) -> list[str]:
     rows = list(_rows("", schema, schema.get("$defs", {})))
     if rows:
         lines += _table(("parameter", "value", "default", "meaning"), rows)
+    if any(line.startswith("| `tasks` | mapping") for line in lines):
+        listed = ", ".join(f"[{task}](#{task})" for task in stage.asking_kinds())
+        lines += [f"Kinds of tasks (`tasks: {{NAME: {{kind: KIND, …}}}}`), each with its own parameters: {listed}.", ""]
     measured = [(f"`{metric}`", unit, when) for metric, unit, when in kind.measures]
     lines += ["**Measures** (a metric is there only if this build measured it):", ""]
     lines += _table(("metric", "unit", "when"), measured)

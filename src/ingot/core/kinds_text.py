@@ -33,8 +33,8 @@ FORMATS: Mapping[str, str] = {
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
     "samples": "answers of a model (`samples`): `samples.jsonl`, and `evaluation.json` with what was counted in them.",
-    "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
-    "questions were asked `answers.jsonl` with what was answered.",
+    "evaluation": "an `evaluation`: `evaluation.json`, and JSON lines with what was found of each document, item or "
+    "question (`documents.jsonl`, `items.jsonl`, `answers.jsonl`).",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 

@@ -121,7 +121,7 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
     if files is not None:
         # ``files:`` is written as the list alone; the mapping is its resolved form.
         below[f"{name}.{stage.Files.__name__}"] = {"anyOf": [{"type": "array", "items": {"type": "string"}}, files]}
-    params = model.get("properties", {})
+    params = _with_tasks(kind, model.get("properties", {}), below)
     own = {
         "type": "object",
         "description": (kind.__doc__ or "").strip().partition("\n")[0],
@@ -139,6 +139,34 @@ def _kind(name: str, kind: type[stage.Stage]) -> dict[str, Any]:
     if not own["allOf"]:
         del own["allOf"]
     return {name: own, **below}
+
+
+def _with_tasks(kind: type[stage.Stage], params: dict[str, Any], below: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The parameters of a kind; those of a report know what each kind of task takes."""
+    field = kind.model_fields.get("tasks")
+    if field is None or "patternProperties" not in params["tasks"]:
+        return params
+    task: dict[str, Any] = {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"enum": list(stage.asking_kinds()), "description": "What asks every candidate."}},
+        "allOf": [],
+    }
+    for name in stage.asking_kinds():
+        asked = _kind(name, stage.load_kind(name))[name]
+        given = {key: value for key, value in asked["properties"].items() if key not in ("from", "virtual", "matrix")}
+        required = stage.load_kind(name).model_json_schema(by_alias=True).get("required", [])
+        below[f"task.{name}"] = {
+            "type": "object",
+            "description": asked["description"],
+            "properties": given,
+            "required": ["kind", *required],
+            "additionalProperties": False,
+        }
+        chosen = {"properties": {"kind": {"const": name}}, "required": ["kind"]}
+        task["allOf"].append({"if": chosen, "then": {"$ref": f"#/$defs/task.{name}"}})
+    named = dict.fromkeys(params["tasks"]["patternProperties"], task)
+    return {**params, "tasks": {**params["tasks"], "patternProperties": named, "additionalProperties": False}}
 
 
 def _virtual(kind: type[stage.Stage]) -> dict[str, Any]:

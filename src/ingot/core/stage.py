@@ -58,6 +58,7 @@ __all__ = [
     "Source",
     "Stage",
     "Virtual",
+    "asking_kinds",
     "filled_roles",
     "kinds",
     "load_kind",
@@ -299,6 +300,14 @@ _STAGES = Path(__file__).parent.parent / "stages"
 def kinds() -> tuple[str, ...]:
     """The names of all kinds: the files of ``ingot/stages``; imports none of them."""
     return tuple(sorted(p.stem for p in _STAGES.glob("*.py") if re.fullmatch(r"[a-z][a-z0-9_]*", p.stem)))
+
+
+def asking_kinds() -> tuple[str, ...]:
+    """The kinds that a report can have under ``tasks:``: those that say what they imply there. Loads all kinds.
+
+    A report has one ``evaluate`` of each candidate anyhow.
+    """
+    return tuple(name for name in kinds() if name != "evaluate" and hasattr(load_kind(name), "implied"))
 
 
 @cache

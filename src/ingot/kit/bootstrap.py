@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,3 +73,21 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * of)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def statistic_interval(
+    items: Sequence[Any], statistic: Callable[[Sequence[Any]], float], resamples: int
+) -> tuple[float, float] | None:
+    """The 95 % interval of any statistic of items drawn with replacement, by the percentile method.
+
+    None for fewer than two items, and where the statistic of a resample is no number.
+    """
+    if len(items) < 2:
+        return None
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    drawn = generator.integers(0, len(items), (resamples, len(items)))
+    found = np.array([statistic([items[at] for at in row]) for row in drawn], dtype=np.float64)
+    if not np.isfinite(found).all():
+        return None
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -163,9 +163,15 @@ class Model:
             row = self._decode(tokens[-1:], range(1))
         return tokens, finite
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        data, special = b"", False
+    @property
+    def edges(self) -> tuple[int | None, int | None]:
+        """The ids of the begin and the end token; None where the file has none."""
+        begin, end = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
+        return (int(begin) if begin >= 0 else None, int(end) if end >= 0 else None)
+
+    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids; special tokens are left out unless ``special``."""
+        data = b""
         for token in ids:
             buffer = ctypes.create_string_buffer(256)
             length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)

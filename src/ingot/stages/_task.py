@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ingot.core.digest import read_json
-from ingot.core.stage import ELEMENT, Format, Given, Hidden, Metric, Role, Stage, kinds, load_kind
+from ingot.core.stage import ELEMENT, Format, Given, Hidden, Metric, Role, Stage, asking_kinds, load_kind
 from ingot.errors import RefusedInput
 
 #: Everything that can be run here and asked.
@@ -60,7 +60,7 @@ class Task(Stage):
 
 def task_kinds() -> tuple[str, ...]:
     """The kinds that a report can have under ``tasks:``; it has one ``evaluate`` of each candidate anyhow."""
-    return tuple(name for name in kinds() if name != "evaluate" and issubclass(load_kind(name), Task))
+    return asking_kinds()
 
 
 def implied_by(name: str, written: Mapping[str, Any]) -> tuple[Hidden, ...]:

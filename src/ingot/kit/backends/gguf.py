@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from gguf import LlamaFileType
@@ -26,6 +27,15 @@ class _Runner(Model):
     def forget(self) -> None:
         """Empty the context, as the first token of any document does."""
         self.logits([], last=True)
+
+    def keep(self, count: int) -> int:
+        """Forget all but the first ``count`` tokens; how many are left: none where the memory cannot be cut."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if count and llama_cpp.llama_memory_seq_rm(memory, 0, count, -1):
+            self._position = count
+            return count
+        self.forget()
+        return 0
 
     def read(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
         """Append at most ``SEGMENT`` tokens; the logits of the kept ones (at least one)."""
@@ -70,6 +80,19 @@ class GgufBackend:
         """The text of token ids, special tokens left out."""
         return self._model.text(ids)
 
+    @property
+    def edges(self) -> tuple[int | None, int | None]:
+        """The ids of the file's begin and end token; None where it has none."""
+        return self._model.edges
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text; with ``special`` those that the file says to add around one, too."""
+        return self._model.tokenize(text, bos=special)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of token ids, that of special tokens too."""
+        return self._model.text(ids, special=True)
+
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
         import torch
@@ -86,6 +109,19 @@ class GgufBackend:
         self._model.forget()
         parts = [ids[start : start + SEGMENT] for start in range(0, len(ids), SEGMENT)]
         return [self._model.read(part, range(len(part) - 1, len(part))) for part in parts][-1].reshape(-1)
+
+    def resumed(self, ids: Sequence[int], kept: int, first: int) -> torch.Tensor:
+        """Logits that follow ``ids[first:]``; the first ``kept`` ids, those that were read last, are not read again."""
+        import torch
+
+        rows = []
+        for start in range(self._model.keep(kept), len(ids), SEGMENT):
+            part = ids[start : start + SEGMENT]
+            wanted = range(max(first - start, 0), len(part))
+            found = self._model.read(part, wanted or range(len(part) - 1, len(part)))
+            if wanted:
+                rows.append(torch.from_numpy(found))
+        return torch.cat(rows)
 
     def step(self, token: int) -> Next:
         """Append one token; the logits of the next one."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ingot.kit import chat, hf, layers
-from ingot.kit.backends import Next, segments
+from ingot.kit.backends import SEGMENT, Next, segments
 
 
 class HfBackend:
@@ -67,6 +67,28 @@ class HfBackend:
     def step(self, token: int) -> Next:
         """Append one token; the logits of the next one."""
         return self._advance([token])
+
+    def resumed(self, ids: Sequence[int], kept: int, first: int) -> torch.Tensor:
+        """Logits that follow ``ids[first:]``; the first ``kept`` ids, those that were read last, are not read again."""
+        rows = []
+        for start in range(self._keep(kept), len(ids), SEGMENT):
+            part = ids[start : start + SEGMENT]
+            wanted = min(len(part), start + len(part) - first)
+            output = self._forward(part, self._cache, max(wanted, 1), more=True)
+            self._cache = output.past_key_values
+            if wanted > 0:
+                rows.append(output.logits[0].float().cpu())
+        return torch.cat(rows)
+
+    def _keep(self, count: int) -> int:
+        """Forget all but so many tokens; how many are left: none where a cache cannot be cut (windows, states)."""
+        layers = getattr(self._cache, "layers", ())
+        if count and layers and all(type(layer).__name__ == "DynamicLayer" for layer in layers):
+            if more := self._cache.get_seq_length() - count:
+                self._cache.crop(-more)
+            return count
+        self._cache = None
+        return 0
 
     def _advance(self, ids: Sequence[int]) -> Next:
         output = self._forward(ids, self._cache, 1, more=True)
