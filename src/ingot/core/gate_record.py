@@ -12,8 +12,8 @@ Receipt = Mapping[str, Any]
 _FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}
 
 
-def fields(verdict: Verdict, target: str, current: Mapping[str, Receipt]) -> dict[str, Any]:
-    """The fields of an entry that records a failure or a warning, its subject among them.
+def entry(verdict: Verdict, target: str, current: Mapping[str, Receipt]) -> dict[str, Any]:
+    """The fields of an entry that records a failure or a warning, its type and its subject among them.
 
     ``reference`` is the digest of what was compared with: of a relative gate the other measurement, else the reference
     that the measurement itself has.
@@ -22,6 +22,7 @@ def fields(verdict: Verdict, target: str, current: Mapping[str, Receipt]) -> dic
     reference = receipt["inputs"].get("reference")
     compared = verdict.compared
     found = {
+        "type": "gate-failed" if verdict.word == "fail" else "gate-warned",
         "target": target,
         "digest": receipt["digest"],
         "gate": verdict.gate,
@@ -51,35 +52,35 @@ def further(verdict: Verdict) -> dict[str, Any]:
     return found
 
 
-def gate_of(entry: Mapping[str, Any]) -> Gate:
+def gate_of(recorded: Mapping[str, Any]) -> Gate:
     """The gate that an entry records, with the one limit that it records; KeyError, TypeError where it has none."""
-    limit = entry["limit"]
+    limit = recorded["limit"]
     sides: dict[str, Any] = {side: float(limit[side]) for side in ("min", "max") if side in limit}
     if not sides:
         raise KeyError("limit")
     words = [word for word in _FORMS if word in limit]
     return Gate(
-        str(entry["gate"]),
+        str(recorded["gate"]),
         **sides,
         bound=limit.get("bound", "value"),
-        severity=entry.get("severity", "fail"),
-        undecided=entry.get("undecided", "warn"),
+        severity=recorded.get("severity", "fail"),
+        undecided=recorded.get("undecided", "warn"),
         form=_FORMS[words[0]] if words else None,
         other=str(limit[words[0]]) if words else "",
-        rule=str(entry.get("rule", "")),
+        rule=str(recorded.get("rule", "")),
     )
 
 
-def again(entry: Mapping[str, Any], side: Side, other: Side | None) -> list[Verdict]:
+def again(recorded: Mapping[str, Any], side: Side, other: Side | None) -> list[Verdict]:
     """An entry's gate judged again from the measurements that it names.
 
     A paired interval is drawn again where the documents of both are here; else the one that was recorded counts.
     """
-    gate, compared = gate_of(entry), entry.get("compared")
+    gate, compared = gate_of(recorded), recorded.get("compared")
     if compared is None:
         return judge(gate, side)
     drawn = judge(gate, side, Other(str(compared["name"]), other))
     if compared["method"] != "paired" or any(it.compared and it.compared.method == "paired" for it in drawn):
         return drawn
-    low, high = entry["interval"]
+    low, high = recorded["interval"]
     return judge(gate, side, Other(str(compared["name"]), other, interval=(float(low), float(high))))

@@ -55,7 +55,7 @@ def _wanted(value: object, path: Path, problems: Problems) -> Iterator[tuple[str
         if name not in PRESETS:
             shown = repr(shorten(name)) if isinstance(name, str) else describe(name)
             hint = suggestion(name, PRESETS) if isinstance(name, str) else f"one of {', '.join(PRESETS)}"
-            problems.add(place, _CODE, f"there is no preset {shown}", hint, key=True)
+            problems.add(place, _CODE, f"there is no preset {shown}", hint, key=isinstance(value, dict))
         elif not isinstance(changes, dict):
             problems.add(place, _CODE, f"a preset is changed by {{METRIC: NUMBER or null}}, not {describe(changes)}")
         else:
@@ -74,7 +74,7 @@ def _spread(name: str, preset: str, changes: Mapping[str, Any], place: tuple[Pat
             continue
         found = measurers(name, metric, nodes)
         if not found:
-            problems.add(path, _CODE, *_unmeasured(name, preset, metric), key=True)
+            problems.add(path, _CODE, *_unmeasured(name, preset, metric))
         for node in found:
             yield _limited(f"{node.name}.{metric}", Limit(limit.side, number), preset)
     yield from _kept(name, preset, changes.get(KEPT, rule.kept), place)

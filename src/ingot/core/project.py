@@ -231,17 +231,17 @@ class Project:
 
     def record_failures(self, node: Node, verdicts: Iterable[gates.Verdict]) -> None:
         """Append ``gate-failed`` or ``gate-warned`` once for each that no log knows yet."""
-        found = [verdict for verdict in verdicts if verdict.word in ("fail", "warn") and verdict.value is not None]
-        if not found:
+        told = (verdict for verdict in verdicts if verdict.word in ("fail", "warn") and verdict.value is not None)
+        found = [gate_record.entry(verdict, f"{node.spec}:{verdict.target}", self.current) for verdict in told]
+        if all(self.index.gate_known(fields) for fields in found):
             return
         # Another process may be judging the same measurements.
         with self.store.exclusive("gates"):
             self.index.sync()
-            for verdict in found:
-                kind = "gate-failed" if verdict.word == "fail" else "gate-warned"
-                fields = gate_record.fields(verdict, f"{node.spec}:{verdict.target}", self.current)
-                if not self.index.gate_known(fields | {"type": kind}):
-                    self.record(decision_statement(kind, fields))
+            for fields in found:
+                if not self.index.gate_known(fields):
+                    rest = {name: value for name, value in fields.items() if name != "type"}
+                    self.record(decision_statement(fields["type"], rest))
 
     def log_path(self, node: Node) -> Path:
         """Where the output of a target's stage is kept when it fails."""

@@ -84,6 +84,8 @@ class Session:
         self.verdicts[name] = verdicts
         if not all(verdict.passed for verdict in verdicts):
             return False
+        # What only warns stops nothing, so nothing will be executed that could record it.
+        self.project.record_failures(node, verdicts)
         self._said_fresh.add(name)
         return True
 
