@@ -75,7 +75,6 @@ def put(sandbox: Sandbox) -> int:
 RATIO = "  report.gguf.perplexity: {max: 1.05, relative_to: reference}\n"
 
 
-@pytest.mark.fault("G", "a candidate whose ratio to the reference is beyond its gate")
 def test_a_ratio_to_the_reference_fails_once_for_each_reference(sandbox: Sandbox) -> None:
     good = {"report.base": {"perplexity": 10.0}, "report.gguf": {"perplexity": 10.4}}
     assert built(sandbox, "one", RATIO, good)["code"] == 0
@@ -108,7 +107,6 @@ def test_what_is_not_measured_of_the_other_is_not_known(sandbox: Sandbox) -> Non
 GROWTH = "  report.gguf.nll: {max: 0.1, minus: last_good}\n  regression: false\n"
 
 
-@pytest.mark.fault("G", "a result that is worse than the last good one, and one after it that is not")
 def test_last_good_is_the_newest_that_did_not_fail(sandbox: Sandbox) -> None:
     first = built(sandbox, "one", GROWTH, {"report.gguf": measured(1.0)})
     assert first["code"] == 0
@@ -138,7 +136,6 @@ def test_an_earlier_result_that_was_measured_otherwise_answers_nothing(sandbox: 
     assert "was not measured in the same way" in verdicts(sandbox)[0]["reason"]
 
 
-@pytest.mark.fault("G", "a candidate that is certainly worse than the promoted one")
 def test_a_regression_is_caught_after_a_promotion(sandbox: Sandbox) -> None:
     first = built(sandbox, "one", "", *of(0))
     assert (first["code"], put(sandbox)) == (0, 0)
@@ -200,7 +197,6 @@ def test_a_promoted_one_that_was_measured_blocks_what_was_not(sandbox: Sandbox) 
 # --- warnings, and samples that do not tell ---------------------------------------------------------------------------
 
 
-@pytest.mark.fault("G", "a gate that only warns, and is broken")
 def test_a_warning_fails_nothing_and_is_recorded_once(sandbox: Sandbox) -> None:
     gates = "  report.gguf.perplexity: {max: 5, severity: warn}\n"
     found = built(sandbox, "one", gates, {"report.gguf": {"perplexity": 6.0}})
@@ -221,7 +217,6 @@ def test_a_warning_fails_nothing_and_is_recorded_once(sandbox: Sandbox) -> None:
     assert len(recorded(sandbox, "gate-failed")) == 1, "the same threshold fails now: that is another thing"
 
 
-@pytest.mark.fault("G", "an interval on both sides of its limit")
 @pytest.mark.parametrize(("undecided", "code", "kind"), [("warn", 0, "gate-warned"), ("fail", 1, "gate-failed")])
 def test_an_interval_that_straddles_the_limit(sandbox: Sandbox, undecided: str, code: int, kind: str) -> None:
     gates = f"  report.gguf.nll: {{max: 1.25, bound: confident, undecided: {undecided}}}\n"

@@ -159,6 +159,12 @@ def test_each_number_of_a_preset_can_be_changed_or_left_out(folder: Folder) -> N
         assert "must be a" in str(folder.error(chain(line, fast=True)))
 
 
+def test_a_preset_may_only_warn(folder: Folder) -> None:
+    line = f"presets: {{gguf@Q8_0: {{chat: {{{SLOW}, severity: SEVERITY}}}}}}"
+    assert {gate.severity for gate in graph(folder, line.replace("SEVERITY", "warn"), fast=True).gates} == {"warn"}
+    assert "must be one of fail, warn" in str(folder.error(chain(line.replace("SEVERITY", "loud"), fast=True)))
+
+
 def test_a_preset_that_limits_what_nothing_measures_says_so(folder: Folder) -> None:
     error = str(folder.error(chain("presets: {gguf@Q8_0: interactive}")))
     assert "the preset 'interactive' limits 'first_token_s', which nothing measures of 'gguf@Q8_0'" in error

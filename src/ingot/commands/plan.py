@@ -243,7 +243,9 @@ def _summary(items: Sequence[Planned]) -> str:
 
 
 def _failing(project: Project, items: Iterable[Planned]) -> list[str]:
-    return [str(it) for item in items for it in project.judge(item.node) if it.word in ("fail", "warn")]
+    """What fails or warns by what is recorded; what was not measured yet will be."""
+    verdicts = (verdict for item in items for verdict in project.judge(item.node))
+    return [str(it) for it in verdicts if it.word in ("fail", "warn") and it.value is not None]
 
 
 def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:

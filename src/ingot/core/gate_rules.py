@@ -36,9 +36,13 @@ def read_presets(value: object, nodes: Nodes, unsure: Collection[str], problems:
             hint = f"did you mean {near!r}?" if near else None
             problems.add(path, _CODE, f"there is no target {shorten(target)!r}", hint, key=True)
         for preset, changes, place in _wanted(wanted, path, problems):
-            unknown_fields(changes, place, (*PRESETS[preset].limits, KEPT), problems)
+            unknown_fields(changes, place, (*PRESETS[preset].limits, KEPT, "severity"), problems)
+            if changes.get("severity", "fail") not in get_args(Severity):
+                what = f"must be one of {', '.join(get_args(Severity))}, not {describe(changes['severity'])}"
+                problems.add((*place, "severity"), _CODE, what)
             for name in meant:
-                found += _spread(name, preset, changes, (place, nodes, problems))
+                spread = _spread(name, preset, changes, (place, nodes, problems))
+                found += [replace(gate, severity=changes.get("severity", "fail")) for gate in spread]
     return found
 
 

@@ -101,8 +101,8 @@ class Gatekeeper:
         return next((result for result in results if _measures(result, receipt)), None)
 
     def _why_unknown(self, measurer: Node, receipt: Receipt) -> str:
-        item = self._planned[measurer.id]
-        if item.receipt is None:
+        item = self._planned.get(measurer.id)
+        if item is not None and item.receipt is None:
             return f"{measurer.id} is {item.state}: what it measured is not up to date"
         return f"{measurer.id} has no measurement of {str(receipt['digest'])[:12]}"
 

@@ -62,7 +62,8 @@ def _targets(one: dict[str, Any]) -> dict[str, Any]:
 
 def _gates() -> dict[str, Any]:
     share = {"type": ["number", "null"]}
-    changes = {"type": "object", "additionalProperties": share}
+    severity = {"enum": list(get_args(Severity))}
+    changes = {"type": "object", "properties": {"severity": severity}, "additionalProperties": share}
     one = {"enum": list(PRESETS)}
     several = {"type": "array", "items": one}
     preset = {"anyOf": [one, several, {"type": "object", "additionalProperties": changes, "propertyNames": one}]}
