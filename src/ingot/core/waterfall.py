@@ -122,7 +122,6 @@ class Waterfalls:
         self._lineage = Lineage(lookup or Lookup(project))
         self._reference: str | None = next((str(it["digest"]) for it in inputs(report, "reference")), None)
         self._read: dict[str, paired.Documents] = {}
-        self._reasons: dict[str, Mapping[str, str]] = {}
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Receipt]]:
@@ -259,14 +258,19 @@ class Waterfalls:
         receipt = self.measured.get(task, {}).get(link.digest)
         if receipt is None:
             return None
-        digest = str(receipt["digest"])
-        if digest not in self._reasons:
-            store = self._project.store
-            self._reasons[digest] = {}
-            if store.presence(digest, receipt["files"])[0] == "present":
-                text = (store.object_path(digest) / "evaluation.json").read_text(encoding="utf-8")
-                self._reasons[digest] = json.loads(text).get("not_measured", {})
-        return self._reasons[digest].get(name)
+        return reasons_of(self._project, receipt).get(name)
+
+
+def reasons_of(project: Project, receipt: Mapping[str, Any]) -> Mapping[str, str]:
+    """Why a measurement lacks what it lacks, by metric, in its own words; nothing where its artifact is not whole."""
+    store, digest = project.store, str(receipt["digest"])
+    if store.presence(digest, receipt["files"])[0] != "present":
+        return {}
+    try:
+        value = json.loads((store.object_path(digest) / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value.get("not_measured", {}) if isinstance(value, dict) else {}
 
 
 def unknown_metric(metric: str, known: Sequence[str]) -> UsageError:
