@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from ingot.core.complaints import describe, unknown_fields
+from ingot.core.directions import better
 from ingot.core.gate_nodes import Known, Nodes, instances_of, measurers, reference_of
 from ingot.core.gate_presets import KEPT, PRESETS, Limit
 from ingot.core.gates import Gate, Severity, Undecided
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
-from ingot.core.quality import better, is_score
+from ingot.core.quality import is_score, telling
 from ingot.core.scalars import shorten
 from ingot.core.yaml_reader import Path
 
@@ -160,8 +161,9 @@ def _check_metric(metric: object, path: Path, known: tuple[Nodes, Collection[str
     if not isinstance(metric, str):
         problems.add(path, _CODE, f"must be the name of a metric, not {describe(metric)}")
     elif not unsure and not any(node.measures(metric) for node in candidates):
-        telling = [name for name in measured if better(name)]
-        problems.add(path, _CODE, f"nothing measures {shorten(metric)!r} of a candidate", suggestion(metric, telling))
+        problems.add(
+            path, _CODE, f"nothing measures {shorten(metric)!r} of a candidate", suggestion(metric, telling(measured))
+        )
     elif better(metric) is None:
         what = f"it is not known which way {shorten(metric)!r} is better"
         problems.add(path, _CODE, what, "write a gate on it with minus: active")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import quality
+from ingot.core.directions import better
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
 from ingot.core.paired import Sums
@@ -132,7 +133,7 @@ def _sampled(rule: Mapping[str, Any], theirs: Receipt, ours: Receipt | None) -> 
 def regression_gate(rule: Mapping[str, Any], name: str) -> Gate:
     """Fails where the whole interval of the difference is on the worse side of the margin (0 unless given)."""
     margin = float(rule.get("margin", {}).get(name.rpartition(".")[2], 0))
-    lower = quality.better(name.rpartition(".")[2]) == "lower"
+    lower = better(name.rpartition(".")[2]) == "lower"
     return Gate(
         name,
         max=margin if lower else None,

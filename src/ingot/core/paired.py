@@ -6,22 +6,23 @@ for one model makes it hard for the other, and that cancels. Otherwise the inter
 they were independent (Zou & Donner 2008: the ends of an interval recover the variance; ratios on the scale of
 logarithms). Of something without an interval it is taken that it is exact.
 
-Gates are judged by commands that load no numpy, so this is plain Python; documents beyond ``_BLOCKS`` are drawn in
-blocks of neighbours, which are neighbours by the hash of their content alone.
+Commands that only read load no numpy, so this is plain Python; documents beyond ``_BLOCKS`` are drawn in blocks of
+neighbours, which are neighbours by the hash of their content alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 Form = Literal["ratio", "difference"]
 Interval = tuple[float, float]
 
-_RESAMPLES = 2000
+RESAMPLES = 2000
 _BLOCKS = 200
 _SEED = 0
 #: Beyond so many times what was measured, a number of samples is no advice.
@@ -54,6 +55,88 @@ class Sums:
         return [self._of(sum(map(top, drawn)), sum(map(bottom, drawn))) for drawn in _drawn(len(tops))]
 
 
+Row = Mapping[str, Any]
+Documents = Sequence[Row]
+
+
+class Ratio(NamedTuple):
+    """A metric that is made of sums over documents: what each adds above and below the line of the fraction."""
+
+    top: Callable[[Row], float]
+    bottom: Callable[[Row], float]
+    exp: bool = False
+
+
+def _tokens(row: Row) -> float:
+    return float(row["tokens"])
+
+
+def _one(_row: Row) -> float:
+    return 1.0
+
+
+def _right(row: Row) -> float:
+    return float(row["exact"] if row["pattern"] is None else row["pattern"])
+
+
+#: What the lines of ``documents.jsonl`` give.
+RATIOS: Mapping[str, Ratio] = {
+    "nll": Ratio(lambda row: row["nll"], _tokens),
+    "perplexity": Ratio(lambda row: row["nll"], _tokens, exp=True),
+    "bits_per_byte": Ratio(lambda row: row["nll"] / math.log(2), lambda row: row["bytes"]),
+    "nll_difference": Ratio(lambda row: row["nll"] - row["ref_nll"], _tokens),
+    "kl_divergence": Ratio(lambda row: row["kl"], _tokens),
+    "top1_agreement": Ratio(lambda row: row["agree"], _tokens),
+}
+#: What lines about one question each give: of ``answers.jsonl``, …
+ANSWERS: Mapping[str, Ratio] = {
+    "exact_match": Ratio(lambda row: row["exact"], _one),
+    "pattern_accuracy": Ratio(_right, _one),
+    "answers_ended": Ratio(lambda row: row["ended"], _one),
+}
+
+
+def of_item(metric: str) -> Ratio:
+    """… and of ``items.jsonl``, where an item has what it scored under the name of the metric."""
+    name = "exact" if metric == "exact_match" else metric
+    return Ratio(lambda row: row[name if name in row else metric], _one)
+
+
+def sums(ratio: Ratio, rows: Documents, value: float) -> Sums | None:
+    """The sums of what was recorded with a value; None where the rows do not give it, or are of another form."""
+    try:
+        ids = tuple(str(row["id"]) for row in rows)
+        tops, bottoms = (tuple(float(part(row)) for row in rows) for part in (ratio.top, ratio.bottom))
+        found = Sums(ids, tops, bottoms, ratio.exp)
+        same = math.isclose(found.value(), value, rel_tol=1e-6, abs_tol=1e-12)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return found if same and len(set(ids)) == len(ids) else None
+
+
+class Difference(NamedTuple):
+    """After less before; no interval where there are too few documents for one."""
+
+    value: float
+    interval: Interval | None
+    documents: int
+    resamples: int
+
+
+def difference(metric: str, before: Documents, after: Documents, values: tuple[float, float]) -> Difference | None:
+    """The paired difference of a metric whose recorded values are ``values``; None where it cannot be had.
+
+    That is: the metric is not made of sums, the documents are others, or their sums do not give the recorded values.
+    """
+    ratio = RATIOS.get(metric)
+    if ratio is None or not before:
+        return None
+    first, second = sums(ratio, before, values[0]), sums(ratio, after, values[1])
+    if first is None or second is None or first.ids != second.ids:
+        return None
+    return Difference(values[1] - values[0], paired(second, first, "difference"), len(before), RESAMPLES)
+
+
 def _blocks(values: tuple[float, ...]) -> tuple[float, ...]:
     count = len(values)
     if count <= _BLOCKS:
@@ -68,7 +151,7 @@ def _drawn(count: int) -> tuple[tuple[int, ...], ...]:
 
     # What it gives for a seed is the same in every version of Python.
     draw = random.Random(_SEED).random  # noqa: S311 - nothing secret is drawn
-    return tuple(tuple(int(draw() * count) for _ in range(count)) for _ in range(_RESAMPLES))
+    return tuple(tuple(int(draw() * count) for _ in range(count)) for _ in range(RESAMPLES))
 
 
 def together(ours: float, theirs: float, form: Form) -> float | None:
@@ -84,7 +167,7 @@ def paired(ours: Sums, theirs: Sums, form: Form) -> Interval | None:
         return None
     found = [together(one, two, form) for one, two in zip(ours.draws(), theirs.draws(), strict=True)]
     values = sorted(value for value in found if value is not None and math.isfinite(value))
-    if len(values) < _RESAMPLES:
+    if len(values) < RESAMPLES:
         return None
     return _quantile(values, 0.025), _quantile(values, 0.975)
 
