@@ -17,7 +17,10 @@ from projectkit import Sandbox
 from recordkit import publish
 from registrykit import receipt
 
-Metrics = Mapping[str, float]
+#: A value, or a whole metric where it has an interval.
+Metrics = Mapping[str, float | Mapping[str, object]]
+#: Further files of an artifact, by the name of its target.
+Files = Mapping[str, Mapping[str, bytes]]
 
 
 def own_keys(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +40,12 @@ def plan(project: Project) -> dict[str, Planned]:
 
 
 def fill(
-    sandbox: Sandbox, content: str = "x", metrics: Mapping[str, Metrics] | None = None, *, only: str = ""
+    sandbox: Sandbox,
+    content: str = "x",
+    metrics: Mapping[str, Metrics] | None = None,
+    *,
+    only: str = "",
+    files: Files | None = None,
 ) -> dict[str, str]:
     """Give every target that is not fresh (or ``only`` one) a result, in order, as ``doit`` would; digests by target.
 
@@ -49,7 +57,8 @@ def fill(
         if only not in ("", node.id):
             continue
         if planned.state != "fresh":
-            digest, records = publish(sandbox, {"out.txt": f"{node.name} {content}\n".encode()})
+            more = dict((files or {}).get(node.name, {}))
+            digest, records = publish(sandbox, {"out.txt": f"{node.name} {content}\n".encode(), **more})
             _record(project, planned, digest, [record.to_dict() for record in records], metrics or {})
         elif planned.restored:
             fields = {"target": node.id, "spec": node.spec, "key": planned.key, "digest": planned.digest}
@@ -70,7 +79,7 @@ def _record(project: Project, planned: Planned, digest: str, files: Any, metrics
         if listed:
             inputs[role] = listed[0] if role in node.single_roles else listed
     measured = {
-        name: {"value": value, "unit": "1", "method": "typed in by a test"}
+        name: {"unit": "1", "method": "typed in", **(value if isinstance(value, Mapping) else {"value": value})}
         for name, value in metrics.get(node.name, {}).items()
     }
     made = receipt(target=node.id, spec=node.spec, kind=node.kind, revision=node.revision, key=planned.key)

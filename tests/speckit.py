@@ -12,7 +12,19 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ingot.core import stage
 from ingot.core.spec import ResolvedSpec, load_spec
-from ingot.core.stage import ELEMENT, Device, Files, Format, Frozen, Hidden, Reproducibility, Role, Source, Stage
+from ingot.core.stage import (
+    ELEMENT,
+    Device,
+    Files,
+    Format,
+    Frozen,
+    Hidden,
+    Measure,
+    Reproducibility,
+    Role,
+    Source,
+    Stage,
+)
 from ingot.errors import SpecError
 
 
@@ -23,6 +35,7 @@ def _as_source(value: object) -> object:
 class Fetch(Stage):
     kind: ClassVar[str] = "fetch"
     network: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("bytes", "B"),)
     path: Annotated[Source | None, BeforeValidator(_as_source)] = None
     sha256: str | None = None
     note: str = ""
@@ -88,7 +101,16 @@ class Gguf(Stage):
     kind: ClassVar[str] = "gguf"
     produces: ClassVar[Format] = "gguf"
     inputs: ClassVar[Mapping[str, Role]] = {"model": Role(("hf",))}
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("bytes", "B"),
+        Measure("first_token_s", "s", "with `benchmark`"),
+        Measure("token_p50_s", "s", "with `benchmark`"),
+    )
     type: Literal["Q8_0", "Q4_0", "Q4_K_M", "F16"] = "Q8_0"
+    benchmark: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        return super().measured(roles) if self.benchmark else ("bytes",)
 
 
 class Evaluate(Stage):
@@ -100,7 +122,18 @@ class Evaluate(Stage):
         "data": Role(("dataset",)),
         "reference": Role(("hf",), optional=True),
     }
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("nll", "nats/token"),
+        Measure("perplexity", "1"),
+        Measure("kl_divergence", "nats/token", "with a reference"),
+        Measure("pattern_accuracy", "1"),
+        Measure("tensors_TYPE", "1", "for each type"),
+    )
     documents: Annotated[int, Field(ge=2)] = 32
+
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        found = super().measured(roles)
+        return found if "reference" in roles else tuple(name for name in found if name != "kl_divergence")
 
 
 class Report(Stage):
@@ -138,6 +171,7 @@ class Command(Stage):
     kind: ClassVar[str] = "command"
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {"*": Role()}
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("bytes", "B"),)
     command: tuple[str, ...] = Field(min_length=1)
     files: Annotated[Files, BeforeValidator(_as_files)] = Files()
     used: dict[str, tuple[str, ...]] = Field(default={}, alias="tools")
@@ -160,6 +194,7 @@ class Node(Stage):
     """A node of any graph: any roles, three numbers to vary."""
 
     kind: ClassVar[str] = "node"
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("bytes", "B"),)
     inputs: ClassVar[Mapping[str, Role]] = {
         "a": Role(optional=True),
         "b": Role(optional=True),

@@ -33,6 +33,8 @@ gates:
   report.student.pattern_accuracy: null
   report.gguf@F16.pattern_accuracy: null
   report.onnx.pattern_accuracy: null
+  report.onnx.nll: null
+  report.coreml.nll: null
   report.coreml.pattern_accuracy: null
   report.gguf@Q8_0.pattern_accuracy: {min: 0.6, bound: lower}
 """

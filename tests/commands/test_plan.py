@@ -56,6 +56,7 @@ def test_json_has_the_documented_fields(fresh: Sandbox) -> None:
         "key": None,
         "digest": None,
         "gate": None,
+        "gates": [],
         "resumes": None,
         "predicted": None,
         "at_least": None,

@@ -20,7 +20,7 @@ from projectkit import Sandbox
 from recordkit import audited, codes, registry_of, store_of
 
 Fields = dict[str, Any]
-GATE = "  report.gguf.kl: {max: 0.5}\n"
+GATE = "  report.gguf.kl_divergence: {max: 0.5}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _keys(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def accepted(sandbox: Sandbox) -> Fields:
     """A chain with an accepted result; the fields of the true entry."""
     report_spec(sandbox, GATE)
-    fill(sandbox, "1", {"report.gguf": {"kl": 0.1}})
+    fill(sandbox, "1", {"report.gguf": {"kl_divergence": 0.1}})
     report_spec(sandbox, GATE, word="two")
     project = opened(sandbox)
     accept(project, plan(project)["s:gguf"], None, "same bytes")
@@ -47,7 +47,7 @@ def accepted(sandbox: Sandbox) -> Fields:
 def promoted(sandbox: Sandbox) -> Fields:
     """A chain whose candidate is promoted; the fields of the true entry."""
     report_spec(sandbox, GATE)
-    fill(sandbox, "1", {"report.gguf": {"kl": 0.1}, "gguf": {"bits": 4.0}})
+    fill(sandbox, "1", {"report.gguf": {"kl_divergence": 0.1}, "gguf": {"bits": 4.0}})
     project = opened(sandbox)
     promote(project, [project.nodes["s:gguf"]], None, None)
     assert codes(sandbox) == []
@@ -149,7 +149,7 @@ def test_the_value_was_not_measured(sandbox: Sandbox, promoted: Fields) -> None:
     fields["gates"][0]["value"] = 0.2
     lie(sandbox, "promote", fields)
     assert problems(sandbox) == [
-        "promote_differs: promote of s:gguf: gate report.gguf.kl: 0.2 is not what was measured"
+        "promote_differs: promote of s:gguf: gate report.gguf.kl_divergence: 0.2 is not what was measured"
     ]
 
 
@@ -164,7 +164,7 @@ def test_a_promotion_against_its_gate_is_found(sandbox: Sandbox, promoted: Field
     fields["gates"][0]["limit"] = limit
     lie(sandbox, "promote", fields)
     (problem,) = problems(sandbox)
-    assert problem.startswith("promote_differs: promote of s:gguf: gate report.gguf.kl fails at 0.1")
+    assert problem.startswith("promote_differs: promote of s:gguf: gate report.gguf.kl_divergence fails at 0.1")
 
 
 def test_a_measurement_that_no_entry_built(sandbox: Sandbox, promoted: Fields) -> None:
@@ -194,12 +194,12 @@ def test_an_acceptance_without_a_field_is_unreadable(sandbox: Sandbox, accepted:
 @pytest.mark.parametrize(
     "gate",
     [
-        {"gate": "report.gguf.kl", "limit": {}, "value": 1, "measured": "6" * 64},
+        {"gate": "report.gguf.kl_divergence", "limit": {}, "value": 1, "measured": "6" * 64},
         {"gate": "kl", "limit": {"max": 1}, "value": 1, "measured": "6" * 64},
-        {"gate": "report.gguf.kl", "limit": {"max": 1}, "value": None, "measured": "6" * 64},
-        {"gate": "report.gguf.kl", "limit": {"max": 1}, "value": 1, "measured": None},
-        {"gate": "report.gguf.kl", "limit": {"max": "low"}, "value": 1, "measured": "6" * 64},
-        "report.gguf.kl",
+        {"gate": "report.gguf.kl_divergence", "limit": {"max": 1}, "value": None, "measured": "6" * 64},
+        {"gate": "report.gguf.kl_divergence", "limit": {"max": 1}, "value": 1, "measured": None},
+        {"gate": "report.gguf.kl_divergence", "limit": {"max": "low"}, "value": 1, "measured": "6" * 64},
+        "report.gguf.kl_divergence",
     ],
 )
 def test_a_promotion_of_another_form_is_unreadable(sandbox: Sandbox, promoted: Fields, gate: Any) -> None:

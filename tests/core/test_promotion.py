@@ -23,8 +23,8 @@ from ingot.errors import GateFailed, IngotError, StoreDamaged, UsageError
 from projectkit import Sandbox
 from recordkit import store_of, writable
 
-GATE = "  report.gguf.kl: {max: 0.5}\n"
-GOOD, BAD = {"report.gguf": {"kl": 0.1}}, {"report.gguf": {"kl": 0.9}}
+GATE = "  report.gguf.kl_divergence: {max: 0.5}\n"
+GOOD, BAD = {"report.gguf": {"kl_divergence": 0.1}}, {"report.gguf": {"kl_divergence": 0.9}}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,12 @@ def test_a_spec_is_one_commit_of_all_its_visible_targets(reported: Sandbox) -> N
     assert len({entry.time for entry in entries}) == 1
     gguf = entries[2].statement["predicate"]
     measured = str(opened(reported).index.latest["s:report.gguf"]["digest"])
-    judged = {"gate": "report.gguf.kl", "limit": {"max": 0.5, "bound": "value"}, "value": 0.1, "measured": measured}
+    judged = {
+        "gate": "report.gguf.kl_divergence",
+        "limit": {"max": 0.5, "bound": "value"},
+        "value": 0.1,
+        "measured": measured,
+    }
     assert gguf["gates"] == [judged]
     assert (gguf["replaces"], gguf["reason"], gguf["spec"]) == (None, "first", "s")
 
@@ -112,7 +117,7 @@ def test_a_failing_gate_stops_the_candidate_and_the_report(reported: Sandbox) ->
         error = refused(reported, GateFailed, name)
         assert error.code == "E-GATE"
         assert error.exit_code == 1
-        assert error.facts == ("report.gguf.kl ≤ 0.5: FAIL at 0.9",)
+        assert error.facts == ("report.gguf.kl_divergence ≤ 0.5: FAIL at 0.9",)
     assert put(reported, "s:base") == 1, "no gate concerns the reference"
 
 
@@ -122,10 +127,10 @@ def test_a_whole_spec_is_refused_when_one_target_is(reported: Sandbox) -> None:
 
 
 def test_a_gate_that_was_not_measured_is_not_known(reported: Sandbox) -> None:
-    report_spec(reported, "  report.gguf.top1: {min: 0.5}\n")
+    report_spec(reported, "  report.gguf.top1_agreement: {min: 0.5}\n")
     error = refused(reported, GateFailed, "s:gguf")
     assert error.code == "E-GATE-UNKNOWN"
-    assert "nothing measures 'top1' there" in error.facts[0]
+    assert "nothing measures 'top1_agreement' there" in error.facts[0]
 
 
 def test_a_measurement_that_is_not_up_to_date_answers_nothing(reported: Sandbox) -> None:
@@ -167,11 +172,11 @@ def test_an_earlier_result_that_was_never_measured_is_not_known(reported: Sandbo
 
 
 def test_an_own_gate_and_a_gate_of_the_whole_report_concern_a_target(reported: Sandbox) -> None:
-    metrics = {**GOOD, "gguf": {"bits": 9.0}, "report": {"worst": 0.7}}
-    rebuilt(reported, "two", metrics, "  gguf.bits: {max: 8}\n")
-    assert refused(reported, GateFailed, "s:gguf").facts == ("gguf.bits ≤ 8: FAIL at 9",)
-    report_spec(reported, "  report.worst: {max: 0.6}\n", word="two")
-    assert refused(reported, GateFailed, "s:gguf").facts == ("report.worst ≤ 0.6: FAIL at 0.7",)
+    metrics = {**GOOD, "gguf": {"bytes": 9.0}, "report": {"worst_kl_divergence": 0.7}}
+    rebuilt(reported, "two", metrics, "  gguf.bytes: {max: 8}\n")
+    assert refused(reported, GateFailed, "s:gguf").facts == ("gguf.bytes ≤ 8: FAIL at 9",)
+    report_spec(reported, "  report.worst_kl_divergence: {max: 0.6}\n", word="two")
+    assert refused(reported, GateFailed, "s:gguf").facts == ("report.worst_kl_divergence ≤ 0.6: FAIL at 0.7",)
 
 
 def test_what_is_not_up_to_date_or_never_built_is_refused(reported: Sandbox) -> None:
@@ -360,7 +365,7 @@ def test_last_good_leaves_out_what_failed_a_gate(reported: Sandbox) -> None:
         assert last_good(reported, target) == first[target]
     assert last_good(reported, "s:base") == first["s:base"]
     # The limit is raised, and the result promoted: its gates were judged anew.
-    report_spec(reported, "  report.gguf.kl: {max: 1}\n", word="two")
+    report_spec(reported, "  report.gguf.kl_divergence: {max: 1}\n", word="two")
     assert last_good(reported, "s:gguf") == first["s:gguf"]
     put(reported, "s:gguf")
     assert last_good(reported, "s:gguf") == second

@@ -108,6 +108,9 @@ class Validator:
             self.ok(item, r) for pattern, r in rule.items() for key, item in value.items() if re.search(pattern, key)
         )
 
+    def _not(self, value: Any, rule: Any, _rules: Any) -> bool:
+        return not self.ok(value, rule)
+
     def _additionalProperties(self, value: Any, rule: Any, around: Any) -> bool:  # noqa: N802  # the keyword's name
         if not isinstance(value, dict):
             return True

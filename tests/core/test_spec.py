@@ -38,7 +38,7 @@ def test_defaults_are_filled_in(folder: Folder) -> None:
     assert spec.targets["report"].inputs["candidates"] == ("merged", "gguf")
     assert (spec.name, spec.seed, spec.file) == ("chain", 7, "specs/a.yaml")
     assert spec.targets["adapter"].line == 8
-    assert spec.gates == {"report.gguf@Q8_0.kl_divergence": {"max": 0.5}}
+    assert spec.gates.written == {"report.gguf@Q8_0.kl_divergence": {"max": 0.5}}
 
 
 def test_field_names_may_be_aliases(folder: Folder) -> None:
@@ -94,7 +94,7 @@ gates: {w.bytes: {max: 5}}
             "targets:\n  w: {note: new, sha256: null}\n  d: {dedup: {grams: 5}}\n"
             "  c: {command: [z]}\n  e: {kind: fetch, note: null}\ngates: {w.bytes: null}\n",
         )
-        assert (spec.name, spec.seed, spec.gates) == ("child", 3, {})
+        assert (spec.name, spec.seed, spec.gates.written) == ("child", 3, {})
         assert spec.targets["w"].params == {"path": None, "sha256": None, "note": "new"}
         assert spec.targets["d"].params["dedup"] == {"threshold": 0.5, "grams": 5}
         assert spec.targets["d"].params["sources"][0]["path"] == "lib/data/p.txt"

@@ -315,7 +315,7 @@ def test_each_mistake_has_its_code_place_and_field(
         (head(W, "b: {kind: convert, from: {model: w}, dtype: float61}"), "did you mean 'float16'?"),
         (head(W, gates="gates:\n  v.bytes: {maxi: 1}\n"), "did you mean 'max'?"),
         (head("n: {kind: node, matrix: {x: [1, 2]}}", "m: {kind: node, from: {a: n@3}}"), "did you mean 'n@2'?"),
-        (head("n: {kind: node, matrix: {x: [1, 2]}}", gates="gates:\n  n.b: {max: 1}\n"), "one of n@1, n@2"),
+        (head("n: {kind: node, matrix: {x: [1, 2]}}", gates="gates:\n  n.bytes: {max: 1}\n"), "one of n@1, n@2"),
         (head("w: {kind: fetch, note: 3.10}"), 'quote it: "3.10"'),
     ],
 )

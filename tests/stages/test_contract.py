@@ -126,6 +126,10 @@ def test_the_reference_names_what_is_measured(kind: str, two_runs: tuple[Results
     patterns = {re.sub("[A-Z]+", "[a-z0-9_]+", name): (unit, when) for name, unit, when in told}
     for name, unit in measured.items():
         assert [found for pattern, (found, _) in patterns.items() if re.fullmatch(pattern, name)] == [unit], name
+    roles = frozenset(SAMPLES[kind].inputs)
+    allowed = [re.sub("[A-Z]+", "[a-z0-9_]+", name) for name in sample(kind).measured(roles)]
+    for name in measured:
+        assert any(re.fullmatch(pattern, name) for pattern in allowed), f"a gate on {name} would be refused"
     for pattern, (_, when) in patterns.items():
         assert when != "always" or any(re.fullmatch(pattern, name) for name in measured), pattern
 

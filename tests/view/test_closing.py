@@ -198,13 +198,13 @@ def test_the_report_fits_the_terminal(run: Run, width: int) -> None:
 def test_gates_say_value_limit_and_what_is_not_known(run: Run) -> None:
     run.target("s:report", "report", fate="fresh", files=("x",))
     run.session.verdicts["s:report"] = [
-        Verdict("report.a.kl", "report.a", "kl", "max", 0.5, value=0.03125, passed=True),
-        Verdict("report.a.nll", "report.a", "nll", "max", 0, "upper", value=0.01, passed=False),
+        Verdict("report.a.kl", "report.a", "kl", "max", 0.5, value=0.03125, finding="kept"),
+        Verdict("report.a.nll", "report.a", "nll", "max", 0, "upper", value=0.01, finding="broken"),
         Verdict("report.b.kl", "report.b", "kl", "min", 1, reason="the target has not been measured", nearest=("kk",)),
     ]
     assert [render(line, color=False) for line in gate_lines(run.session, run.board)] == [
         "gate pass     0.03125, needs ≤ 0.5  report.a.kl",
-        "gate FAIL     0.01, needs ≤ 0  report.a.nll (upper end)",
+        "gate FAIL     0.01, needs ≤ 0  report.a.nll (upper end of its interval)",
         "gate unknown  no value, needs ≥ 1  report.b.kl: the target has not been measured (nearest: kk)",
     ]
 
@@ -221,7 +221,7 @@ def test_a_report_whose_gates_fail_is_shown_all_the_same(run: Run) -> None:
 def test_gates_of_two_specs_name_the_spec(run: Run) -> None:
     run.target("s:a", "command")
     run.target("t:a", "command")
-    run.session.verdicts["t:a"] = [Verdict("a.bytes", "a", "bytes", "max", 5, value=3, passed=True)]
+    run.session.verdicts["t:a"] = [Verdict("a.bytes", "a", "bytes", "max", 5, value=3, finding="kept")]
     assert [render(line, color=False) for line in gate_lines(run.session, run.board)] == [
         "gate pass     3, needs ≤ 5  t:a.bytes"
     ]

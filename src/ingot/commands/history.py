@@ -130,12 +130,8 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
 
         receipt = known.selected(entry, data)
         return "found again" if receipt is None else found_again(receipt, str(data["target"])).detail
-    if entry.type == "gate-failed":
-        limit = data.get("limit", {})
-        sides = ", ".join(f"{side} {limit[side]:g}" for side in ("min", "max") if side in limit)
-        bound = limit.get("bound", "value")
-        end = "" if bound == "value" else f" ({bound} end of the interval)"
-        return f"{data.get('gate')} is {data.get('value'):.6g}{end}, gate: {sides}"
+    if entry.type in ("gate-failed", "gate-warned"):
+        return _gate(data)
     if entry.type == "origin":
         seen = len(data.get("seen", ()))
         return f"log {data['origin']} starts" + (f", having seen {seen} other{'s' * (seen != 1)}" if seen else "")
@@ -143,6 +139,21 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
         return _decided(entry, data, known)
     shown = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
     return ", ".join(f"{name} {value}" for name, value in data.items() if name not in shown)
+
+
+def _gate(data: Json) -> str:
+    """What a gate found: the number, what it was compared with, and the limit."""
+    limit = data.get("limit", {})
+    sides = ", ".join(f"{side} {limit[side]:g}" for side in ("min", "max") if side in limit)
+    bound = limit.get("bound", "value")
+    end = f" ({bound} end of the interval)" if bound in ("lower", "upper") else ""
+    compared, ends = data.get("compared"), data.get("interval")
+    sign = "/" if "relative_to" in limit else "−"
+    beside = f" {sign} {compared['name']}" if compared else ""
+    interval = f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else ""
+    rule = f"{data['rule']}: " if data.get("rule") else ""
+    undecided = ": not enough samples to say" if data.get("finding") == "undecided" else ""
+    return f"{rule}{data.get('gate')}{beside} is {data.get('value'):.6g}{interval}{end}, gate: {sides}{undecided}"
 
 
 def _shared(data: Json) -> str:

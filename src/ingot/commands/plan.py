@@ -85,6 +85,7 @@ def to_json(project: Project, item: Planned) -> dict[str, Any]:
         "key": item.key,
         "digest": item.digest,
         "gate": gate_word(project, item),
+        "gates": [verdict.to_dict() for verdict in project.judge(item.node)],
     }
 
 
@@ -128,13 +129,10 @@ def _peak_json(peak: Peak | None) -> dict[str, Any]:
 
 
 def gate_word(project: Project, item: Planned) -> str | None:
-    """``pass``, ``fail`` or ``unknown`` by what is recorded; None for a target that no gate judges."""
-    from ingot.core.gates import passes
+    """The worst verdict by what is recorded: ``fail``, ``unknown``, ``warn``, ``pass``; None where nothing judges."""
+    from ingot.core.gates import worst
 
-    verdicts = project.judge(item.node)
-    if not verdicts:
-        return None
-    return {True: "pass", False: "fail", None: "unknown"}[passes(verdicts)]
+    return worst(project.judge(item.node))
 
 
 def _show(screen: Screen, project: Project, items: Sequence[Planned], found: Forecast, *, everything: bool) -> None:
@@ -245,7 +243,9 @@ def _summary(items: Sequence[Planned]) -> str:
 
 
 def _failing(project: Project, items: Iterable[Planned]) -> list[str]:
-    return [str(verdict) for item in items for verdict in project.judge(item.node) if verdict.passed is False]
+    """What fails or warns by what is recorded; what was not measured yet will be."""
+    verdicts = (verdict for item in items for verdict in project.judge(item.node))
+    return [str(it) for it in verdicts if it.word in ("fail", "warn") and it.value is not None]
 
 
 def _note_missing(screen: Screen, items: Iterable[Planned]) -> None:

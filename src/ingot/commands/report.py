@@ -49,7 +49,7 @@ class Report(IngotCommand):
                     "digest": receipt["digest"],
                     "names": names,
                     "report": report,
-                    "gates": [_gate_json(verdict) for verdict in verdicts_of(project, receipt)],
+                    "gates": [verdict.to_dict() for verdict in verdicts_of(project, receipt)],
                 }
                 for receipt, names, report in found
             ]
@@ -77,7 +77,7 @@ def _open() -> Project:
 
 def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
     """The gates that the spec of today sets at a report, judged from what the report was made of; none without it."""
-    from ingot.core import gates
+    from ingot.core.gate_judging import judge_at
 
     node = project.nodes.get(str(receipt["target"]))
     if node is None:
@@ -85,22 +85,16 @@ def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
     listed = [value if isinstance(value, list) else [value] for value in receipt["inputs"].values()]
     used = {str(item["digest"]) for items in listed for item in items}
 
-    def metrics_of(name: str) -> Mapping[str, Mapping[str, object]] | None:
-        if name == node.name:
-            return receipt["metrics"]  # type: ignore[no-any-return]  # a receipt is JSON
+    def now(name: str) -> Json | None:
+        if name == node.id:
+            return receipt
         try:
-            measured = registry.receipt_of_target(project, f"{node.spec}:{name}")
+            measured = registry.receipt_of_target(project, name)
         except UsageError:
             return None
-        return measured["metrics"] if measured["digest"] in used else None
+        return measured if measured["digest"] in used or project.nodes[name].hidden is False else None
 
-    return gates.judge(project.gates_of(node), metrics_of)
-
-
-def _gate_json(verdict: Verdict) -> dict[str, Any]:
-    word = {True: "pass", False: "fail", None: "unknown"}[verdict.passed]
-    limit = {verdict.side: verdict.limit, "bound": verdict.bound}
-    return {"gate": verdict.gate, "limit": limit, "value": verdict.value, "verdict": word}
+    return list(judge_at(project, node, now))
 
 
 def _show_gates(screen: Screen, verdicts: Sequence[Verdict], *, markdown: bool) -> None:

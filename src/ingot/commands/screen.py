@@ -24,6 +24,7 @@ _LAST_MIN = 24
 _COLOURS = {
     "fresh": "green", "ok": "green", "pass": "green", "stale": "yellow", "waiting": "cyan", "building": "blue",
     "restored": "cyan", "note": "cyan", "missing": "red", "fail": "red", "damaged": "red", "gate-failed": "red",
+    "warn": "yellow", "gate-warned": "yellow",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ingot.commands.screen import (
 )
 from ingot.core.acceptance import words
 from ingot.core.lookup import place_text
+from ingot.errors import SpecError
 from ingot.view.parities import compared
 from ingot.view.runtimes import of_baseline, ran_on, side_by_side
 
@@ -63,8 +64,27 @@ class Show(IngotCommand):
             screen.json(receipt)
         else:
             _show(screen, project, receipt)
+            _show_gates(screen, receipt)
         keep_derived(project)
         return 0
+
+
+def _show_gates(screen: Screen, receipt: Json) -> None:
+    """What the gates of today's spec say of this very result, by what is recorded of it; nothing where it is bad."""
+    from ingot.commands.base import open_project
+    from ingot.core.gatekeeper import Gatekeeper
+
+    try:
+        project = open_project()
+    except SpecError:
+        return
+    node = project.nodes.get(str(receipt["target"]))
+    if node is not None:
+        judged = Gatekeeper(project, {}, project.standing()).judge(node, receipt, pinned=True)
+        if judged:
+            screen.line()
+        for item in judged:
+            screen.line(f"gate: {item.verdict}")
 
 
 def _show_active(screen: Screen, project: Project, name: str, *, json: bool) -> None:

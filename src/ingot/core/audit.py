@@ -18,11 +18,13 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingot.core.decision_audit import acceptances, check_form, contradictions
 from ingot.core.digest import FileRecord, hash_file, is_digest, tree_digest, walk_files
+from ingot.core.gate_sides import side_of
 from ingot.core.key import forms_of, key_of
 from ingot.core.rederive import derive, disagreements
 from ingot.core.registry import Entry, Registry
@@ -266,7 +268,7 @@ class _Auditor:
                 self.problem("lineage_broken", _place(entry), f"an input of {receipt['target']}, {digest[:16]}…, {how}")
         for entry, what in stream_contradictions(self.builds):
             self.problem("stream_differs", _place(entry), what)
-        for code, entry, what in contradictions(self.decisions, self.builds):
+        for code, entry, what in contradictions(self.decisions, self.builds, partial(side_of, self.store)):
             self.problem(code, _place(entry), what)
 
     def _check_results(self) -> None:

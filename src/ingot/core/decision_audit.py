@@ -4,18 +4,22 @@
 - ``key_differs``: the key of an ``accept`` entry is not the hash of its parts
 - ``accept_differs``: the build that an ``accept`` entry names is not there, wrote other bytes, is of another kind or
   was built from other roles; or the inputs of the entry are not those of its key parts
-- ``promote_differs``: a ``promote`` entry lists a gate that the measurement it names does not pass, or a value that
-  this measurement did not record
+- ``promote_differs``: a ``promote`` entry lists a gate that the measurements it names do not pass, or a value that
+  does not follow from them
+- ``gate_differs``: a ``gate-failed`` or ``gate-warned`` entry tells of a limit that the measurements it names keep, or
+  of a value that does not follow from them
 - ``rollback_differs``: a ``rollback`` goes to a digest that was never promoted for its target
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ingot.core import acceptance, gates
+from ingot.core import acceptance, gate_record
 from ingot.core.digest import is_digest
+from ingot.core.gates import Side, Verdict, passes, split_gate
+from ingot.core.index import GATE_TYPES
 from ingot.core.key import key_of
 from ingot.core.registry import Entry
 from ingot.core.standing import Decision
@@ -34,10 +38,21 @@ def check_form(entry: Entry) -> None:
         Decision.of(entry, ("", "", 0))
     if entry.type == "promote":
         for gate in fields["gates"]:
-            gates.split_gate(gate["gate"])
-            _limits(gate)
-            if not is_digest(gate["measured"]) or not isinstance(gate["value"], int | float):
-                raise TypeError("a gate without what it was judged from")
+            _check_gate(gate, gate["measured"])
+    if entry.type in GATE_TYPES:
+        _check_gate(fields, fields["digest"])
+
+
+def _check_gate(gate: Mapping[str, Any], measured: object) -> None:
+    split_gate(gate["gate"])
+    form = gate_record.gate_of(gate).form
+    if not is_digest(measured) or not isinstance(gate["value"], int | float):
+        raise TypeError("a gate without what it was judged from")
+    compared = gate.get("compared")
+    if (form is None) != (compared is None) or (compared is not None and not is_digest(compared["measured"])):
+        raise TypeError("a relative gate without what it was compared with")
+    if compared is not None and compared["method"] == "paired" and len(gate["interval"]) != 2:
+        raise TypeError("a paired interval without its ends")
 
 
 def acceptances(decisions: Sequence[Entry]) -> dict[tuple[str, int], Receipt]:
@@ -50,8 +65,19 @@ def acceptances(decisions: Sequence[Entry]) -> dict[tuple[str, int], Receipt]:
     return found
 
 
-def contradictions(decisions: Sequence[Entry], builds: Sequence[tuple[Entry, Receipt]]) -> Found:
-    """Every problem of the decisions, as (code, entry, what is wrong)."""
+#: One side of a gate, from the receipt of a measurement.
+SideOf = Callable[[Receipt], Side]
+
+
+def from_log(receipt: Receipt) -> Side:
+    """A side of which no document is here."""
+    return Side(receipt["metrics"], str(receipt["digest"]))
+
+
+def contradictions(
+    decisions: Sequence[Entry], builds: Sequence[tuple[Entry, Receipt]], side_of: SideOf = from_log
+) -> Found:
+    """Every problem of the decisions, as (code, entry, what is wrong). ``side_of`` may know documents, too."""
     by_digest: dict[str, list[Receipt]] = {}
     for _entry, receipt in builds:
         by_digest.setdefault(str(receipt["digest"]), []).append(receipt)
@@ -66,8 +92,11 @@ def contradictions(decisions: Sequence[Entry], builds: Sequence[tuple[Entry, Rec
             for code, what in _accept_problems(entry, by_place, by_digest.keys()):
                 yield code, entry, f"{name}: {what}"
         elif entry.type == "promote":
-            for what in _promote_problems(entry, by_digest):
+            for what in _promote_problems(entry, by_digest, side_of):
                 yield "promote_differs", entry, f"{name}: {what}"
+        elif entry.type in GATE_TYPES:
+            for what in _gate_problems(entry, by_digest, side_of):
+                yield "gate_differs", entry, f"{name}: {what}"
         elif entry.type == "rollback" and (target, digest) not in promoted:
             yield "rollback_differs", entry, f"{name} goes to {digest[:16]}…, which was never promoted for it"
 
@@ -106,23 +135,35 @@ def _tagged(value: Any) -> list[str]:
     return [str(item).removeprefix("sha256:") for item in ([value] if isinstance(value, str) else value)]
 
 
-def _limits(gate: Mapping[str, Any]) -> dict[str, object]:
-    """The limit of a recorded gate as a spec would write it; KeyError or TypeError where it has none."""
-    limit: dict[str, object] = {side: float(gate["limit"][side]) for side in ("min", "max") if side in gate["limit"]}
-    if not limit:
-        raise KeyError("limit")
-    return limit | {"bound": gate["limit"].get("bound", "value")}
-
-
-def _promote_problems(entry: Entry, by_digest: Mapping[str, Sequence[Receipt]]) -> Iterator[str]:
+def _promote_problems(entry: Entry, by_digest: Mapping[str, Sequence[Receipt]], side_of: SideOf) -> Iterator[str]:
     for gate in decision_of(entry.statement)["gates"]:
-        receipts = by_digest.get(str(gate["measured"]), ())
-        if not receipts:
-            yield f"gate {gate['gate']} was judged from {str(gate['measured'])[:16]}…, which no entry built"
-            continue
-        judged = [gates.judge({gate["gate"]: _limits(gate)}, lambda _name, it=it: it["metrics"]) for it in receipts]  # type: ignore[misc]
-        same = [verdicts for verdicts in judged if any(verdict.value == gate["value"] for verdict in verdicts)]
-        if not same:
-            yield f"gate {gate['gate']}: {gate['value']} is not what was measured"
-        elif not any(gates.passes(verdicts) for verdicts in same):
+        same = _judged_again(gate, str(gate["measured"]), by_digest, side_of)
+        if isinstance(same, str):
+            yield same
+        elif not any(passes(verdicts) for verdicts in same):
             yield f"gate {gate['gate']} fails at {gate['value']}, and it was promoted all the same"
+
+
+def _gate_problems(entry: Entry, by_digest: Mapping[str, Sequence[Receipt]], side_of: SideOf) -> Iterator[str]:
+    fields = decision_of(entry.statement)
+    wanted = "fail" if entry.type == "gate-failed" else "warn"
+    same = _judged_again(fields, str(fields["digest"]), by_digest, side_of)
+    if isinstance(same, str):
+        yield same
+    elif not any(verdict.word == wanted for verdicts in same for verdict in verdicts):
+        yield f"gate {fields['gate']} does not {wanted} at {fields['value']}"
+
+
+def _judged_again(
+    gate: Mapping[str, Any], measured: str, by_digest: Mapping[str, Sequence[Receipt]], side_of: SideOf
+) -> list[list[Verdict]] | str:
+    """The verdicts by which the recorded value is true, one list for each build of the measurement; or what is not."""
+    compared = gate.get("compared")
+    names = [measured] if compared is None else [measured, str(compared["measured"])]
+    for digest in names:
+        if digest not in by_digest:
+            return f"gate {gate['gate']} was judged from {digest[:16]}…, which no entry built"
+    theirs = [None] if compared is None else [side_of(receipt) for receipt in by_digest[names[1]]]
+    judged = [gate_record.again(gate, side_of(ours), it) for ours in by_digest[measured] for it in theirs]
+    same = [verdicts for verdicts in judged if any(verdict.value == gate["value"] for verdict in verdicts)]
+    return same or f"gate {gate['gate']}: {gate['value']} is not what was measured"

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import gates
+from ingot.core.gate_judging import candidates_of
+from ingot.core.gate_record import further
+from ingot.core.gate_sides import Sides, subject_of
 from ingot.core.standing import CANDIDATES, MEASUREMENTS, Standing, input_digests
 from ingot.errors import GateFailed
 
@@ -33,8 +36,8 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         """As a ``promote`` entry records it, and ``--json`` shows it."""
         verdict = self.verdict
-        limit = {verdict.side: verdict.limit, "bound": verdict.bound}
-        return {"gate": verdict.gate, "limit": limit, "value": verdict.value, "measured": self.measured}
+        found = {"gate": verdict.gate, "limit": verdict.limits, "value": verdict.value, "measured": self.measured}
+        return found | further(verdict)
 
 
 class Gatekeeper:
@@ -44,6 +47,7 @@ class Gatekeeper:
         self._project = project
         self._planned = planned
         self._standing = standing
+        self._sides = Sides(project, lambda: standing)
 
     def judge(self, node: Node, receipt: Receipt, *, pinned: bool) -> tuple[Judged, ...]:
         """Every limit that concerns this result of a target.
@@ -54,14 +58,35 @@ class Gatekeeper:
         return tuple(self._judge(node, receipt, pinned=pinned))
 
     def _judge(self, node: Node, receipt: Receipt, *, pinned: bool) -> Iterator[Judged]:
-        for name, gate in self._project.graphs[node.spec].gates.items():
-            measurer = self._project.nodes[f"{node.spec}:{gates.split_gate(name)[0]}"]
+        for gate in self._project.graphs[node.spec].gates:
+            measurer = self._project.nodes[f"{node.spec}:{gate.target}"]
             found = self._measurement(measurer, node, receipt, pinned=pinned)
-            if found is None and not _is_about(measurer, node):
-                continue
-            for verdict in gates.judge({name: gate}, lambda _target, it=found: None if it is None else it["metrics"]):  # type: ignore[misc]
-                known = verdict if found is not None else replace(verdict, reason=self._why_unknown(measurer, receipt))
-                yield Judged(known, None if found is None else str(found["digest"]))
+            if found is not None or _is_about(measurer, node):
+                verdicts = self._sides.judge(gate, measurer, found, self._now)
+                yield from self._known(verdicts, measurer, receipt, found)
+        for measurer in self._measurers(node):
+            found = self._measurement(measurer, node, receipt, pinned=pinned)
+            yield from self._known(self._sides.regressions(measurer, found), measurer, receipt, found)
+
+    def _known(
+        self, verdicts: Iterable[gates.Verdict], measurer: Node, receipt: Receipt, found: Receipt | None
+    ) -> Iterator[Judged]:
+        """Verdicts with the digest that they were judged from, or why there is none."""
+        for verdict in verdicts:
+            if found is None:
+                yield Judged(replace(verdict, reason=self._why_unknown(measurer, receipt)), None)
+            else:
+                yield Judged(verdict, str(found["digest"]))
+
+    def _measurers(self, node: Node) -> list[Node]:
+        """What measures candidates and concerns a target: it is one of them, or the report that they are of."""
+        reports = [it for it in self._project.graphs[node.spec].nodes if it.inputs.get("candidates")]
+        found = [(report, it) for report in reports for it in candidates_of(self._project, report)]
+        return [it for report, it in found if node.id in (report.id, subject_of(it))]
+
+    def _now(self, target: str) -> Receipt | None:
+        item = self._planned.get(target)
+        return None if item is None else item.receipt
 
     def _measurement(self, measurer: Node, node: Node, receipt: Receipt, *, pinned: bool) -> Receipt | None:
         if measurer.id == node.id:
@@ -76,8 +101,8 @@ class Gatekeeper:
         return next((result for result in results if _measures(result, receipt)), None)
 
     def _why_unknown(self, measurer: Node, receipt: Receipt) -> str:
-        item = self._planned[measurer.id]
-        if item.receipt is None:
+        item = self._planned.get(measurer.id)
+        if item is not None and item.receipt is None:
             return f"{measurer.id} is {item.state}: what it measured is not up to date"
         return f"{measurer.id} has no measurement of {str(receipt['digest'])[:12]}"
 

@@ -1,28 +1,112 @@
-"""Gates: judge recorded measurements against the limits that a spec declares.
+"""Gates: judge recorded measurements against the limits that a spec declares, alone or beside another measurement.
 
 Measuring and judging are two steps. A gate ``"report.gguf@Q4_K_M.kl_divergence": {max: 0.5}`` reads the
-metric after the last dot of the target before it. Nothing here measures, builds or writes.
+metric after the last dot of the target before it. Nothing here measures, builds or writes. What is compared with what
+is found in ``core/gate_sides.py``.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
-Bound = Literal["value", "lower", "upper"]
-#: A target's recorded metrics (name → ``Metric.to_dict()``), or None when nothing is recorded for it.
-MetricsOf = Callable[[str], Mapping[str, Mapping[str, object]] | None]
+from ingot.core.paired import Form, Interval, Sums, combined, needed, paired, together
+
+Bound = Literal["value", "lower", "upper", "confident", "proven"]
+BOUNDS: tuple[Bound, ...] = ("value", "lower", "upper", "confident", "proven")
+Severity = Literal["fail", "warn"]
+Undecided = Literal["pass", "warn", "fail"]
+#: What was found. ``undecided``: the samples do not tell; ``unknown``: nothing measured it; ``new``: there is nothing
+#: to compare with yet.
+Finding = Literal["kept", "broken", "undecided", "unknown", "new"]
+#: What follows from it. ``fail`` and ``unknown`` stop a task and a promotion.
+Word = Literal["pass", "warn", "fail", "unknown", "none"]
+_SIGNS = {"max": "≤", "min": "≥"}
+_FORMS = {"ratio": "/", "difference": "−"}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate as it is judged: presets are spread out, ``reference`` has become the name of a node.
+
+    ``form`` says how the metric is compared with that of ``other``: a node of the spec, ``last_good`` or ``active``.
+    ``rule`` names what set the gate where it is not written itself: ``regression``, or a preset.
+    """
+
+    name: str
+    max: float | None = None
+    min: float | None = None
+    bound: Bound = "value"
+    severity: Severity = "fail"
+    undecided: Undecided = "warn"
+    form: Form | None = None
+    other: str = ""
+    rule: str = ""
+
+    @property
+    def target(self) -> str:
+        """The name of the node that measures it."""
+        return split_gate(self.name)[0]
+
+    @property
+    def metric(self) -> str:
+        """What that node measures."""
+        return split_gate(self.name)[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A recorded measurement: its metrics (name → ``Metric.to_dict()``), its digest, and its sums a document."""
+
+    metrics: Mapping[str, Mapping[str, object]]
+    digest: str = ""
+    sums: Callable[[str], Sums | None] = lambda _metric: None
+
+
+@dataclass(frozen=True)
+class Other:
+    """What a metric is compared with, under the name that people read; without a ``side`` the ``reason`` why.
+
+    ``new``: that is no fault, since there cannot be one yet. ``interval`` is taken instead of a paired one that would
+    be drawn here: what was recorded when it was.
+    """
+
+    name: str
+    side: Side | None
+    reason: str = ""
+    new: bool = False
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How a number came of two measurements: ``value`` is the other one's, ``method`` tells whence the interval is."""
+
+    name: str
+    value: float
+    digest: str
+    method: Literal["paired", "intervals", "values"]
+    documents: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As entries of the log and ``--json`` hold it."""
+        data = {"name": self.name, "value": self.value, "measured": self.digest, "method": self.method}
+        return data if self.documents is None else data | {"documents": self.documents}
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One limit of one gate, judged.
 
-    ``value`` is the number that was compared (the metric's value or an end of its interval).
-    ``passed`` is None when nothing recorded answers the gate; ``reason`` then says why and
-    ``nearest`` holds the names that exist and look alike.
+    ``value`` is the number that was compared: the metric's value or an end of its interval; of a relative gate the
+    ratio or difference. ``reason`` says why there is none, or what it would take to tell; ``nearest`` holds the names
+    that exist and look alike.
     """
 
     gate: str
@@ -32,17 +116,88 @@ class Verdict:
     limit: float
     bound: Bound = "value"
     value: float | None = None
-    passed: bool | None = None
+    finding: Finding = "unknown"
     reason: str = ""
     nearest: tuple[str, ...] = ()
+    interval: Interval | None = None
+    severity: Severity = "fail"
+    undecided: Undecided = "warn"
+    form: Form | None = None
+    other: str = ""
+    compared: Compared | None = None
+    rule: str = ""
+
+    @property
+    def word(self) -> Word:
+        """What follows: a gate of severity ``warn`` stops nothing, whatever was found."""
+        told: dict[Finding, Word] = {
+            "kept": "pass", "broken": "fail", "undecided": self.undecided, "unknown": "unknown", "new": "none",
+        }  # fmt: skip
+        word = told[self.finding]
+        return "warn" if self.severity == "warn" and word in ("fail", "unknown") else word
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether what was judged may go on: False where it fails, None where nothing recorded answers the gate."""
+        return {"fail": False, "unknown": None}.get(self.word, True)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The threshold as it is recorded: what makes two failures of a gate one."""
+        word = {"ratio": "relative_to", "difference": "minus"}.get(self.form or "")
+        return {self.side: self.limit, "bound": self.bound, **({word: self.other} if word else {})}
+
+    @property
+    def what(self) -> str:
+        """What is compared, in words: ``regression: report.gguf.nll − active (upper end of its interval)``."""
+        beside = f" {_FORMS[self.form]} {self.compared.name if self.compared else self.other}" if self.form else ""
+        end = f" ({self.bound} end of its interval)" if self.bound in ("lower", "upper") else ""
+        return f"{self.rule}{': ' if self.rule else ''}{self.gate}{beside}{end}"
+
+    @property
+    def found(self) -> str:
+        """What was found, in words: the number, its interval, and how it came of two measurements."""
+        if self.value is None:
+            near = f" (nearest: {', '.join(self.nearest)})" if self.nearest else ""
+            return f"{self.reason}{near}"
+        ends = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        return f"{self.value:.6g}{ends}" + (f" ({'; '.join(self.notes)})" if self.notes else "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of a number: how it came of two measurements, and what it would take to tell."""
+        return [*([] if self.compared is None else [_of_two(self.compared)]), *filter(None, [self.reason])]
 
     def __str__(self) -> str:
-        sign = "≤" if self.side == "max" else "≥"
-        what = self.gate if self.bound == "value" else f"{self.gate} ({self.bound} end of its interval)"
-        if self.passed is None:
-            near = f" (nearest: {', '.join(self.nearest)})" if self.nearest else ""
-            return f"{what} {sign} {self.limit:g}: not known, {self.reason}{near}"
-        return f"{what} {sign} {self.limit:g}: {'pass' if self.passed else 'FAIL'} at {self.value:.6g}"
+        head = f"{self.what} {_SIGNS[self.side]} {self.limit:g}: "
+        if self.value is None:
+            return f"{head}{'not known, ' if self.finding == 'unknown' else ''}{self.found}"
+        shown = {"pass": "pass", "warn": "WARN", "fail": "FAIL"}[self.word]
+        return f"{head}{shown} at {self.found}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as ``--json`` shows it."""
+        return {
+            "gate": self.gate,
+            "rule": self.rule or None,
+            "limit": self.limits,
+            "value": self.value,
+            "interval": None if self.interval is None else list(self.interval),
+            "compared": None if self.compared is None else self.compared.to_dict(),
+            "verdict": self.word,
+            "finding": self.finding,
+            "severity": self.severity,
+            "reason": self.reason or None,
+        }
+
+
+def _of_two(compared: Compared) -> str:
+    how = {
+        "paired": f"paired over {compared.documents} documents",
+        "intervals": "from both intervals",
+        "values": "values alone",
+    }[compared.method]
+    return f"against {compared.value:.6g}, {how}"
 
 
 def split_gate(name: str) -> tuple[str, str]:
@@ -53,13 +208,27 @@ def split_gate(name: str) -> tuple[str, str]:
     return target, metric
 
 
-def judge(gates: Mapping[str, Mapping[str, object]], metrics_of: MetricsOf) -> list[Verdict]:
-    """A Verdict for each limit of each gate, in the order of the gates, ``min`` before ``max``.
+def judge(gate: Gate, side: Side | None, other: Other | None = None) -> list[Verdict]:
+    """A Verdict for each limit of a gate, ``min`` before ``max``.
 
     A limit is inclusive: a value equal to it passes. NaN passes nothing. ``bound: upper`` (``lower``)
-    compares that end of the metric's 95 % interval, so that "below 0" means demonstrably below 0.
+    compares that end of the metric's 95 % interval, so that "below 0" means demonstrably below 0. ``confident`` passes
+    where the whole interval keeps the limit and fails where the whole interval breaks it; ``proven`` fails there too,
+    and passes wherever the value keeps it. In between the samples do not tell.
     """
-    return [verdict for name, gate in gates.items() for verdict in _judge_one(name, gate, metrics_of)]
+    found = _number(gate, side, other)
+    sides: tuple[Literal["min", "max"], ...] = ("min", "max")
+    verdicts = []
+    for which in sides:
+        limit = gate.min if which == "min" else gate.max
+        if limit is not None:
+            verdict = Verdict(gate.name, *split_gate(gate.name), which, float(limit), gate.bound)
+            verdict = replace(
+                verdict, severity=gate.severity, undecided=gate.undecided, rule=gate.rule, form=gate.form,
+                other=gate.other,
+            )  # fmt: skip
+            verdicts.append(_decided(verdict, found))
+    return verdicts
 
 
 def passes(verdicts: Sequence[Verdict]) -> bool | None:
@@ -69,40 +238,122 @@ def passes(verdicts: Sequence[Verdict]) -> bool | None:
     return None if any(verdict.passed is None for verdict in verdicts) else True
 
 
-def _judge_one(name: str, gate: Mapping[str, object], metrics_of: MetricsOf) -> Iterator[Verdict]:
-    target, metric = split_gate(name)
-    bound: Bound = _bound(gate.get("bound", "value"))
-    value, reason, nearest = _look_up(metrics_of(target), metric, bound)
-    sides: tuple[Literal["min", "max"], ...] = ("min", "max")
-    for side in sides:
-        limit = gate.get(side)
-        if isinstance(limit, int | float):
-            passed = None if value is None else (value <= limit if side == "max" else value >= limit)
-            yield Verdict(name, target, metric, side, float(limit), bound, value, passed, reason, nearest)
+def worst(verdicts: Sequence[Verdict]) -> Word | None:
+    """The word that tells most of several verdicts; None where there are none."""
+    order: tuple[Word, ...] = ("fail", "unknown", "warn", "pass", "none")
+    return next((word for word in order if any(verdict.word == word for verdict in verdicts)), None)
 
 
-def _bound(word: object) -> Bound:
-    if word == "upper":
-        return "upper"
-    return "lower" if word == "lower" else "value"
+@dataclass(frozen=True)
+class _Number:
+    """A number to be judged, of how many samples of which kind it is; or why there is none."""
+
+    value: float | None = None
+    interval: Interval | None = None
+    samples: tuple[int, str] | None = None
+    compared: Compared | None = None
+    finding: Finding = "unknown"
+    reason: str = ""
+    nearest: tuple[str, ...] = ()
 
 
-def _look_up(
-    metrics: Mapping[str, Mapping[str, object]] | None, metric: str, bound: Bound
-) -> tuple[float | None, str, tuple[str, ...]]:
-    """(value, why there is none, nearest names)."""
-    if metrics is None:
-        return None, "the target has not been measured", ()
-    record = metrics.get(metric)
+def _number(gate: Gate, side: Side | None, other: Other | None) -> _Number:
+    ours = _look_up(side, gate.metric)
+    if gate.form is None or side is None or ours.value is None:
+        return ours
+    if other is None or other.side is None:
+        reason = f"there is nothing to compare with: {gate.other}" if other is None else other.reason
+        return _Number(finding="new" if other is not None and other.new else "unknown", reason=reason)
+    theirs = _look_up(other.side, gate.metric)
+    if theirs.value is None:
+        return replace(theirs, reason=f"of {other.name}: {theirs.reason}")
+    return _of_both(gate, (side, ours), (other, theirs))
+
+
+def _of_both(gate: Gate, one: tuple[Side, _Number], two: tuple[Other, _Number]) -> _Number:
+    """The ratio or difference of two numbers, its interval from pairs of documents where both have them."""
+    (side, ours), (other, theirs) = one, two
+    assert gate.form is not None
+    assert ours.value is not None
+    assert theirs.value is not None
+    assert other.side is not None
+    value = together(ours.value, theirs.value, gate.form)
+    if value is None:
+        return _Number(reason=f"{gate.metric!r} of {other.name} is 0, of which there is no ratio")
+    interval, documents = (other.interval, None) if other.interval else _pair(gate, side, other.side)
+    if interval is not None:
+        compared = Compared(other.name, theirs.value, other.side.digest, "paired", documents)
+        return _Number(value, interval, None if documents is None else (documents, "documents"), compared)
+    interval = combined((ours.value, ours.interval), (theirs.value, theirs.interval), gate.form)
+    compared = Compared(other.name, theirs.value, other.side.digest, "intervals" if interval else "values")
+    return _Number(value, interval, ours.samples, compared)
+
+
+def _pair(gate: Gate, ours: Side, theirs: Side) -> tuple[Interval | None, int | None]:
+    assert gate.form is not None
+    one, two = ours.sums(gate.metric), theirs.sums(gate.metric)
+    if one is None or two is None or one.ids != two.ids:
+        return None, None
+    return paired(one, two, gate.form), len(one.ids)
+
+
+def _look_up(side: Side | None, metric: str) -> _Number:
+    if side is None:
+        return _Number(reason="the target has not been measured")
+    record = side.metrics.get(metric)
     if record is None:
-        nearest = difflib.get_close_matches(metric, list(metrics), n=3, cutoff=0.5)
-        return None, f"nothing measures {metric!r} there", tuple(nearest)
-    value: object = record.get("value")
-    if bound != "value":
-        interval = record.get("interval")
-        if not isinstance(interval, list | tuple) or len(interval) != 2:
-            return None, f"{metric!r} was recorded without an interval", ()
-        value = interval[0 if bound == "lower" else 1]
+        nearest = difflib.get_close_matches(metric, list(side.metrics), n=3, cutoff=0.5)
+        return _Number(reason=f"nothing measures {metric!r} there", nearest=tuple(nearest))
+    value, interval = record.get("value"), record.get("interval")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return None, f"{metric!r} is not a number", ()
-    return float(value), "", ()
+        return _Number(reason=f"{metric!r} is not a number")
+    ends = (float(interval[0]), float(interval[1])) if isinstance(interval, list | tuple) else None
+    return _Number(float(value), ends, _samples(side, record))
+
+
+def _samples(side: Side, record: Mapping[str, object]) -> tuple[int, str] | None:
+    """How much was drawn: what has a value a token was drawn by documents."""
+    count, tokens, documents = record.get("n"), side.metrics.get("tokens"), side.metrics.get("documents")
+    if tokens is not None and documents is not None and tokens.get("value") == count:
+        return int(str(documents["value"])), "documents"
+    return (count, "samples") if isinstance(count, int) else None
+
+
+def _decided(verdict: Verdict, found: _Number) -> Verdict:
+    known = replace(
+        verdict, value=found.value, interval=found.interval, compared=found.compared, finding=found.finding,
+        reason=found.reason, nearest=found.nearest,
+    )  # fmt: skip
+    if found.value is None:
+        return known
+    if verdict.bound != "value" and found.interval is None:
+        reason = f"{verdict.metric!r} was recorded without an interval"
+        if verdict.form is not None:
+            reason = f"of {verdict.metric!r} there is no interval of its {verdict.form}"
+        return replace(known, value=None, finding="unknown", reason=reason)
+    return _judged(known, found)
+
+
+def _judged(verdict: Verdict, found: _Number) -> Verdict:
+    value, interval, bound = found.value, found.interval, verdict.bound
+    assert value is not None
+    if bound in ("lower", "upper"):
+        assert interval is not None
+        value = interval[0 if bound == "lower" else 1]
+    ends = interval if bound in ("confident", "proven") and interval is not None else (value, value)
+    kept = [_keeps(verdict, end) for end in ends]
+    if all(kept) if bound == "confident" else _keeps(verdict, value):
+        return replace(verdict, value=value, finding="kept")
+    if not any(kept):
+        return replace(verdict, value=value, finding="broken")
+    reason = "not enough samples to say" + needed(value, ends, verdict.limit, found.samples)
+    return replace(verdict, value=value, finding="undecided", reason=reason)
+
+
+def _keeps(verdict: Verdict, value: float) -> bool:
+    return value <= verdict.limit if verdict.side == "max" else value >= verdict.limit
+
+
+def of_dicts(items: Sequence[Mapping[str, Any]]) -> Iterator[Gate]:
+    """The gates that ``Gate.to_dict`` made plain."""
+    return (Gate(**item) for item in items)

@@ -5,10 +5,11 @@ Everything here is plain data; this module loads neither pydantic nor ruamel nor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from ingot.core.gates import Gate, of_dicts
 from ingot.core.instances import Instance, bind, topological
 from ingot.core.stage_values import ELEMENT
 
@@ -49,6 +50,8 @@ class Facts:
     device: str | None = None
     #: JSON pointers of the parameters that change no byte, so are no part of the key.
     keyless: tuple[str, ...] = ()
+    #: What it measures with the roles that are filled; capitals in a name stand for several names.
+    measured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,29 @@ class Node(Facts):
 
 @dataclass(frozen=True)
 class SpecGraph:
-    """A spec as the planner sees it. ``gates`` maps ``NODE.metric`` to ``{"max": …, "min": …}``."""
+    """A spec as the planner sees it. ``gates`` are spread out as they are judged."""
 
     name: str
     file: str
     digest: str
     seed: int
-    gates: dict[str, dict[str, object]]
+    gates: tuple[Gate, ...]
     nodes: tuple[Node, ...]
     #: What an hour costs (``core.prices``); empty without.
     prices: dict[str, Any] = field(default_factory=dict)
     #: The memory that exports are to run in (``core.budgets``); empty without.
     budget: dict[str, Any] = field(default_factory=dict)
+    #: How candidates are compared with what is active (``core.regression``); None where that is switched off.
+    regression: dict[str, Any] | None = field(default_factory=dict)
+
+
+#: The names of what a kind measures, by the roles that are filled (``Stage.measured``).
+MeasuredOf = Callable[[frozenset[str]], tuple[str, ...]]
+
+
+def nothing(_roles: frozenset[str]) -> tuple[str, ...]:
+    """What a kind measures that does not say."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,7 @@ class Implied:
     into: str | None
     name: str = ""
     besides: str = ""
+    measured: MeasuredOf = nothing
 
     def elements(self, inputs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """What gets a hidden node each, in order; one that is named in two roles stands twice."""
@@ -122,6 +137,13 @@ class Implied:
         """The names of all its hidden nodes, as the implying target reads them."""
         return tuple(self.node_name(implying, element) for element in self.elements(inputs))
 
+    def inputs_of(
+        self, implying: str, inputs: Mapping[str, tuple[str, ...]], element: str
+    ) -> dict[str, tuple[str, ...]]:
+        """What the hidden node of an element is built from, by the roles that are filled."""
+        found = {role: _sources(implying, inputs, source, element) for role, source in self.roles}
+        return {role: names for role, names in found.items() if names}
+
 
 def expand(spec: ResolvedSpec) -> tuple[Node, ...]:
     """Every instance of every target, inputs before consumers, in an order that the spec file decides."""
@@ -135,7 +157,7 @@ def expand(spec: ResolvedSpec) -> tuple[Node, ...]:
         for instance in known[name]:
             variant = target.variants[instance.own]
             node = Node(
-                **_shallow(variant.facts),
+                **_shallow(replace(variant.facts, measured=variant.measured(frozenset(instance.filled)))),
                 spec=spec.name,
                 name=instance.name,
                 target=name,
@@ -159,10 +181,9 @@ def _imply(node: Node, implied: Sequence[Implied], seed: int) -> Iterator[Node]:
     handed: dict[str, tuple[str, ...]] = {}
     for one in implied:
         for element in dict.fromkeys(one.elements(node.inputs)):
-            inputs = {role: _sources(node, source, element) for role, source in one.roles}
-            inputs = {role: names for role, names in inputs.items() if names}
+            inputs = one.inputs_of(node.name, node.inputs, element)
             yield Node(
-                **_shallow(one.facts),
+                **_shallow(replace(one.facts, measured=one.measured(frozenset(inputs)))),
                 spec=node.spec,
                 name=one.node_name(node.name, element),
                 target=node.target,
@@ -178,16 +199,16 @@ def _imply(node: Node, implied: Sequence[Implied], seed: int) -> Iterator[Node]:
     yield replace(node, inputs={**node.inputs, **handed})
 
 
-def _sources(node: Node, source: str, element: str) -> tuple[str, ...]:
+def _sources(implying: str, inputs: Mapping[str, tuple[str, ...]], source: str, element: str) -> tuple[str, ...]:
     """The nodes that fill a role of the hidden node of ``element`` (``ingot.core.stage.Hidden.roles``)."""
     if source == ELEMENT:
         return (element,)
     hidden, colon, role = source.partition(":")
     if colon:
-        names = (element,) if role == ELEMENT else node.inputs.get(role, ())
-        return tuple(f"{node.name}.{name}.{hidden}" for name in names)
+        names = (element,) if role == ELEMENT else inputs.get(role, ())
+        return tuple(f"{implying}.{name}.{hidden}" for name in names)
     # Nothing is compared with itself.
-    return tuple(name for name in node.inputs.get(source, ()) if name != element)
+    return tuple(name for name in inputs.get(source, ()) if name != element)
 
 
 def to_json(graph: SpecGraph) -> dict[str, Any]:
@@ -197,10 +218,11 @@ def to_json(graph: SpecGraph) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> SpecGraph:
     """The graph that ``to_json`` made plain; KeyError, TypeError or ValueError where it is not one."""
-    return SpecGraph(**{**data, "nodes": tuple(_node_from_json(item) for item in data["nodes"])})
+    nodes, gates = tuple(_node_from_json(item) for item in data["nodes"]), tuple(of_dicts(data["gates"]))
+    return SpecGraph(**{**data, "nodes": nodes, "gates": gates})
 
 
-_TUPLES = ("tools", "needs", "preload", "single_roles", "streams", "keyless")
+_TUPLES = ("tools", "needs", "preload", "single_roles", "streams", "keyless", "measured")
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:

@@ -39,11 +39,13 @@ class Seen(NamedTuple):
 
 _NOTHING = Seen(0, "", "", "")
 #: Of ``cache/index.json``: another one is read from the logs anew.
-_FORMAT = 4
+_FORMAT = 5
 #: A file that changed this recently may change again within one tick of its time stamp: its stat proves nothing yet.
 _RACY_NS = 100_000_000
 
 
+#: The entries that tell what gates found.
+GATE_TYPES = ("gate-failed", "gate-warned")
 #: A key and a receipt to be filed under it.
 _Result = tuple[str, dict[str, Any]]
 
@@ -71,6 +73,8 @@ class Index:
         #: spec:target → {"digest", "key", "origin", "index", "time"} of its newest entry.
         self.latest: dict[str, dict[str, Any]] = {}
         self._gates: set[str] = set()
+        #: The targets of which something was ever promoted.
+        self.promoted: set[str] = set()
         #: What past builds took: what predictions are made from.
         self.history = History()
         self._load()
@@ -83,6 +87,7 @@ class Index:
                 self._proven = {origin: _stamp(stamp) for origin, stamp in data["stamps"].items()}
                 self._stamps = dict(self._proven)
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
+                self.promoted = set(data["promoted"])
                 self.history = History(data["history"])
                 self._loaded = True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -92,6 +97,7 @@ class Index:
 
     def _start_over(self) -> None:
         self._heads, self.latest, self._gates, self.history = {}, {}, set(), History()
+        self.promoted = set()
 
     def sync(self) -> None:
         """Read what the logs gained since; start over when a log is not a continuation of what was read.
@@ -217,8 +223,10 @@ class Index:
             accepted = acceptance.filed(entry.statement, place)
             self._point(str(accepted["accepted"]["target"]), accepted, place | {"time": time})
             return [(str(accepted["key"]), accepted)]
-        elif entry.type == "gate-failed":
+        elif entry.type in GATE_TYPES:
             self._gates.add(gate_identity(decision_of(entry.statement)))
+        elif entry.type in ("promote", "rollback"):
+            self.promoted.add(str(decision_of(entry.statement)["target"]))
         return []
 
     def _point(self, target: str, fields: Mapping[str, Any], place: Mapping[str, Any]) -> None:
@@ -234,8 +242,12 @@ class Index:
         known = self.latest.get(target)
         return None if known is None else later_than(str(known["time"]))
 
+    def state(self) -> tuple[tuple[str, int, str], ...]:
+        """Up to where each log has been read: what is derived from the logs holds as long as this is the same."""
+        return tuple(sorted((origin, seen.size, seen.root) for origin, seen in self._heads.items()))
+
     def gate_known(self, fields: Mapping[str, Any]) -> bool:
-        """Whether this failure (same digest, gate, limit and reference) is already in a log."""
+        """Whether this failure or warning (same digest, gate, limit and reference) is already in a log."""
         return gate_identity(fields) in self._gates
 
     def _seen(self, origin: str) -> Seen:
@@ -285,6 +297,7 @@ class Index:
                     "stamps": self._proven,
                     "latest": self.latest,
                     "gates": sorted(self._gates),
+                    "promoted": sorted(self.promoted),
                     "history": self.history.to_json(),
                 }
                 text = json.dumps(data, separators=(",", ":")).encode()
@@ -315,6 +328,6 @@ def _order(place: Mapping[str, Any]) -> tuple[str, str, int]:
 
 
 def gate_identity(fields: Mapping[str, Any]) -> str:
-    """One failure of a gate, as the log records it once: (digest, gate, limit, reference)."""
-    named = {name: fields.get(name) for name in ("digest", "gate", "limit", "reference")}
+    """One failure or warning of a gate, as the log records it once: (type, digest, gate, limit, reference)."""
+    named = {name: fields.get(name) for name in ("type", "digest", "gate", "limit", "reference")}
     return sha256_bytes(canonical_json(named))

@@ -53,6 +53,11 @@ class Instance:
         """``target`` or ``target@v1+v2``."""
         return f"{self.target}@{'+'.join(label for _, label in self.bound)}" if self.bound else self.target
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """The roles that something fills."""
+        return frozenset(role for role, names in self.inputs.items() if names)
+
 
 def topological(edges: Mapping[str, Iterable[str]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """(every name after the names that it points to, the cycles found). Names without an entry are ignored."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ingot.core import checkpoints, disk, filesystems, gates, prices, procfs
+from ingot.core import checkpoints, disk, filesystems, gate_judging, gate_record, gates, prices, procfs
 from ingot.core.checkpoints import Kept
 from ingot.core.executor import Executor
 from ingot.core.graph import Node, SpecGraph
@@ -25,6 +25,9 @@ from ingot.core.spec_cache import load_graphs
 from ingot.core.statement import decision_statement
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.standing import Standing
 
 
 class Project:
@@ -51,6 +54,8 @@ class Project:
         #: Virtual targets whose bytes are not here, as they were found last.
         self.virtual: dict[str, Planned] = {}
         self._recording = threading.Lock()
+        #: What stands by the logs, as long as they are what they were then.
+        self._stands: tuple[object, Standing] | None = None
 
     @classmethod
     def open(cls, start: Path, specs: Iterable[Path] | None = None) -> Project:
@@ -211,48 +216,32 @@ class Project:
         """What a build of a target cost, as metrics, by the prices of its spec as it is now."""
         return prices.metrics(Prices.of(self.graphs[node.spec].prices), receipt)
 
-    def gates_of(self, node: Node) -> dict[str, Mapping[str, object]]:
-        """The gates that are judged at a target: its own and those of the targets that it implies."""
-        implied = {name for names in node.inputs.values() for name in names if self.nodes[f"{node.spec}:{name}"].hidden}
-        return {
-            name: gate
-            for name, gate in self.graphs[node.spec].gates.items()
-            if gates.split_gate(name)[0] in {node.name, *implied} and not node.hidden
-        }
-
     def judge(self, node: Node) -> list[gates.Verdict]:
         """Judge a target's gates from the measurements in force."""
-        return gates.judge(self.gates_of(node), self._metrics_of(node.spec))
+        return list(gate_judging.judge_at(self, node, self.current.get))
 
-    def _metrics_of(self, spec: str) -> Callable[[str], Mapping[str, Mapping[str, object]] | None]:
-        def look_up(name: str) -> Mapping[str, Mapping[str, object]] | None:
-            receipt = self.current.get(f"{spec}:{name}")
-            return None if receipt is None else receipt["metrics"]
+    def standing(self) -> Standing:
+        """What stands by the logs as they are read now; read anew only when they have grown."""
+        from ingot.core.standing import Standing
 
-        return look_up
+        state = self.index.state()
+        if self._stands is None or self._stands[0] != state:
+            self._stands = (state, Standing(self))
+        return self._stands[1]
 
     def record_failures(self, node: Node, verdicts: Iterable[gates.Verdict]) -> None:
-        """Append ``gate-failed`` once for each failure that no log knows yet."""
-        failed = [verdict for verdict in verdicts if verdict.passed is False]
-        if not failed:
+        """Append ``gate-failed`` or ``gate-warned`` once for each that no log knows yet."""
+        told = (verdict for verdict in verdicts if verdict.word in ("fail", "warn") and verdict.value is not None)
+        found = [gate_record.entry(verdict, f"{node.spec}:{verdict.target}", self.current) for verdict in told]
+        if all(self.index.gate_known(fields) for fields in found):
             return
         # Another process may be judging the same measurements.
         with self.store.exclusive("gates"):
             self.index.sync()
-            for verdict in failed:
-                receipt = self.current[f"{node.spec}:{verdict.target}"]
-                reference = receipt["inputs"].get("reference")
-                fields = {
-                    "target": f"{node.spec}:{verdict.target}",
-                    "digest": receipt["digest"],
-                    "gate": verdict.gate,
-                    "metric": verdict.metric,
-                    "value": verdict.value,
-                    "limit": {verdict.side: verdict.limit, "bound": verdict.bound},
-                    "reference": reference["digest"] if reference else None,
-                }
+            for fields in found:
                 if not self.index.gate_known(fields):
-                    self.record(decision_statement("gate-failed", fields))
+                    rest = {name: value for name, value in fields.items() if name != "type"}
+                    self.record(decision_statement(fields["type"], rest))
 
     def log_path(self, node: Node) -> Path:
         """Where the output of a target's stage is kept when it fails."""

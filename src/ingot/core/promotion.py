@@ -172,7 +172,8 @@ def _statement(kind: str, step: Step, reason: str | None, time: str) -> dict[str
     fields: dict[str, Any] = {"target": step.target, "digest": step.digest, "key": step.receipt["key"]}
     fields |= {"spec": step.target.partition(":")[0], "replaces": step.replaces, "reason": reason}
     if kind == "promote":
-        fields["gates"] = [judged.to_dict() for judged in step.gates]
+        # What could not be compared or was not measured, and stops nothing, has no number that could be recorded.
+        fields["gates"] = [judged.to_dict() for judged in step.gates if judged.verdict.value is not None]
     return decision_statement(kind, fields, time=time)
 
 

@@ -7,9 +7,11 @@ outer form is checked. What a schema cannot say (whether a target exists, cycles
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from ingot.core import stage
+from ingot.core.gate_presets import PRESETS
+from ingot.core.gates import BOUNDS, Severity, Undecided
 from ingot.core.roles import ANY_ROLE
 from ingot.core.spec_budget import SIZE_PATTERN
 from ingot.core.spec_prices import LONGEST, NUMBERS
@@ -42,11 +44,7 @@ def schema() -> dict[str, Any]:
                 "description": "A spec file, relative to this one, that this is merged over.",
             },
             "targets": {"type": "object", "description": "What is built: name → kind, parameters and inputs."},
-            "gates": {
-                "type": "object",
-                "additionalProperties": {"$ref": "#/$defs/one-gate"},
-                "description": 'Limits of measurements: "TARGET.METRIC" → {max: NUMBER}.',
-            },
+            "gates": _gates(),
             "prices": _prices(),
             "budget": _budget(),
         },
@@ -62,13 +60,61 @@ def _targets(one: dict[str, Any]) -> dict[str, Any]:
     return {"minProperties": 1, "propertyNames": {"pattern": _TARGET}, "additionalProperties": one}
 
 
-def _gate() -> dict[str, Any]:
-    number = {"type": "number"}
+def _gates() -> dict[str, Any]:
+    share = {"type": ["number", "null"]}
+    severity = {"enum": list(get_args(Severity))}
+    changes = {"type": "object", "properties": {"severity": severity}, "additionalProperties": share}
+    one = {"enum": list(PRESETS)}
+    several = {"type": "array", "items": one}
+    preset = {"anyOf": [one, several, {"type": "object", "additionalProperties": changes, "propertyNames": one}]}
     return {
         "type": "object",
-        "properties": {"max": number, "min": number, "bound": {"enum": ["value", "lower", "upper"]}},
+        "properties": {
+            "presets": {
+                "type": "object",
+                "additionalProperties": preset,
+                "description": "Limits for a role, by target: NAME, or {NAME: {METRIC: NUMBER or null}}.",
+            },
+            "regression": _regression(),
+        },
+        "additionalProperties": {"$ref": "#/$defs/one-gate"},
+        "description": 'Limits of measurements: "TARGET.METRIC" → {max: NUMBER}.',
+    }
+
+
+def _regression() -> dict[str, Any]:
+    """How candidates are compared with what is active."""
+    rule = {
+        "type": "object",
+        "properties": {
+            "severity": {"enum": list(get_args(Severity))},
+            "undecided": {"enum": list(get_args(Undecided))},
+            "metrics": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            "margin": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+        },
+        "additionalProperties": False,
+    }
+    what = "Whether candidates must be no worse than what was promoted last, and by how much they may be."
+    return {"anyOf": [{"type": "boolean"}, rule], "default": True, "description": what}
+
+
+def _gate() -> dict[str, Any]:
+    number = {"type": "number"}
+    other = {"type": "string", "description": "A node of the spec, or reference, last_good, active."}
+    return {
+        "type": "object",
+        "properties": {
+            "max": number,
+            "min": number,
+            "bound": {"enum": list(BOUNDS), "default": "value"},
+            "relative_to": other,
+            "minus": other,
+            "severity": {"enum": list(get_args(Severity)), "default": "fail"},
+            "undecided": {"enum": list(get_args(Undecided)), "default": "warn"},
+        },
         "additionalProperties": False,
         "anyOf": [{"required": ["max"]}, {"required": ["min"]}],
+        "not": {"required": ["relative_to", "minus"]},
     }
 
 

@@ -15,8 +15,9 @@ from ingot.core.complaints import describe, unknown_fields
 from ingot.core.digest import canonical_json, sha256_bytes
 from ingot.core.extends import load_chain
 from ingot.core.gate_names import Gates, read_gates
+from ingot.core.gate_nodes import known_nodes
 from ingot.core.graph import Node, SpecGraph, expand
-from ingot.core.instances import Instance, Wire, Wiring
+from ingot.core.instances import Wire, Wiring
 from ingot.core.names import spec_name_problem, target_name_problem
 from ingot.core.problems import Problems, redacted
 from ingot.core.roles import instances, read_roles
@@ -86,7 +87,9 @@ class ResolvedSpec:
     def graph(self) -> SpecGraph:
         """The spec as the planner sees it."""
         costs, memory = dict(self.prices), dict(self.budget)
-        return SpecGraph(self.name, self.file, self.digest, self.seed, self.gates, expand(self), costs, memory)
+        judged, regression = self.gates.judged, self.gates.regression
+        nodes = expand(self)
+        return SpecGraph(self.name, self.file, self.digest, self.seed, judged, nodes, costs, memory, regression)
 
 
 def load_spec(path: Path, project_root: Path) -> ResolvedSpec:
@@ -106,7 +109,8 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
     read_roles(drafts, problems)
     known = instances(drafts, problems)
     unsure = set(drafts) - {target for target in known if drafts[target].variants}
-    gates = read_gates(value["gates"], _nodes(drafts, known), unsure, problems) if "gates" in value else {}
+    nodes = known_nodes(drafts, known, prices="prices" in value)
+    gates = read_gates(value["gates"], nodes, unsure, problems) if "gates" in value else Gates()
     prices = read_prices(value["prices"], problems) if "prices" in value else {}
     budget = read_budget(value["budget"], drafts, problems) if "budget" in value else {}
     problems.raise_any()
@@ -116,7 +120,7 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
         "name": name,
         "seed": seed,
         "targets": {target: resolved.meaning() for target, resolved in targets.items()},
-        "gates": gates,
+        "gates": gates.written,
         **({"prices": prices} if prices else {}),
         **({"budget": budget} if budget else {}),
     }
@@ -162,18 +166,6 @@ def _drafts(value: Mapping[str, Any], problems: Problems) -> dict[str, Draft]:
         if wrong:
             problems.add(("targets", name), "E-SPEC-NAME", wrong, key=True)
     return {name: read_target(name, item, problems) for name, item in targets.items()}
-
-
-def _nodes(drafts: Mapping[str, Draft], known: Mapping[str, tuple[Instance, ...]]) -> set[str]:
-    """The names of all nodes that are known, hidden ones included."""
-    names = set()
-    for target, found in known.items():
-        for instance in found:
-            names.add(instance.name)
-            variant = drafts[target].variants.get(instance.own)
-            for implied in () if variant is None else variant.implied:
-                names.update(implied.nodes(instance.name, dict(instance.inputs)))
-    return names
 
 
 def _resolved(draft: Draft, problems: Problems) -> ResolvedTarget:

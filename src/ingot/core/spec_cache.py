@@ -20,7 +20,7 @@ from ingot.core.graph import SpecGraph, from_json, to_json
 from ingot.core.seal import user_seal
 from ingot.errors import DiskFailed, Problem, SpecError
 
-_FORMAT = 9
+_FORMAT = 10
 _MAX_BYTES = 1 << 20
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -153,9 +153,13 @@ class Standing:
             if receipt is not None:
                 yield receipt
 
-    def last_good(self, target: str) -> Receipt | None:
-        """The newest result of a target that no recorded failure of a gate concerns; None when there is none."""
-        return next((receipt for receipt in self.results(target) if not self._failed(target, receipt)), None)
+    def last_good(self, target: str, *, besides: str = "") -> Receipt | None:
+        """The newest result of a target that no recorded failure of a gate concerns; None when there is none.
+
+        ``besides`` is the digest of one that does not count: the one that is to be compared with it.
+        """
+        others = (receipt for receipt in self.results(target) if receipt["digest"] != besides)
+        return next((receipt for receipt in others if not self._failed(target, receipt)), None)
 
     def _failed(self, target: str, receipt: Receipt) -> bool:
         since = self._promoted.get((target, str(receipt["digest"])), ("", "", -1))

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from ingot.core import stage
 from ingot.core.complaints import Locate, complain, describe, fields_of
 from ingot.core.extends import clean_path
-from ingot.core.graph import Facts, Implied
+from ingot.core.graph import Facts, Implied, MeasuredOf, nothing
 from ingot.core.instances import Wire
 from ingot.core.matrix import Axis, read_matrix
 from ingot.core.names import nearest, suggestion
@@ -33,6 +33,7 @@ class Variant:
 
     facts: Facts
     implied: tuple[Implied, ...] = ()
+    measured: MeasuredOf = nothing
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _variant(draft: Draft, params: dict[str, Any], locate: Locate, problems: Pro
     facts = _facts(draft.kind, model, locate, problems)
     found = [_implied(draft, hidden, locate, problems) for hidden in model.hidden()]
     implied = tuple(item for item in found if item is not None)
-    return Variant(facts, implied) if len(implied) == len(found) else None
+    return Variant(facts, implied, model.measured) if len(implied) == len(found) else None
 
 
 def _implied(draft: Draft, hidden: Hidden, locate: Locate, problems: Problems) -> Implied | None:
@@ -184,7 +185,9 @@ def _implied(draft: Draft, hidden: Hidden, locate: Locate, problems: Problems) -
         return None
     single = tuple(role for role, what in kind.inputs.items() if not what.many)
     facts = _facts(hidden.kind, model, below, problems)
-    return Implied(facts, hidden.per, tuple(hidden.roles.items()), single, hidden.into, hidden.name, hidden.besides)
+    return Implied(
+        facts, hidden.per, tuple(hidden.roles.items()), single, hidden.into, hidden.name, hidden.besides, model.measured
+    )
 
 
 def _validate(

@@ -57,6 +57,21 @@ RUNTIME_MEASURES = tuple(
     )
 )
 
+_NAMES = frozenset(it.metric for it in RUNTIME_MEASURES)
+_PARITY = frozenset(it.metric for it in (*PARITY_MEASURES, TOKENIZER_MEASURE))
+_EXECUTION = frozenset(it.metric for it in EXECUTION_MEASURES)
+
+
+def measured_by(names: Sequence[str], benchmark: Benchmark | None, *, proven: bool, quantized: bool) -> tuple[str, ...]:
+    """What an export measures of all ``names`` that its kind can: by whether it is ``proven`` equal to its source, and
+    stored in fewer bits; of a benchmark its own figures and those of each baseline."""
+    absent = (frozenset() if proven else _PARITY) | (frozenset() if proven and quantized else _EXECUTION) | _NAMES
+    own = [name for name in RUNTIME_MEASURES if not name.metric.startswith("BASELINE_")]
+    prefixes = [] if benchmark is None else ["", *(f"{baseline}_" for baseline in benchmark.baselines)]
+    timed = [f"{prefix}{measure.metric}" for prefix in prefixes for measure in own]
+    return (*(name for name in names if name not in absent), *timed)
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

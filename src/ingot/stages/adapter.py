@@ -89,6 +89,11 @@ class Adapter(Training):
         default="bfloat16", description="Of the frozen weights; the adapter is always float32"
     )
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """What is preferred is measured where preferences are learned; of pairs there is no padding."""
+        absent = {"padding"} if self.objective == "dpo" else {name for name, _, _ in self.measures[-4:]}
+        return tuple(name for name in super().measured(roles) if name not in absent)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.target_modules, tuple) and not self.target_modules:

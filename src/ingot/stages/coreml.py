@@ -18,6 +18,7 @@ from ingot.stages._export import (
     TOKENIZER_MEASURE,
     Benchmark,
     Parity,
+    measured_by,
     with_speed,
 )
 
@@ -145,6 +146,11 @@ class Coreml(Stage):
         """The most tokens that a call can have."""
         lengths = self.sequence_lengths
         return lengths.max if isinstance(lengths, Range) else max(lengths)
+
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """What its weights compute is compared apart where they are quantized; the rest depends on the machine."""
+        quantized = self.weights not in {"float16", "float32"}
+        return measured_by(super().measured(roles), self.benchmark, proven=True, quantized=quantized)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """The stored weights."""

@@ -119,6 +119,13 @@ class Evaluate(Settings, Task):
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
     )
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """Without a reference nothing is compared; questions are asked where ``answers`` says which."""
+        compared = {"nll_difference", "kl_divergence", "kl_p99", "top1_agreement"}
+        absent = set() if "reference" in roles else compared
+        absent |= set() if self.answers is not None else {"exact_match", "pattern_accuracy", "answers_ended"}
+        return tuple(name for name in super().measured(roles) if name not in absent)
+
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The reference, which is held beside a candidate of any form."""
         del device

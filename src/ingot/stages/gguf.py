@@ -117,6 +117,11 @@ class Gguf(Stage):
         if self.allow_nonfinite and self.type not in PLAIN:
             yield "allow_nonfinite", f"{self.type} cannot hold weights that are not finite"
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """It is compared with its source on the role ``data`` alone; what is not quantized only as a whole."""
+        proven, quantized = "data" in roles, self.type not in PLAIN
+        return _export.measured_by(super().measured(roles), self.benchmark, proven=proven, quantized=quantized)
+
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The model in fp32, where it is timed as another runtime has it."""
         del device

@@ -17,6 +17,7 @@ from ingot.stages._export import (
     TOKENIZER_MEASURE,
     Benchmark,
     Parity,
+    measured_by,
     with_speed,
 )
 
@@ -102,6 +103,11 @@ class Onnx(Stage):
         if self.quantization == "int8_dynamic" and self.precision == "float16":
             raise ValueError("quantization: int8_dynamic needs precision: float32 (its inputs are quantized from that)")
         return self
+
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """What its matrices compute is compared apart where they are quantized."""
+        quantized = self.quantization != "none"
+        return measured_by(super().measured(roles), self.benchmark, proven=True, quantized=quantized)
 
     def least_output(self, inputs: Mapping[str, Least]) -> Least:
         """All weights in the bits that are asked for; they are in no file whose elements are counted."""

@@ -64,6 +64,11 @@ class Pack(Stage):
         description="bytes of a dictionary learned from the files of at most 256 KiB; left out where it does not pay",
     )
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """What a dictionary saved only where one is wanted."""
+        found = super().measured(roles)
+        return found if self.dictionary is not None else tuple(name for name in found if name != "dictionary_saved")
+
     def windowed(self) -> bool:
         """Memory is a window over the files."""
         return True

@@ -204,6 +204,13 @@ class Prune(Stage):
         if (self.schedule is not None) != ("data" in roles):
             yield "data", "the role 'data' is what a 'schedule' trains on: one is given without the other"
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """Of whole layers other things are counted than of single weights."""
+        told = {name: when for name, _, when in self.measures if (when == "depth") == (self.method == "depth")}
+        absent = {"with a pattern; never above 0"} if self.pattern is None else set()
+        absent |= {"with a schedule"} if self.schedule is None else set()
+        return tuple(name for name in super().measured(roles) if name in told and told[name] not in absent)
+
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """What looks at activations holds the model, in float32 where it learns; see ``Stage``."""
         del device  # sparsegpt keeps it in the memory of the machine, a layer at a time on a GPU

@@ -102,6 +102,12 @@ class Quantize(Stage):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where gptq and awq compute")
     allow_nonfinite: bool = Field(default=False, description="Take weights that are NaN or infinite as they are")
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """Calibration is of the methods that are fitted."""
+        absent = {"rtn": ("calibration_documents", "calibration_tokens", "smoothing_difference"),
+                  "gptq": ("smoothing_difference",), "awq": ()}[self.method]  # fmt: skip
+        return tuple(name for name in super().measured(roles) if name not in absent)
+
     @model_validator(mode="after")
     def _check(self) -> Quantize:
         own = (self.scheme, self.group_size, self.symmetric)

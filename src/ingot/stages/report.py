@@ -67,6 +67,11 @@ class Report(Settings, Stage):
         for name, task in self.tasks.items():
             yield from lacking(name, task, roles)
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """There is no divergence without a reference."""
+        found = super().measured(roles)
+        return found if "reference" in roles else tuple(name for name in found if name != "worst_kl_divergence")
+
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Write report.json: one row a candidate, the reference first, each candidate once, and its tasks in it."""
         reference = next(iter(given.digests.get("reference", ())), None)

@@ -64,20 +64,20 @@ def _at_hand(session: Session, board: Board, *, changed: bool = False) -> list[N
 
 
 def gate_lines(session: Session, board: Board) -> Iterator[Line]:
-    """One line a limit: ``gate pass     0.0312, needs ≤ 0.5  report.gguf@Q8_0.kl_divergence``."""
+    """One line a limit: ``gate pass     0.0312 [0.028, 0.035], needs ≤ 0.5  report.gguf@Q8_0.kl_divergence``."""
     for node in _at_hand(session, board):
         for verdict in session.verdicts.get(node.id, ()):
             yield _gate_line("" if board.short else f"{node.spec}:", verdict)
 
 
 def _gate_line(prefix: str, verdict: Verdict) -> Line:
-    word, style = {True: ("pass", "green"), False: ("FAIL", "red"), None: ("unknown", "yellow")}[verdict.passed]
+    style = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow", "none": "dim"}[verdict.word]
+    word = "FAIL" if verdict.word == "fail" else verdict.word
     side = "≤" if verdict.side == "max" else "≥"
     value = "no value" if verdict.value is None else f"{verdict.value:.4g}"
-    bound = "" if verdict.bound == "value" else f" ({verdict.bound} end)"
-    why = f": {verdict.reason}" if verdict.passed is None else ""
-    near = f" (nearest: {', '.join(verdict.nearest)})" if verdict.nearest else ""
-    text = f"  {value}, needs {side} {verdict.limit:g}  {prefix}{verdict.gate}{bound}{why}{near}"
+    ends = "" if verdict.interval is None else f" [{verdict.interval[0]:.4g}, {verdict.interval[1]:.4g}]"
+    why = f": {verdict.found}" if verdict.value is None else "".join(f"; {it}" for it in verdict.notes)
+    text = f"  {value}{ends}, needs {side} {verdict.limit:g}  {prefix}{verdict.what}{why}"
     return [(f"gate {word:<7}", style), (text, "")]
 
 
