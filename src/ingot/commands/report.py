@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ingot import registry
 from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
 from ingot.commands.screen import Screen
+from ingot.core.report_view import names_of
 from ingot.errors import SpecError, StoreDamaged, UsageError
 
 if TYPE_CHECKING:
@@ -121,19 +122,6 @@ def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]
         # Says whether there is no such target, or only no result of it.
         names = [wanted]
     return [registry.receipt_of_target(project, name) for name in names]
-
-
-def names_of(receipt: Json) -> dict[str, list[str]]:
-    """The names of a report's rows: digest → targets of that content, as the build saw them."""
-    names: dict[str, list[str]] = {}
-    for role in ("reference", "candidates"):
-        value = receipt["inputs"].get(role, [])
-        for item in [value] if isinstance(value, Mapping) else value:
-            name = str(item["target"]).partition(":")[2]
-            known = names.setdefault(str(item["digest"]), [])
-            if name not in known:
-                known.append(name)
-    return names
 
 
 def _is_absent(project: Project, receipt: Json) -> bool:

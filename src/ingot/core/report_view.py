@@ -103,6 +103,24 @@ _METRICS = (
 _ASKED = "pattern_accuracy"
 
 
+def names_of(receipt: Json) -> dict[str, list[str]]:
+    """The names of a report's rows: digest → targets of that content, as the build saw them."""
+    names: dict[str, list[str]] = {}
+    for role in ("reference", "candidates"):
+        value = receipt["inputs"].get(role, [])
+        for item in [value] if isinstance(value, Mapping) else value:
+            name = str(item["target"]).partition(":")[2]
+            known = names.setdefault(str(item["digest"]), [])
+            if name not in known:
+                known.append(name)
+    return names
+
+
+def task_of(target: str) -> str:
+    """The name of a task by that of its measurement: ``s:report.gguf@Q4_0.gsm8k`` is ``gsm8k``."""
+    return target.rpartition(".")[2]
+
+
 def table(report: Json, names: Names, width: int | None = 140) -> Table:
     """The report's main table, fitted to ``width`` characters (None: everything).
 
