@@ -58,6 +58,8 @@ class LiveReporter:
     session: ClassVar[Session | None] = None
     #: Why targets failed, in ingot's own words.
     errors: ClassVar[dict[str, IngotError]] = {}
+    #: Whether a run is one of several of a command: then it ends without a closing page.
+    brief: ClassVar[bool] = False
 
     def __init__(self, outstream: TextIO, options: Mapping[str, Any]) -> None:  # noqa: ARG002 - doit's signature
         self._stream = outstream
@@ -171,6 +173,9 @@ class LiveReporter:
             return
         board = self._board
         seconds = _since_start()
+        if self.brief:
+            self._screen.say([[(text.strip(), "red")] for text in self._runtime_errors])
+            return
         done = board.names("built", "restored", "failed", "skipped")
         if not done and self.session is not None and not self._runtime_errors:
             if board.count("fresh") or board.count("virtual"):

@@ -26,6 +26,9 @@ Receipt = dict[str, Any]
 
 _BUILD = f'"predicateType":"{PROVENANCE}"'.encode()
 
+#: The digest that an entry is about: the first of its subjects.
+_DIGEST = re.compile(rb'"subject":\[\{"digest":\{"%b":"([0-9a-f]{64})"' % TREE.encode())
+
 _SUBJECT = re.compile(rb'"subject":\[\{"digest":\{[^}]*\},"name":("(?:[^"\\]|\\.)*")')
 
 #: In a build's canonical statement the key stands between the roles that are empty and the key parts.
@@ -135,6 +138,26 @@ class Lookup:
         """The receipts of builds whose artifact's digest starts with ``digest``, oldest first."""
         found = [self.receipt(entry) for entry in self.holding(f'"{TREE}":"{digest}') if entry.type == "build"]
         return [receipt for receipt in found if str(receipt["digest"]).startswith(digest)]
+
+    def built(self, digest: str) -> list[Receipt]:
+        """The receipts of builds of exactly this digest, oldest first; an index serves many digests."""
+        return [self.receipt(entry) for entry in self._decoded(self._digests.get(digest, ()))]
+
+    @cached_property
+    def _digests(self) -> dict[str, list[tuple[str, int]]]:
+        """The places of the builds of each digest."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for origin, lines in self._lines.items():
+            for index, line in enumerate(lines):
+                match = _DIGEST.match(line, max(0, line.rfind(b'"subject":[')))
+                if match and _BUILD in line:
+                    found.setdefault(match[1].decode(), []).append((origin, index))
+        return found
+
+    def with_role(self, role: str) -> list[Receipt]:
+        """The receipts of builds that have an input in a role, oldest first."""
+        found = self.holding(f'"annotations":{{"role":"{role}"}}')
+        return [self.receipt(entry) for entry in found if entry.type == "build"]
 
     def builds_with_file(self, sha256: str) -> Iterator[Receipt]:
         """The receipts of builds that wrote a file of this content (where the entry itself lists its files)."""

@@ -52,6 +52,9 @@ class Session:
     def begin(self, *, force: bool, parallel: int, always: bool) -> None:
         """Say how this run goes: although it will not fit (``force``), how many targets at a time, and all of them."""
         self._force, self._parallel, self._always = force, parallel, always
+        # A command may run several times in one process: each run has a screen, and asks again what is lacking.
+        self.listeners.clear()
+        self._checked, self.refused = False, None
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
         for listener in self.listeners:
