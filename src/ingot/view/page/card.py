@@ -7,7 +7,7 @@ card states them, a base model where it was fetched from the hub; else the field
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ingot.core.quantities import size_text
 from ingot.errors import MissingTool, RefusedInput, UsageError
@@ -17,9 +17,6 @@ from ingot.view.page.facts import Page, Row
 from ingot.view.page.lineage import Node
 from ingot.view.page.markdown import name, plain
 from ingot.view.page.measures import interval, measure, written
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 Json = Mapping[str, Any]
 #: What a card of a fetched model may say of it that goes for what is made of it.
@@ -31,6 +28,11 @@ _RELATIONS = {
 }  # fmt: skip
 _LIBRARIES = {"gguf": "llama.cpp", "onnx": "onnx", "coreml": "coreml"}
 _BROUGHT = ("fetch",)
+#: How fast and how large it is stands in the card's table; results are of its quality.
+_NO_RESULTS = ("bytes", "speed", "seconds", "count")
+_SIZES = ("bits_per_weight", "energy_per_token", "answers_ended")
+#: The parameters that pin what was fetched.
+_PINS = ("pypi", "hf", "url", "revision", "sha256", "member")
 
 
 def chosen(page: Page, wanted: str | None) -> Row:
@@ -73,7 +75,7 @@ def card(page: Page, row: Row) -> str:
     return text
 
 
-def _library() -> ModuleType:
+def _library() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -131,12 +133,12 @@ def _stated(page: Page, base: Node) -> dict[str, Any]:
     return dict(stated)
 
 
-def _results(hub: ModuleType, page: Page, row: Row) -> Iterator[Any]:
+def _results(hub: Any, page: Page, row: Row) -> Iterator[Any]:
     """The measured numbers as the hub lists them; sizes and counts are no results."""
     data = page.spec if page.data is None else page.data.target.partition(":")[2]
     for metric, score in row.scores.items():
         task, _, bare = metric.rpartition(".")
-        if measure(bare).better == "":
+        if measure(bare).better == "" or measure(bare).form in _NO_RESULTS or bare in _SIZES:
             continue
         entry = score.entry
         yield hub.EvalResult(
@@ -185,12 +187,12 @@ def _made(page: Page, row: Row) -> str:
 
 
 def _is_short(value: object) -> bool:
-    return value is not None and value != [] and value != {} and len(str(value)) <= 60
+    return value is not None and value not in ("", [], {}) and len(str(value)) <= 60
 
 
 def _measured(page: Page, row: Row) -> str:
     rows = [[name(metric), *_cells(metric, score)] for metric, score in sorted(row.scores.items())]
-    text = markdown.table(["metric", "value", "95 % interval", "n", "how it was measured"], rows)
+    text = markdown.table(["metric", "value", "95 % interval", "n", "how it was measured"], rows, (1, 2, 3))
     others = [each for each in page.rows if each.digest != row.digest]
     if not others:
         return text
@@ -221,8 +223,8 @@ def _limits(page: Page, row: Row, base: Node | None) -> Iterator[str]:
     else:
         stated = _stated(page, base)
         if not stated.get("license"):
-            yield "No licence is stated here: what was fetched does not state one. Ask whoever published the base model."
-        yield "What its base model was trained on is not known here, and with it whether it has seen the evaluation data."
+            yield "No licence is stated here, since what was fetched states none: ask who published the base model."
+        yield "What its base model was trained on is not known here, so neither whether it saw the evaluation data."
 
 
 def _provenance(page: Page, row: Row) -> str:
@@ -230,14 +232,8 @@ def _provenance(page: Page, row: Row) -> str:
     if row.entry is not None:
         lines.append(f"- log entry {name(row.entry.place)}, key {name(row.entry.receipt['key'])}")
     for node in page.lineage.ancestors(row.digest):
-        origin = {
-            key: value
-            for key, value in _params(node).items()
-            if key in ("pypi", "hf", "url", "revision", "sha256", "member") and value
-        }
-        if node.kind in _BROUGHT and origin:
-            lines.append(
-                f"- {name(node.name)}: " + ", ".join(f"{key} {name(value)}" for key, value in sorted(origin.items()))
-            )
+        pinned = [f"{key} {name(value)}" for key, value in sorted(_params(node).items()) if key in _PINS and value]
+        if node.kind in _BROUGHT and pinned:
+            lines.append(f"- {name(node.name)}: {', '.join(pinned)}")
     lines.append(f"- report {name(page.target)}, {name(page.entry.digest)}, log entry {name(page.entry.place)}")
     return "\n".join(lines)

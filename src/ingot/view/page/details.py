@@ -143,11 +143,11 @@ def runtimes(page: Page) -> Iterator[Runtime]:
 
 def samples(page: Page) -> list[Sample]:
     """Held-out questions that every candidate answered; those first on which candidates are not equally right."""
-    answered = {row.digest: {item.get("id"): item for item in _answers(page, row)} for row in page.rows}
+    answered = {row.digest: {str(item.get("id")): item for item in _answers(page, row)} for row in page.rows}
     asked = [found for found in answered.values() if found]
     if not asked:
         return []
-    common = sorted(set.intersection(*(set(found) for found in asked)) - {None})
+    common = sorted(set.intersection(*(set(found) for found in asked)))
     chosen = sorted(common, key=lambda name: (_agree([found[name] for found in asked]), name))[:_SAMPLES]
     rows = {str(item.get("id")): item for item in page.book.lines(page.data, "eval.jsonl")}
     return [_sample(page, name, rows.get(name, {}), answered) for name in chosen]

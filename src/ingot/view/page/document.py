@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from ingot.core.log import logs_in
-from ingot.view.page import palette, render, results, sections
+from ingot.version import __version__
+from ingot.view.page import chain, history, listings, palette, render, results, sections
 from ingot.view.page.book import Book
 from ingot.view.page.entries import entries
 from ingot.view.page.facts import Page
 from ingot.view.page.figures import Figure
 from ingot.view.page.html import Html, code, join, link, tag
-from ingot.version import __version__
 
 Part = tuple[str, str, Html | None]
 
@@ -23,6 +23,7 @@ def report_page(page: Page) -> tuple[str, list[Figure]]:
     """The page of one report, and the charts that it shows."""
     groups = {
         "quality": ("Quality against size", sections.quality(page), []),
+        "waterfall": ("Quality by step", list(chain.figures(page)), []),
         "speed": ("Speed", sections.speed(page), []),
         "training": ("Training", *sections.training(page)),
         "data": ("Data", sections.data(page), []),
@@ -35,15 +36,16 @@ def report_page(page: Page) -> tuple[str, list[Figure]]:
         ("results", "Results", results.results(page)),
         ("gates", "Gates", results.gates(page)),
         charts["quality"],
-        ("tasks", "Tasks", sections.tasks(page)),
-        ("answers", "Answers", sections.answers(page)),
+        charts["waterfall"],
+        ("tasks", "Tasks", listings.tasks(page)),
+        ("answers", "Answers", listings.answers(page)),
         charts["speed"],
         charts["training"],
         charts["data"],
         charts["calibration"],
         ("lineage", "Lineage", sections.lineage(page)),
-        ("history", "History", sections.standing(page)),
-        ("methods", "How it was measured", sections.methods(page)),
+        ("history", "History", history.standing(page)),
+        ("methods", "How it was measured", listings.methods(page)),
         ("entries", "Registry entries", entries(page.book)),
     ]
     head = join(results.summary(page), results.problems(page))

@@ -1,4 +1,4 @@
-"""The entries of the registry that a page's numbers come from: all that is recorded of each, and how to read it there."""
+"""The entries that a page's numbers come from: all that is recorded of each, and how to read it in the log."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.report_view import names_of, task_of
-from ingot.view.page import lineage, marks, measures
+from ingot.core.report_view import headline, names_of, task_of
+from ingot.view.page import lineage, marks, measures, verdicts
 from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Page:
         found: dict[str, None] = {}
         for name in self.task_names():
             own = [task for row in self.rows for task in row.tasks if task.name == name]
-            best = measures.headline({metric: None for task in own for metric in (*task.scores, *task.not_measured)})
+            best = headline({metric: None for task in own for metric in (*task.scores, *task.not_measured)})
             if best is not None:
                 found[f"{name}.{best}"] = None
         return list(found)
@@ -105,7 +105,8 @@ class Page:
     def verdict_of(self, row: Row, metric: str) -> list[Verdict]:
         """The gates on one number of the table."""
         task, _, bare = metric.rpartition(".")
-        wanted = {f"{self.name}.{name}{f'.{task}' if task else ''}.{bare}" for name in row.names}
+        below = f".{task}" if task else ""
+        wanted = {f"{self.name}.{name}{below}.{bare}" for name in row.names}
         return [verdict for verdict in self.verdicts if verdict.gate in wanted]
 
     def failed(self) -> list[Verdict]:
@@ -115,8 +116,8 @@ class Page:
     def problems(self) -> Iterator[tuple[str, str, str, str]]:
         """(level, what, of which row, href) of everything that a reader must know first."""
         for verdict in self.verdicts:
-            if not verdict.passed:
-                level = "warn" if verdict.passed is None or getattr(verdict, "severity", "fail") == "warn" else "bad"
+            level = verdicts.level(verdict)
+            if level in ("warn", "bad"):
                 yield level, f"gate {verdict}", "", "#gates"
         for row in self.rows:
             for mark in row.marks:
@@ -133,56 +134,49 @@ def collect(book: Book, receipt: Json, report: Json, verdicts: Sequence[Verdict]
     """Join a report with the log and the store."""
     entry = book.take(receipt)
     chain = lineage.trace(book, entry)
-    target = str(receipt["target"])
-    evaluations = _evaluations(book, entry)
-    names = names_of(receipt)
     data = next((book.find(name, digest) for role, name, digest in entry.inputs() if role == "data"), None)
-    rows = tuple(_row(book, entry, row, names, evaluations, report) for row in report["rows"])
-    marked = tuple(_marked(row, chain, data) for row in rows)
-    return Page(target, report, entry, marked, tuple(verdicts), chain, book, data)
+    rows = _Rows(book, entry, report)
+    marked = tuple(_marked(row, chain, data) for row in map(rows.row, report["rows"]))
+    return Page(str(receipt["target"]), report, entry, marked, tuple(verdicts), chain, book, data)
 
 
 def _marked(row: Row, chain: lineage.Lineage, data: Entry | None) -> Row:
-    from dataclasses import replace
-
     return replace(row, marks=tuple(marks.of(row.digest, row.entry, chain, data)))
 
 
-def _evaluations(book: Book, entry: Entry) -> dict[str, list[tuple[str, Entry]]]:
-    """(name of the measurement, its entry) by the digest of the candidate, as the report was given them."""
-    found: dict[str, list[tuple[str, Entry]]] = {}
-    for role, target, digest in entry.inputs():
-        measured = book.find(target, digest) if role == EVALUATIONS else None
-        if measured is None:
-            continue
-        candidate = next((item for role, _, item in measured.inputs() if role == "candidate"), "")
-        found.setdefault(candidate, []).append((target, measured))
-    return found
+class _Rows:
+    """Joins the rows of one report with their names and entries."""
 
+    def __init__(self, book: Book, entry: Entry, report: Json) -> None:
+        self._book, self._report = book, report
+        self._spec = entry.target.partition(":")[0]
+        self._names = names_of(entry.receipt)
+        #: (name of the measurement, its entry) by the digest of the candidate, as the report was given them.
+        self._measured: dict[str, list[tuple[str, Entry]]] = {}
+        for role, target, digest in entry.inputs():
+            measured = book.find(target, digest) if role == EVALUATIONS else None
+            if measured is not None:
+                candidate = next((item for role, _, item in measured.inputs() if role == "candidate"), "")
+                self._measured.setdefault(candidate, []).append((target, measured))
 
-def _row(
-    book: Book,
-    report_entry: Entry,
-    row: Json,
-    names: Mapping[str, Sequence[str]],
-    evaluations: Mapping[str, Sequence[tuple[str, Entry]]],
-    report: Json,
-) -> Row:
-    digest = str(row["candidate"])
-    own = evaluations.get(digest, ())
-    evaluation = next((entry for _, entry in own if entry.receipt["kind"] == "evaluate"), None)
-    known = tuple(names.get(digest, ()))
-    by_digest = {entry.digest: (task_of(target), entry) for target, entry in own}
-    tasks = tuple(_task(item, by_digest) for item in row.get("tasks", ()))
-    scores = {name: Score(name, metric, evaluation) for name, metric in row["metrics"].items()}
-    absent = dict(row.get("not_measured", {}))
-    for task in tasks:
-        scores |= {f"{task.name}.{name}": score for name, score in task.scores.items()}
-        absent |= {f"{task.name}.{name}": reason for name, reason in task.not_measured.items()}
-    spec = report_entry.target.partition(":")[0]
-    entry = next((found for name in known if (found := book.find(f"{spec}:{name}", digest)) is not None), None)
-    form = f"{row['container']} {row['precision']}".strip()
-    return Row(digest, known, digest == report.get("reference"), form, scores, absent, entry, evaluation, tasks)
+    def row(self, row: Json) -> Row:
+        """One row: what was measured of it, and by which entries."""
+        digest = str(row["candidate"])
+        own = self._measured.get(digest, ())
+        evaluation = next((entry for _, entry in own if entry.receipt["kind"] == "evaluate"), None)
+        known = tuple(self._names.get(digest, ()))
+        by_digest = {entry.digest: (task_of(target), entry) for target, entry in own}
+        tasks = tuple(_task(item, by_digest) for item in row.get("tasks", ()))
+        scores = {name: Score(name, metric, evaluation) for name, metric in row["metrics"].items()}
+        absent = dict(row.get("not_measured", {}))
+        for task in tasks:
+            scores |= {f"{task.name}.{name}": score for name, score in task.scores.items()}
+            absent |= {f"{task.name}.{name}": reason for name, reason in task.not_measured.items()}
+        found = (self._book.find(f"{self._spec}:{name}", digest) for name in known)
+        entry = next((each for each in found if each is not None), None)
+        form = f"{row['container']} {row['precision']}".strip()
+        is_reference = digest == self._report.get("reference")
+        return Row(digest, known, is_reference, form, scores, absent, entry, evaluation, tasks)
 
 
 def _task(item: Json, known: Mapping[str, tuple[str, Entry]]) -> Task:

@@ -1,4 +1,4 @@
-"""A chart on a page: the picture that every browser shows, the specification that a script brings to life, the numbers."""
+"""A chart on a page: a picture that every browser shows, what brings it to life, and its numbers as a table."""
 
 from __future__ import annotations
 

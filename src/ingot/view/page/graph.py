@@ -17,8 +17,8 @@ _MARGIN = 8
 _SWEEPS = 12
 _NAME, _SMALL = 24, 33
 
-#: A box or, with the goal and the layer, the lane of an edge through a layer.
-Slot = tuple[str, str, int]
+#: A box (layer -1) or, with its layer, the lane in which edges from a box pass a layer.
+Slot = tuple[str, int]
 Places = Mapping[Slot, tuple[float, float]]
 
 
@@ -37,13 +37,13 @@ def draw(lineage: Lineage, hrefs: Mapping[str, str]) -> Html:
 
 
 def _slot(digest: str) -> Slot:
-    return digest, "", 0
+    return digest, -1
 
 
 def _way(edge: Edge, layers: Mapping[str, int]) -> list[Slot]:
     """What an edge passes: its source, a lane in each layer between, its goal."""
     between = range(layers[edge.source] + 1, layers[edge.goal])
-    return [_slot(edge.source), *((edge.source, edge.goal, layer) for layer in between), _slot(edge.goal)]
+    return [_slot(edge.source), *((edge.source, layer) for layer in between), _slot(edge.goal)]
 
 
 def _places(layers: Mapping[str, int], ways: Sequence[Sequence[Slot]]) -> dict[Slot, tuple[float, float]]:
@@ -54,7 +54,7 @@ def _places(layers: Mapping[str, int], ways: Sequence[Sequence[Slot]]) -> dict[S
     near: dict[Slot, list[Slot]] = {}
     for way in ways:
         for slot in way[1:-1]:
-            found[slot[2]][slot] = None
+            found[slot[1]][slot] = None
         for one, other in pairwise(way):
             near.setdefault(one, []).append(other)
             near.setdefault(other, []).append(one)
@@ -73,7 +73,7 @@ def _places(layers: Mapping[str, int], ways: Sequence[Sequence[Slot]]) -> dict[S
 
 
 def _tall(slot: Slot) -> float:
-    return _LANE if slot[1] else _BOX[1]
+    return _LANE if slot[1] >= 0 else _BOX[1]
 
 
 def _stacked(columns: Sequence[Sequence[Slot]]) -> dict[Slot, float]:

@@ -18,7 +18,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child = Union[str, None, Iterable["Child"]]
+Child = Union[str, None, Iterable["Child"]]  # noqa: UP007  # names itself
 Value = str | int | float | bool | None
 
 

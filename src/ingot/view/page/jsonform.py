@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ingot.view.page import verdicts
 from ingot.view.page.book import Entry, Score
 from ingot.view.page.facts import Page, Row
 
@@ -20,7 +21,7 @@ def report(page: Page) -> dict[str, Any]:
         "data": page.report["data"],
         "settings": dict(page.report.get("settings", {})),
         "rows": [_row(row) for row in page.rows],
-        "gates": [_verdict(verdict) for verdict in page.verdicts],
+        "gates": [verdicts.to_json(verdict) for verdict in page.verdicts],
         "lineage": {
             "nodes": [
                 {"digest": node.digest, "targets": list(node.names), "kind": None if node.entry is None else node.kind,
@@ -60,9 +61,3 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _metrics(scores: Mapping[str, Score]) -> dict[str, Any]:
     return {name: dict(score.metric) for name, score in scores.items()}
-
-
-def _verdict(verdict: Any) -> dict[str, Any]:
-    word = {True: "pass", False: "fail", None: "unknown"}[verdict.passed]
-    limit = {verdict.side: verdict.limit, "bound": verdict.bound}
-    return {"gate": verdict.gate, "limit": limit, "value": verdict.value, "verdict": word}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from ingot.view.page import verdicts
 from ingot.view.page.facts import Page, Row
 from ingot.view.page.figures import Figure
 from ingot.view.page.measures import DASH, interval, measure, written
-from ingot.view.page.results import said_of
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~@&])")
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(value: object) -> str:
     """A value as text of Markdown: nothing in it is markup, a mention or a new line."""
-    return _SPECIAL.sub(r"\\\1", _UNSEEN.sub(" ", str(value)))
+    text = _SPECIAL.sub(r"\\\1", _UNSEEN.sub(" ", str(value)))
+    return re.sub(r"^(\s*\d*)([-+.)]\s)", r"\1\\\2", text)
 
 
 def name(value: object) -> str:
@@ -41,16 +42,20 @@ def report(page: Page, figures: Sequence[Figure]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already; all columns but the first are aligned right."""
-    lines = [titles, [" --- ", *[" ---: "] * (len(titles) - 1)], *rows]
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """A table of cells that are Markdown already; columns in ``numbers`` are aligned right."""
+    lines = [titles, ["---:" if at in numbers else "---" for at in range(len(titles))], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def results(rows: Sequence[Row], columns: Sequence[str], marks: bool = True) -> str:  # noqa: FBT001, FBT002
     """The table of results."""
     titles = ["candidate", *(plain(measure(column).title) for column in columns)]
-    return table(titles, [[_who(row, marks=marks), *(_cell(row, column) for column in columns)] for row in rows])
+    return table(
+        titles,
+        [[_who(row, marks=marks), *(_cell(row, column) for column in columns)] for row in rows],
+        range(1, len(titles)),
+    )
 
 
 def _results(page: Page) -> str:
@@ -95,7 +100,7 @@ def _problems(page: Page) -> Iterator[str]:
 def _gates(page: Page) -> str:
     return table(
         ["gate", "verdict", "in full"],
-        [[name(verdict.gate), f"**{said_of(verdict)}**", plain(verdict)] for verdict in page.verdicts],
+        [[name(verdict.gate), f"**{verdicts.said(verdict)}**", plain(verdict)] for verdict in page.verdicts],
     )
 
 

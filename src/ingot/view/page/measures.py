@@ -60,11 +60,6 @@ _SHARES = (
     "acc", "acc_norm", "accuracy", "exact_match", "pass_at_1", "f1", "f1_macro", "f1_lax", "f1_strict", "precision",
     "recall", "irrelevance", "json_valid", "hit_rate", "agreement", "answers_ended", "share", "rate",
 )  # fmt: skip
-#: What says most of a task, best first.
-HEADLINES = (
-    "exact_match", "exact_match_strict", "pass_at_1", "acc_norm", "acc", "f1_lax", "accuracy", "win_rate",
-    "rouge_l", "pattern_accuracy",
-)  # fmt: skip
 #: In the order of the columns of a page.
 MAIN = (
     "bytes", "bits_per_weight", "perplexity", "bits_per_byte", "pattern_accuracy", "exact_match", "nll_difference",
@@ -85,30 +80,19 @@ def measure(name: str) -> Measure:
     return Measure(f"{task}: {known.title}", known.better, known.form) if task else known
 
 
-def headline(metrics: Mapping[str, object]) -> str | None:
-    """The metric that says most of a task; None where there is none."""
-    named = next((name for name in HEADLINES if name in metrics), None)
-    ending = (name for name in sorted(metrics) if name.endswith(tuple(f"_{end}" for end in HEADLINES)))
-    others = (name for name in sorted(metrics) if name not in COUNTS)
-    return named or next(ending, None) or next(others, None)
-
-
 def written(name: str, value: float) -> str:
     """A value as people read it, with its unit where the title has none."""
     form = measure(name).form
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if form == "share":
-        return f"{100 * value:.1f} %"
-    if form == "bytes":
-        return size_text(value)
-    if form == "count":
-        return f"{value:,.0f}"
-    if form == "speed":
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    if form == "seconds":
-        return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
-    return figure(value, signed=form == "signed")
+    short = {
+        "share": lambda: f"{100 * value:.1f} %",
+        "bytes": lambda: size_text(value),
+        "count": lambda: f"{value:,.0f}",
+        "speed": lambda: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+        "seconds": lambda: f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s",
+    }
+    return short[form]() if form in short else figure(value, signed=form == "signed")
 
 
 def figure(value: float, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""One page over the whole registry: specs, their variants, what was measured over time, what is active and last good."""
+"""One page over the whole registry: specs, their variants, measurements over time, what is active and last good."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ingot.core.report_view import names_of
 from ingot.core.standing import Standing
 from ingot.core.statement import decision_of
-from ingot.view.page import charts, html
+from ingot.view.page import charts, html, verdicts
 from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
-from ingot.view.page.document import whole
+from ingot.view.page.document import Part, whole
 from ingot.view.page.entries import entries
 from ingot.view.page.figures import Figure, section, word
+from ingot.view.page.history import past
 from ingot.view.page.html import Child, Html, anchor, code, join, link, tag
 from ingot.view.page.jsonform import place
 from ingot.view.page.measures import MAIN, measure, written
-from ingot.view.page.results import level_of, number, said_of
-from ingot.view.page.sections import past
+from ingot.view.page.results import number
 
 if TYPE_CHECKING:
     from ingot.core.gates import Verdict
@@ -96,10 +96,10 @@ class Overview:
 
 def page(overview: Overview) -> str:
     """The page."""
-    parts = [("specs", "Specs", _specs(overview))]
-    for spec in overview.specs:
-        parts.append((anchor("spec", spec), spec, _spec(overview, spec)))
-    parts += [("recent", "Newest entries", _recent(overview)), ("entries", "Registry entries", entries(overview.book))]
+    own = [(anchor("spec", spec), spec, _spec(overview, spec)) for spec in overview.specs]
+    recent = "recent", "Newest entries", _recent(overview)
+    parts: list[Part] = [("specs", "Specs", _specs(overview)), *own, recent]
+    parts.append(("entries", "Registry entries", entries(overview.book)))
     count = len(overview.specs)
     head = tag(
         "p",
@@ -134,7 +134,10 @@ def _gates_of(overview: Overview, spec: str) -> Html:
     listed = [verdict for report in overview.reports(spec) for verdict in overview.verdicts.get(report.id, ())]
     if not listed:
         return Html("none")
-    worst = next((level for level in ("bad", "warn", "ok") if any(level_of(each) == level for each in listed)), "ok")
+    worst = next(
+        (level for level in ("bad", "warn", "note", "ok") if any(verdicts.level(each) == level for each in listed)),
+        "ok",
+    )
     passed = sum(verdict.passed is True for verdict in listed)
     return word(worst, f"{passed} of {len(listed)} pass")
 
@@ -157,7 +160,7 @@ def _variants(overview: Overview, report: Target) -> Html:
     listed = list(overview.variants(report))
     known = {name for _, _, entry in listed for name in entry.receipt["metrics"]}
     columns = [name for name in MAIN if name in known]
-    verdicts = overview.verdicts.get(report.id, ())
+    judged = overview.verdicts.get(report.id, ())
     rows = [
         [
             link(f"#{entry.id}", code(name)),
@@ -168,8 +171,8 @@ def _variants(overview: Overview, report: Target) -> Html:
                 for column in columns
             ),
             [
-                [word(level_of(each), f"{said_of(each)} {each.metric}"), " "]
-                for each in verdicts
+                [word(verdicts.level(each), f"{verdicts.said(each)} {each.metric}"), " "]
+                for each in judged
                 if each.target == f"{report.name}.{name}"
             ],
         ]

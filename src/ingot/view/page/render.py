@@ -1,4 +1,4 @@
-"""vl-convert: a chart as SVG that follows the page, as PNG that stands alone, and the scripts that bring one to life."""
+"""vl-convert: a chart as SVG that follows the page and as PNG that stands alone; the scripts that bring it to life."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require() -> None:
     """MissingTool (E-MISSING-TOOL) with the command that installs what pages need."""
     _converter()
     try:
-        import altair  # noqa: F401
+        import altair as alt  # noqa: F401
     except ImportError as error:
         raise _missing("altair") from error
 

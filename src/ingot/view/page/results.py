@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ingot.view.page import html
+from ingot.view.page import html, verdicts
 from ingot.view.page.facts import Page, Row, row_id
 from ingot.view.page.figures import section, word
 from ingot.view.page.html import Html, anchor, code, join, link, tag
@@ -53,14 +53,13 @@ def _tiles(page: Page) -> Iterator[Html]:
     ):
         having = [row for row in others if metric in row.scores]
         if having:
-            best = pick(having, key=lambda row: row.scores[metric].value)  # noqa: B023  # used at once
+            best = pick(having, key=lambda row: row.scores[metric].value)
             yield _tile(title, number(best.scores[metric], plain=True), best.name)
     if page.verdicts:
-        failed, unknown = len(page.failed()), sum(verdict.passed is None for verdict in page.verdicts)
-        passed = len(page.verdicts) - failed - unknown
-        said = f"{failed} failed" if failed else f"{unknown} not known" if unknown else "all pass"
-        level = "bad" if failed else "warn" if unknown else "ok"
-        yield _tile("gates", link("#gates", said, class_=level), f"{passed} of {len(page.verdicts)} pass")
+        worst = next(level for level in ("bad", "warn", "note", "ok") if level in map(verdicts.level, page.verdicts))
+        passed = sum(verdicts.level(verdict) == "ok" for verdict in page.verdicts)
+        said = {"bad": "failed", "warn": "caution", "note": "pass, where judged", "ok": "all pass"}[worst]
+        yield _tile("gates", link("#gates", said, class_=worst), f"{passed} of {len(page.verdicts)} pass")
 
 
 def _tile(what: str, value: Html, below: str) -> Html:
@@ -149,19 +148,7 @@ def _cell(page: Page, row: Row, name: str, reasons: dict[str, int]) -> Html:
 
 def verdict_word(verdict: Verdict) -> Html:
     """What a gate says, in words."""
-    sign = "≤" if verdict.side == "max" else "≥"
-    limit = f"{sign} {written(verdict.metric, verdict.limit)}" + (
-        "" if verdict.bound == "value" else f" at its {verdict.bound} end"
-    )
-    said = {True: "passes", False: "fails", None: "not known:"}[verdict.passed]
-    return word(level_of(verdict), f"{said} {limit}", "#gates")
-
-
-def level_of(verdict: Verdict) -> str:
-    """ok, warn or bad."""
-    if verdict.passed:
-        return "ok"
-    return "warn" if verdict.passed is None or getattr(verdict, "severity", "fail") == "warn" else "bad"
+    return word(verdicts.level(verdict), verdicts.beside(verdict), "#gates")
 
 
 def gates(page: Page) -> Html | None:
@@ -169,28 +156,15 @@ def gates(page: Page) -> Html | None:
     if not page.verdicts:
         return None
     rows = [
-        [code(verdict.gate), _limit(verdict), _value(verdict), word(level_of(verdict), said_of(verdict)), str(verdict)]
+        [
+            code(verdict.gate),
+            verdicts.limit(verdict),
+            verdicts.value(verdict),
+            word(verdicts.level(verdict), verdicts.said(verdict)),
+            str(verdict),
+        ]
         for verdict in page.verdicts
     ]
-    body = html.table(
-        "Gates of the spec, judged from what this report recorded",
-        ["gate", "limit", "measured", "verdict", "in full"],
-        rows,
-    )
-    return section("gates", "Gates", body)
-
-
-def said_of(verdict: Verdict) -> str:
-    """The verdict in a word."""
-    if verdict.passed is None:
-        return "not known"
-    mild = getattr(verdict, "severity", "fail") == "warn"
-    return "pass" if verdict.passed else "warning" if mild else "FAIL"
-
-
-def _limit(verdict: Verdict) -> str:
-    return f"{'≤' if verdict.side == 'max' else '≥'} {written(verdict.metric, verdict.limit)}"
-
-
-def _value(verdict: Verdict) -> str:
-    return "none" if verdict.value is None else written(verdict.metric, verdict.value)
+    caption = "Gates of the spec, judged from what this report recorded"
+    titles = ["gate", "limit", "measured", "verdict", "in full"]
+    return section("gates", "Gates", html.table(caption, titles, rows))

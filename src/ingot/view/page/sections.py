@@ -1,17 +1,16 @@
-"""The parts of a page that draw: quality, speed, training, data, lineage; and those that list: answers, history."""
+"""The parts of a page that draw: quality against size, speed, training, data, calibration, lineage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from ingot.core.standing import Standing
-from ingot.view.page import charts, details, graph, html
+from ingot.view.page import charts, details, graph, html, making
 from ingot.view.page.book import Entry, Score
 from ingot.view.page.details import Curve
 from ingot.view.page.facts import Page, Row
 from ingot.view.page.figures import Figure, grid, section, word
 from ingot.view.page.html import Child, Html, anchor, code, join, link, tag
-from ingot.view.page.measures import interval, measure, written
+from ingot.view.page.measures import measure
 from ingot.view.page.results import number
 
 #: Metrics that are drawn against size, best first; so many at most.
@@ -28,7 +27,7 @@ _HISTORY = 40
 def quality(page: Page) -> list[Figure]:
     """Quality against size, a chart a metric: which candidates no other beats in both."""
     wanted = [*page.headlines(), *_QUALITY]
-    found = []
+    found: list[Figure] = []
     for metric in dict.fromkeys(wanted):
         rows = [row for row in page.rows if metric in row.scores and "bytes" in row.scores]
         rows = [row for row in rows if not (row.is_reference and metric in ("nll_difference", "kl_divergence"))]
@@ -80,7 +79,7 @@ def speed(page: Page) -> list[Figure]:
         if rows:
             listed = [{"name": row.name, "value": row.scores[metric].value} for row in rows]
             cells = [[row.name, number(row.scores[metric])] for row in rows]
-            spec = charts.speeds(metric, listed)
+            spec = making.speeds(metric, listed)
             title, titles = measure(metric).title, ["candidate", measure(metric).title]
             found.append(Figure(anchor(metric), title, "more is better", spec, titles, cells, (1,)))
     return found
@@ -94,7 +93,7 @@ def _latency(timed: Sequence[details.Runtime]) -> Figure:
     ]
     titles = ["candidate", "runtime", *(measure(name).title for name in names)]
     note = "measured when each export was built, on the machine that its entry names; less is better"
-    return Figure("latency", "Time a token", note, charts.latency(timed), titles, cells, (2, 3, 4, 5))
+    return Figure("latency", "Time a token", note, making.latency(timed), titles, cells, (2, 3, 4, 5))
 
 
 def training(page: Page) -> tuple[list[Figure], list[Html]]:
@@ -122,7 +121,7 @@ def _loss(curve: Curve) -> Figure:
     title = f"Loss of {entry.target.partition(':')[2]}"
     titles = ["metric", "value", "n"]
     return Figure(
-        f"loss-{anchor(entry.digest[:12])}", title, f"by step{kept}", charts.loss(curve), titles, cells, (1, 2)
+        f"loss-{anchor(entry.digest[:12])}", title, f"by step{kept}", making.loss(curve), titles, cells, (1, 2)
     )
 
 
@@ -135,7 +134,7 @@ def data(page: Page) -> list[Figure]:
         title = f"Documents of {name}"
         note = "what each sieve took out, and how the rest was divided"
         figure = anchor("funnel", funnel.entry.digest[:12])
-        found.append(Figure(figure, title, note, charts.funnel(funnel), ["sieve", "documents"], cells, (1,)))
+        found.append(Figure(figure, title, note, making.funnel(funnel), ["sieve", "documents"], cells, (1,)))
     return found
 
 
@@ -150,38 +149,9 @@ def calibration(page: Page) -> list[Figure]:
         titles = ["panel", "how sure", "how often right", "tokens"]
         note = "on the dashed line, confidence is what it says"
         figure = anchor("reliability", each.entry.digest[:12])
-        spec = charts.reliability(each)
+        spec = making.reliability(each)
         found.append(Figure(figure, f"Reliability of {each.model}", note, spec, titles, cells, (1, 2, 3)))
     return found
-
-
-def answers(page: Page) -> Html | None:
-    """Held-out questions, and what every candidate answered."""
-    found = details.samples(page)
-    if not found:
-        return None
-    told = tag(
-        "p",
-        "Answers of all candidates to the same held-out questions; those first on which they are not equally right.",
-    )
-    return section("answers", "Answers side by side", told, [_sample(item) for item in found])
-
-
-def _sample(sample: details.Sample) -> Html:
-    """One question; candidates that answered the same stand together."""
-    rows: list[Sequence[Child]] = []
-    if sample.expected:
-        rows.append(["data set", tag("pre", sample.expected, class_="answer", dir="auto"), ""])
-    grouped: dict[tuple[str, bool | None], list[str]] = {}
-    for answer in sample.answers:
-        grouped.setdefault((answer.text, answer.right), []).append(answer.row.name)
-    for (said, right), names in grouped.items():
-        reading = {True: word("ok", "right"), False: word("bad", "not right"), None: ""}[right]
-        rows.append([", ".join(names), tag("pre", said, class_="answer", dir="auto"), reading])
-    title = tag("h3", "Question ", code(sample.id))
-    question = sample.prompt or "its text is not here: the data set's artifact is missing"
-    body = html.table(f"Answers to {sample.id}", ["who", "answer", "reading"], rows)
-    return join(title, tag("pre", question, class_="answer", dir="auto"), tag("div", body, class_="answers"))
 
 
 def lineage(page: Page) -> Html:
@@ -211,125 +181,9 @@ def _node(page: Page, digest: str, hrefs: dict[str, str]) -> Sequence[Child]:
     return [name, node.kind, code(digest), made, state]
 
 
-def standing(page: Page) -> Html:
-    """What stands for each candidate: latest, active, last good; and what happened to this report."""
-    folds = Standing(page.book.project, page.book.lookup)
-    rows = [_stands(folds, f"{page.spec}:{name}", row) for row in page.rows for name in row.names]
-    titles = ["candidate", "this report measured", "newest", "active", "last good"]
-    body = html.table("Where the candidates stand", titles, rows)
-    events = [list(_event(entry)) for entry in page.book.lookup.about(page.target)[-_HISTORY:]]
-    past = html.table("Entries about this report, oldest first", ["log entry", "what", "when", "digest"], events)
-    return section("history", "History", body, [figure.html() for figure in _over_time(page)], past)
-
-
-def _stands(folds: Standing, target: str, row: Row) -> Sequence[Child]:
-    newest = folds.lookup.newest(target)
-    active, good = folds.active(target), folds.last_good(target)
-    latest = "" if newest is None else _same(str(newest["digest"]), row.digest)
-    promoted = "nothing was promoted" if active is None else _same(active.digest, row.digest)
-    return [
-        target,
-        code(row.digest[:12]),
-        latest,
-        promoted,
-        "none" if good is None else _same(str(good["digest"]), row.digest),
-    ]
-
-
-def _same(digest: str, measured: str) -> Html:
-    return join(code(digest[:12]), " the same" if digest == measured else word("warn", "another"))
-
-
-def _event(entry: object) -> Iterator[Child]:
-    from ingot.core.lookup import place_text
-    from ingot.core.statement import decision_of, receipt_of, time_of
-
-    statement = entry.statement  # type: ignore[attr-defined]  # an Entry of the registry
-    found = receipt_of(statement) if entry.type == "build" else decision_of(statement)  # type: ignore[attr-defined]
-    yield code(place_text({"origin": entry.origin, "index": entry.index}))  # type: ignore[attr-defined]
-    yield str(entry.type)  # type: ignore[attr-defined]
-    yield time_of(statement)[:19].replace("T", " ")
-    yield code(str(found["digest"])[:12])
-
-
-def _over_time(page: Page) -> Iterator[Figure]:
-    """The first metric that was measured of more than one result of some candidate."""
-    for metric in ("kl_divergence", "perplexity", "pattern_accuracy", "bytes"):
-        points = [
-            point
-            for row in page.rows
-            for name in row.names
-            for point in past(page.book.lookup, f"{page.target}.{name}", metric, name)
-        ]
-        if len({(point["name"], point["digest"]) for point in points}) > len({point["name"] for point in points}):
-            cells = [
-                [str(point["name"]), str(point["time"])[:19], written(metric, point["value"]), code(point["digest"])]
-                for point in points
-            ]
-            title = f"{measure(metric).title} over time"
-            titles = ["candidate", "measured", measure(metric).title, "measurement"]
-            yield Figure("over-time", title, "", charts.history(metric, points), titles, cells, (2,))
-            return
-
-
-def past(lookup: object, target: str, metric: str, name: str) -> list[dict[str, object]]:
-    """What every recorded result of a target measured, oldest first."""
-    found = []
-    for entry in lookup.about(target):  # type: ignore[attr-defined]  # a Lookup
-        receipt = lookup.result_of(entry) if entry.type == "build" else None  # type: ignore[attr-defined]
-        if receipt is not None and metric in receipt["metrics"]:
-            value = receipt["metrics"][metric]["value"]
-            found.append(
-                {"name": name, "time": receipt["timings"]["finished"], "value": value, "digest": receipt["digest"][:12]}
-            )
-    return found
-
-
-def methods(page: Page) -> Html:
-    """How each metric was measured, in the words of the log; rows that were measured differently are told apart."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in page.rows:
-        for name, score in row.scores.items():
-            found.setdefault((name, str(score.metric["method"])), []).append(row.name)
-    rows = [[code(name), ", ".join(names), how] for (name, how), names in sorted(found.items())]
-    body = html.table("How each metric was measured", ["metric", "candidates", "method"], rows)
-    settings = [[code(name), str(value)] for name, value in sorted(page.report.get("settings", {}).items())]
-    given = html.table("Settings of the report", ["setting", "value"], settings) if settings else None
-    return section("methods", "How it was measured", body, given)
-
-
 def drawn(name: str, title: str, figures: Sequence[Figure], more: Sequence[Html] = ()) -> Html | None:
     """A section of charts; None where there is nothing to draw."""
     if not figures and not more:
         return None
     body = grid(figures) if len(figures) > 1 else join([figure.html() for figure in figures])
     return section(name, title, body, *more)
-
-
-def tasks(page: Page) -> Html | None:
-    """All that each task measured: a row a candidate and metric."""
-    rows: list[Sequence[Child]] = []
-    for row in page.rows:
-        for task in row.tasks:
-            for name, score in sorted(task.scores.items()):
-                count = score.metric.get("n")
-                rows.append(
-                    [
-                        task.name,
-                        task.kind,
-                        row.name,
-                        code(name),
-                        number(score),
-                        "" if count is None else f"{count:,}",
-                        interval(name, score.metric),
-                    ]
-                )
-            rows += [
-                [task.name, task.kind, row.name, code(name), "not measured", "", why]
-                for name, why in sorted(task.not_measured.items())
-            ]
-    if not rows:
-        return None
-    rows = [[cells[0], *cells[1:5], cells[5], cells[6]] for cells in rows]
-    titles = ["task", "kind", "candidate", "metric", "value", "n", "95 % interval, or why not"]
-    return section("tasks", "Tasks", html.table("Everything that tasks measured", titles, rows, numbers=(4, 5)))

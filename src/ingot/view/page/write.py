@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ingot.core import disk
-from ingot.view.page import card, document, jsonform, markdown, render
+from ingot.view.page import card, document, jsonform, markdown, overview, render
 from ingot.view.page.facts import Page
+from ingot.view.page.overview import Overview
+
+
+def reports(root: Path) -> Path:
+    """Where pages are written unless a folder is named."""
+    return root / "cache" / "reports"
 
 
 def default_folder(root: Path, target: str) -> Path:
     """Where a report is written unless a folder is named: ``cache/reports/SPEC/NAME``, which can be deleted."""
     spec, _, name = target.partition(":")
-    return root / "cache" / "reports" / file_name(spec) / file_name(name)
+    return reports(root) / file_name(spec) / file_name(name)
 
 
 def file_name(name: str) -> str:
@@ -44,9 +50,11 @@ def report(page: Page, folder: Path, cards: Sequence[str]) -> list[Path]:
     return written(folder, files)
 
 
-def registry(page_text: str, value: object, folder: Path) -> list[Path]:
+def registry(known: Overview, folder: Path) -> list[Path]:
     """Write the page over the whole registry, and what it shows as JSON."""
-    return written(folder, {"registry.html": page_text.encode(), "registry.json": _json(value)})
+    render.require()
+    page = overview.page(known).encode()
+    return written(folder, {"registry.html": page, "registry.json": _json(overview.to_json(known))})
 
 
 def written(folder: Path, files: dict[str, bytes]) -> list[Path]:
