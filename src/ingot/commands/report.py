@@ -32,8 +32,8 @@ class Report(IngotCommand):
     )
     doc_description = (
         "Without a name: every report that was built. --html writes report.html, report.md with its charts, "
-        "report.json and README.md (a model card) into cache/reports/SPEC/TARGET/; --all one page over the whole registry into "
-        "cache/reports/. Nothing is measured: what a page shows comes from the log and the artifacts."
+        "report.json and README.md (a model card) into cache/reports/SPEC/TARGET/; --all one page over the whole "
+        "registry into cache/reports/. Nothing is measured: what a page shows comes from the log and the artifacts."
     )
     arguments: ClassVar[tuple[int, int | None]] = (0, 1)
     cmd_options = (

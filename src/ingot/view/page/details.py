@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.view.page.book import Entry, Score
-from ingot.view.page.facts import Page, Row
+from ingot.view.page.facts import Page
 
 Json = Mapping[str, Any]
 Point = tuple[float, float]
 
 #: A line of a chart has at most so many points; more are averaged.
 _POINTS = 300
-#: So many questions are shown.
-_SAMPLES = 8
 _FUNNEL = {
     "documents_read": "read",
     "documents_same_answers": "answers alike",
@@ -58,25 +56,6 @@ class Runtime:
     name: str
     scores: Mapping[str, Score]
     is_baseline: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one candidate answered; ``right`` is None where nothing says what is right."""
-
-    row: Row
-    text: str
-    right: bool | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One held-out question, what the data set answers, and what each candidate did."""
-
-    id: str
-    prompt: str
-    expected: str
-    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -139,51 +118,6 @@ def runtimes(page: Page) -> Iterator[Runtime]:
             }
             if found:
                 yield Runtime(row.name, name, found, bool(prefix))
-
-
-def samples(page: Page) -> list[Sample]:
-    """Held-out questions that every candidate answered; those first on which candidates are not equally right."""
-    answered = {row.digest: {str(item.get("id")): item for item in _answers(page, row)} for row in page.rows}
-    asked = [found for found in answered.values() if found]
-    if not asked:
-        return []
-    common = sorted(set.intersection(*(set(found) for found in asked)))
-    chosen = sorted(common, key=lambda name: (_agree([found[name] for found in asked]), name))[:_SAMPLES]
-    rows = {str(item.get("id")): item for item in page.book.lines(page.data, "eval.jsonl")}
-    return [_sample(page, name, rows.get(name, {}), answered) for name in chosen]
-
-
-def _answers(page: Page, row: Row) -> list[dict[str, Any]]:
-    return page.book.lines(row.evaluation, "answers.jsonl")
-
-
-def _agree(items: Sequence[Json]) -> bool:
-    return len({_right(item) for item in items}) < 2
-
-
-def _right(item: Json) -> bool | None:
-    """Whether the pattern is matched; where there is none, whether the answer is the data set's."""
-    found = item.get("pattern")
-    return bool(item.get("exact")) if found is None else bool(found)
-
-
-def _sample(page: Page, name: str, row: Json, answered: Mapping[str, Mapping[Any, Json]]) -> Sample:
-    prompt, expected = _turns(row)
-    answers = tuple(
-        Answer(each, str(found["answer"]), _right(found))
-        for each in page.rows
-        if (found := answered[each.digest].get(name)) is not None
-    )
-    return Sample(name, prompt, expected, answers)
-
-
-def _turns(row: Json) -> tuple[str, str]:
-    """The question of a row and its own answer; empty where the data set is not here."""
-    messages = row.get("messages")
-    if isinstance(messages, list) and messages:
-        *before, last = [str(item.get("content", "")) for item in messages]
-        return "\n".join(before), last
-    return str(row.get("prompt", row.get("text", ""))), str(row.get("completion", ""))
 
 
 def reliabilities(page: Page) -> Iterator[Reliability]:

@@ -24,6 +24,7 @@ def report_page(page: Page) -> tuple[str, list[Figure]]:
     groups = {
         "quality": ("Quality against size", sections.quality(page), []),
         "waterfall": ("Quality by step", list(chain.figures(page)), []),
+        "tasks": ("Tasks", sections.asked_for(page), [table] if (table := listings.tasks(page)) is not None else []),
         "speed": ("Speed", sections.speed(page), []),
         "training": ("Training", *sections.training(page)),
         "data": ("Data", sections.data(page), []),
@@ -37,7 +38,7 @@ def report_page(page: Page) -> tuple[str, list[Figure]]:
         ("gates", "Gates", results.gates(page)),
         charts["quality"],
         charts["waterfall"],
-        ("tasks", "Tasks", listings.tasks(page)),
+        charts["tasks"],
         ("answers", "Answers", listings.answers(page)),
         charts["speed"],
         charts["training"],

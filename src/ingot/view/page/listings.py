@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingot.view.page import details, html
+from ingot.view.page import asked, html
 from ingot.view.page.facts import Page
 from ingot.view.page.figures import section, word
 from ingot.view.page.html import Child, Html, code, join, tag
@@ -13,18 +13,22 @@ from ingot.view.page.results import number
 
 
 def answers(page: Page) -> Html | None:
-    """Held-out questions, and what every candidate answered."""
-    found = details.samples(page)
+    """Questions, and what every candidate answered; None where nothing was asked."""
+    found = list(asked.questions(page))
     if not found:
         return None
-    told = tag(
-        "p",
-        "Answers of all candidates to the same held-out questions; those first on which they are not equally right.",
-    )
-    return section("answers", "Answers side by side", told, [_sample(item) for item in found])
+    return section("answers", "Answers side by side", [_questions(each) for each in found])
 
 
-def _sample(sample: details.Sample) -> Html:
+def _questions(found: asked.Questions) -> Html:
+    told = f"{len(found.samples)} of the {found.asked} that all candidates answered; "
+    told += "first those on which they are not equally right. Candidates that answered the same stand together."
+    title = tag("h3", "Task ", code(found.task)) if found.task else None
+    level = "h4" if found.task else "h3"
+    return join(title, tag("p", told), [_sample(item, level) for item in found.samples])
+
+
+def _sample(sample: asked.Sample, level: str) -> Html:
     """One question; candidates that answered the same stand together."""
     rows: list[Sequence[Child]] = []
     if sample.expected:
@@ -35,7 +39,7 @@ def _sample(sample: details.Sample) -> Html:
     for (said, right), names in grouped.items():
         reading = {True: word("ok", "right"), False: word("bad", "not right"), None: ""}[right]
         rows.append([", ".join(names), tag("pre", said, class_="answer", dir="auto"), reading])
-    title = tag("h3", "Question ", code(sample.id))
+    title = tag(level, "Question ", code(sample.id))
     question = sample.prompt or "its text is not here: the data set's artifact is missing"
     body = html.table(f"Answers to {sample.id}", ["who", "answer", "reading"], rows)
     return join(title, tag("pre", question, class_="answer", dir="auto"), tag("div", body, class_="answers"))
@@ -65,9 +69,8 @@ def tasks(page: Page) -> Html | None:
             ]
     if not rows:
         return None
-    rows = [[cells[0], *cells[1:5], cells[5], cells[6]] for cells in rows]
     titles = ["task", "kind", "candidate", "metric", "value", "n", "95 % interval, or why not"]
-    return section("tasks", "Tasks", html.table("Everything that tasks measured", titles, rows, numbers=(4, 5)))
+    return html.table("Everything that tasks measured", titles, rows, numbers=(4, 5))
 
 
 def methods(page: Page) -> Html:

@@ -157,7 +157,7 @@ def reliability(found: Reliability) -> Spec:
         {"panel": f"{name} (error {ece:.4f})", "sure": sure, "right": right, "n": n}
         for name, (ece, bins) in found.panels.items() for sure, right, n in bins
     ]  # fmt: skip
-    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    panels = list(dict.fromkeys(str(row["panel"]) for row in rows))
     colours = [var(name) for name in ("c1", "c2", "c3")][: len(panels)]
     ends = alt.Scale(domain=[0, 1])
     colour = alt.Color("panel:N", scale=alt.Scale(domain=panels, range=colours))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingot.view.page import charts, details, graph, html, making
+from ingot.view.page import asked, charts, details, graph, html, making
 from ingot.view.page.book import Entry, Score
 from ingot.view.page.details import Curve
-from ingot.view.page.facts import Page, Row
+from ingot.view.page.facts import Page, Row, Task
 from ingot.view.page.figures import Figure, grid, section, word
 from ingot.view.page.html import Child, Html, anchor, code, join, link, tag
-from ingot.view.page.measures import measure
+from ingot.view.page.measures import measure, written
 from ingot.view.page.results import number
 
 #: Metrics that are drawn against size, best first; so many at most.
@@ -152,6 +152,39 @@ def calibration(page: Page) -> list[Figure]:
         spec = making.reliability(each)
         found.append(Figure(figure, f"Reliability of {each.model}", note, spec, titles, cells, (1, 2, 3)))
     return found
+
+
+def asked_for(page: Page) -> list[Figure]:
+    """What tasks found that is no single number: answers judged, classes confused."""
+    judged = [_judged(name, found) for name, found in asked.judged(page).items()]
+    return [*judged, *map(_confused, asked.confusions(page))]
+
+
+def _judged(name: str, found: Sequence[tuple[str, Task]]) -> Figure:
+    words = {"win": "win_rate", "tie": "tie_rate", "loss": "loss_rate"}
+    rows = [
+        {"name": who, "outcome": outcome, "share": score.value, "text": written(metric, score.value)}
+        for who, task in found
+        for outcome, metric in words.items()
+        if (score := task.scores[metric])
+    ]
+    cells = [[who, *(number(task.scores[metric]) for metric in words.values())] for who, task in found]
+    title, titles = f"{name}: judged against the reference", ["candidate", *words]
+    return Figure(f"judged.{anchor(name)}", title, "", charts.outcomes(rows), titles, cells, (1, 2, 3))
+
+
+def _confused(found: asked.Confusion) -> Figure:
+    counts = [
+        {"truth": truth, "said": said, "n": n, "share": n / (sum(line) or 1)}
+        for truth, line in zip(found.labels, found.counts, strict=False)
+        for said, n in zip(found.columns, line, strict=False)
+    ]
+    cells = [[truth, *map(str, line)] for truth, line in zip(found.labels, found.counts, strict=False)]
+    spec = charts.confusion(found.labels, found.columns, counts)
+    title, titles = f"{found.task.name}: what {found.candidate} took for what", ["is", *found.columns]
+    name = f"confusion.{anchor(found.task.name, found.candidate)}"
+    note = "a row is what a document is, a column what was said; darker: a larger share of the row"
+    return Figure(name, title, note, spec, titles, cells, range(1, len(titles)))
 
 
 def lineage(page: Page) -> Html:
