@@ -263,7 +263,8 @@ def test_what_was_said_matched_and_judged_is_counted_again(tmp_path: Path) -> No
     orders = [("first", "second"), ("second", "first"), ("first", "first"), ("tie", "tie"), (None, None)]
     pairs = [{"first_shown": one, "second_shown": two} for one, two in orders]
     assert derived("judge", "pairs.jsonl", *pairs) == {
-        "pairs": 5, "win_rate": 1 / 5, "loss_rate": 1 / 5, "tie_rate": 3 / 5, "agreement": 3 / 4, "position_bias": 2 / 8,
+        "pairs": 5, "win_rate": 1 / 5, "loss_rate": 1 / 5, "tie_rate": 3 / 5,
+        "agreement": 3 / 4, "position_bias": 2 / 8,
     }  # fmt: skip
     assert set(derived("judge", "pairs.jsonl", pairs[-1])) == {"pairs", "win_rate", "loss_rate", "tie_rate"}
     assert derived("judge", "pairs.jsonl") == {}
