@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,28 @@ def test_how_models_were_asked_is_in_the_key_of_the_samples_alone() -> None:
     for kind in ("match", "judge"):
         stage = load_kind(kind).model_validate_json('{"samples": {"documents": 7}}')
         assert list(stage.keyless()) == ["/samples"]
+
+
+DOC = Path(__file__).parents[2] / "docs" / "judge.md"
+
+
+def blocks(language: str) -> list[str]:
+    return [part.partition("```")[0] for part in DOC.read_text(encoding="utf-8").split(f"```{language}\n")[1:]]
+
+
+def test_the_specs_of_the_page_are_read(tmp_path: Path) -> None:
+    report, better = blocks("yaml")
+    targets = SPEC.partition("  report:")[0].replace("  one: {kind: gguf, from: {model: base}, type: Q8_0}\n", "")
+    targets = targets.replace("  two:", "  gguf:").replace("type: Q4_0}", "matrix: {type: [Q8_0, Q4_0]}}")
+    (tmp_path / "specs").mkdir()
+    names = [node.name for node in Folder(tmp_path).load(targets + report).graph().nodes]
+    assert {"report.base.said", "report.base.match.samples", "report.base.better.samples"} <= set(names)
+    _, old, _ = report.partition("      better: {kind: judge, samples: {documents: 12, max_tokens: 64}}\n")
+    assert old
+    Folder(tmp_path).load(targets + report.replace(old, better)).graph()
+
+
+def test_the_command_of_the_page_gives_the_digest_of_an_answer(said: Path) -> None:
+    (command,) = (block for block in blocks("sh") if "hashlib" in block)
+    done = subprocess.run(command, shell=True, cwd=said, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == samples.read(said)[0].digest
