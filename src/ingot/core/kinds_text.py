@@ -33,7 +33,8 @@ FORMATS: Mapping[str, str] = {
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
     "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
-    "questions were asked `answers.jsonl` with what was answered.",
+    "questions were asked `answers.jsonl` with what was answered; of other kinds than `evaluate`, beside "
+    "`evaluation.json`, what their descriptions say.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 
