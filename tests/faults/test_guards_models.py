@@ -22,6 +22,7 @@ from ingot.kit.render import Renderer
 from plantkit import pickled, zipped
 from stagekit import run_stage
 from tinymodels import chat_model, dataset
+from toolskit import lines
 
 
 def duplicate_key(folder: Path) -> None:
@@ -104,7 +105,11 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("samples", {"documents": 1, "max_tokens": 2}, "candidate", ("data",)),
     ("judge", {}, "judge", JUDGED),
     ("harness", {"path": "tasks", "tasks": ["story"]}, "candidate", ()),
+    ("tool_calls", {"questions": [{"path": "questions"}]}, "candidate", ()),
+    ("classify", {}, "candidate", ("data",)),
 )
+#: What kinds read beside their roles.
+SOURCES = {"harness": ("tasks",), "tool_calls": ("questions",)}
 #: Kinds and roles that take a model and read nothing of it: what it said lies in another role.
 BY_DIGEST = {("match", "candidate"), ("judge", "candidate"), ("judge", "reference")}
 
@@ -119,12 +124,14 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
     asked = {"documents": 1, "max_tokens": 2, "context": 64}
     said, _ = run_stage("samples", asked, {"candidate": model, "data": rows}, folder, name="said")
+    question = {"id": "irrelevance", "question": [[{"role": "user", "content": "Hello."}]], "function": []}
     return {
         "model": model,
         "candidate": model,
         "reference": model,
         "samples": said,
         "reference_samples": said,
+        "questions": lines(folder / "questions", question),
         "data": rows,
         "calibration": rows,
         "adapter": adapter,
@@ -157,7 +164,7 @@ def test_no_kind_hands_a_bad_folder_to_a_library(
     tried = [case for case in READERS if not (plant in WEIGHT_PLANTS and (case[0], case[2]) in CONFIG_READERS)]
     for number, (kind, params, role, others) in enumerate(tried):
         inputs = {**{name: good[name] for name in others}, role: bad}
-        sources = [good["tasks"]] if kind == "harness" else []
+        sources = [good[name] for name in SOURCES.get(kind, ())]
         with pytest.raises(RefusedInput) as caught:
             run_stage(kind, params, inputs, tmp_path, sources=sources, seed=1, name=f"out{number}")
         assert caught.value.code == HF_PLANTS[plant], f"{kind} {role}: {caught.value}"

@@ -73,7 +73,7 @@ def test_what_ends_by_the_limit_is_the_beginning_of_such(backend: Backend, vocab
 
 def test_the_calls_of_a_question_are_calls_of_its_functions(backend: Backend, vocabulary: Vocabulary) -> None:
     functions = {told["name"]: Function(told, "here") for told in (WEATHER, MAIL)}
-    schema = {**calls_schema(functions), "minItems": 1, "maxItems": 1}
+    schema = calls_schema(functions, 1, 1)
     schema = json.loads(
         json.dumps(schema)
         .replace('"type": "string"', '"type": "string", "maxLength": 9')
@@ -82,7 +82,7 @@ def test_the_calls_of_a_question_are_calls_of_its_functions(backend: Backend, vo
     found = said(backend, vocabulary, schema, Decoding(110))
     (made,) = json.loads(found.text)
     assert functions[made["name"]].schema["required"][0] in made["arguments"]
-    assert json.loads(said(backend, vocabulary, calls_schema({}), Decoding(9)).text) == []
+    assert json.loads(said(backend, vocabulary, calls_schema({}, 0, 3), Decoding(9)).text) == []
 
 
 def test_a_choice_of_texts_is_one_of_them(backend: Backend, vocabulary: Vocabulary) -> None:

@@ -130,9 +130,13 @@ class ToolCalls(Task):
         default=("json", "tags", "python"),
         description="the forms of calls that are read: JSON, `<tool_call>` tags around JSON, Python's syntax",
     )
-    decoding: Literal["free", "schema"] = Field(
+    decoding: Literal["free", "schema", "required"] = Field(
         default="free",
-        description="`schema` holds answers to a JSON array of valid calls of the question's functions",
+        description="`schema` holds answers to a JSON array of valid calls of the question's functions, `required` to "
+        "one call at the least",
+    )
+    max_calls: int = Field(
+        default=16, ge=1, le=1000, description="calls of one answer at the most that is held to a schema"
     )
     privacy: Privacy | None = Field(default=None, description="what no call may pass on; null measures no privacy")
     max_tokens: int = Field(default=256, ge=1, le=131_072, description="tokens after which an answer is cut")
@@ -148,8 +152,8 @@ class ToolCalls(Task):
 
     @model_validator(mode="after")
     def _together(self) -> ToolCalls:
-        if self.decoding == "schema" and "json" not in self.forms:
-            raise ValueError("'decoding: schema' makes JSON, and 'forms' does not have it")
+        if self.decoding != "free" and "json" not in self.forms:
+            raise ValueError(f"'decoding: {self.decoding}' makes JSON, and 'forms' does not have it")
         return self
 
     def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
@@ -219,5 +223,6 @@ class ToolCalls(Task):
         from ingot.kit.constrained import Vocabulary
         from ingot.kit.tool_calls.play import calls_schema
 
-        vocabulary = Vocabulary(backend)
-        return lambda functions: vocabulary.json(calls_schema(functions), "the functions of a question")
+        vocabulary, least = Vocabulary(backend), int(self.decoding == "required")
+        most, what = self.max_calls, "the functions of a question"
+        return lambda functions: vocabulary.json(calls_schema(functions, least, most), what)

@@ -194,8 +194,8 @@ def opening(question: Question, rules: Rules) -> list[Mapping[str, Any]]:
     return [{"role": rules.told_by, "content": text}, *messages]
 
 
-def calls_schema(functions: Mapping[str, Function]) -> dict[str, Any]:
-    """The JSON schema of a list of calls of some functions; without functions only the empty list."""
+def calls_schema(functions: Mapping[str, Function], least: int, most: int) -> dict[str, Any]:
+    """The JSON schema of a list of so many calls of some functions; without functions only the empty list."""
     options = [
         {
             "type": "object",
@@ -205,4 +205,6 @@ def calls_schema(functions: Mapping[str, Function]) -> dict[str, Any]:
         }
         for function in functions.values()
     ]
-    return {"type": "array", "items": {"anyOf": options}} if options else {"type": "array", "maxItems": 0}
+    if not options:
+        return {"type": "array", "maxItems": 0}
+    return {"type": "array", "items": {"anyOf": options}, "minItems": least, "maxItems": most}
