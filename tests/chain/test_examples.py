@@ -16,7 +16,8 @@ SPECS = sorted((REPO / "specs").rglob("*.yaml"))
 @pytest.fixture
 def shipped(sandbox: Sandbox) -> Sandbox:
     shutil.rmtree(sandbox.root / "specs")
-    shutil.copytree(REPO / "specs", sandbox.root / "specs")
+    for name in ("specs", "tasks"):
+        shutil.copytree(REPO / name, sandbox.root / name)
     return sandbox
 
 
@@ -35,6 +36,21 @@ def test_doit_alone_does_not_mean_the_examples(shipped: Sandbox) -> None:
     listed = shipped.ok("list")
     assert "milton-llama-3.1-8b:gguf" in listed
     assert "student-coreml-9b:drafter-coreml" in listed
+
+
+def test_the_tasks_of_lm_eval_are_asked_of_every_form(shipped: Sandbox) -> None:
+    plan = shipped.json("plan", "ask-with-lm-eval")
+    asked = [item["target"].partition(":")[2] for item in plan["targets"] if item["kind"] == "harness"]
+    forms, tasks = ("base", "gguf@Q8_0", "gguf@Q4_0"), ("problems", "endings", "programs")
+    assert sorted(asked) == sorted(f"report.{form}.{task}" for form in forms for task in tasks)
+
+
+@pytest.mark.parametrize("name", ["word-problems", "endings", "programs"])
+def test_the_shipped_tasks_are_sound(name: str) -> None:
+    from ingot.kit.harness.run import chosen
+
+    (task,) = (path.stem for path in (REPO / "tasks" / name).glob("*.yaml"))
+    assert chosen(REPO / "tasks" / name, f"tasks/{name}", (task,), may_run=True).names == (task,)
 
 
 def test_the_milton_chain_is_what_its_readers_expect(shipped: Sandbox) -> None:

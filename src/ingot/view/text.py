@@ -25,6 +25,11 @@ STYLES: Mapping[str, str] = {
 #: Metrics that say most of a target, best first; the first two that a receipt has are shown.
 HEADLINE = (
     "pattern_accuracy",
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "exact_match_strict",
+    "pass_at_1",
     "preference_accuracy",
     "win_rate",
     "loss_rate",
