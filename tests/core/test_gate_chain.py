@@ -51,9 +51,9 @@ def built(
     return {"code": done.returncode, "text": done.stdout + done.stderr, **digests}
 
 
-def of(shift: float) -> tuple[dict[str, Metrics], Files]:
+def of(shift: float, noise: float = 0.01) -> tuple[dict[str, Metrics], Files]:
     """An evaluation with its documents."""
-    value, lines = documents(shift)
+    value, lines = documents(shift, noise=noise)
     return {"report.gguf": measured(value, spread=1.0)}, {"report.gguf": {"documents.jsonl": lines}}
 
 
@@ -145,7 +145,7 @@ def test_a_regression_is_caught_after_a_promotion(sandbox: Sandbox) -> None:
     assert "regression: report.gguf.nll − active" in second["text"]
     assert "paired over 40 documents" in second["text"]
     (failure,) = recorded(sandbox, "gate-failed")
-    assert (failure["rule"], failure["limit"]) == ("regression", {"max": 0, "bound": "proven", "minus": "active"})
+    assert (failure["rule"], failure["limit"]) == ("regression", {"max": 0.001, "bound": "proven", "minus": "active"})
     assert failure["interval"][0] < failure["value"] < failure["interval"][1]
     done = sandbox.doit("promote", "s:gguf")
     assert (done.returncode, done.stderr.partition(":")[0]) == (1, "E-GATE")
@@ -155,6 +155,14 @@ def test_a_regression_is_caught_after_a_promotion(sandbox: Sandbox) -> None:
     report_spec(sandbox, "  regression: false\n", word="two")
     assert sandbox.doit("s").returncode == 0
     assert put(sandbox) == 0
+
+
+def test_what_comes_of_rounding_is_no_regression(sandbox: Sandbox) -> None:
+    """It is certainly worse, by so little that no reader could tell."""
+    built(sandbox, "one", "", *of(0))
+    put(sandbox)
+    assert built(sandbox, "two", "", *of(0.0005, noise=0.0001))["code"] == 0
+    assert built(sandbox, "two", "  regression: {margin: {nll: 0}}\n", {})["code"] == 1
 
 
 def test_a_margin_and_a_warning_let_a_small_loss_pass(sandbox: Sandbox) -> None:

@@ -17,6 +17,7 @@ from ingot.core.directions import better
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
 from ingot.core.paired import Sums
+from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ingot.core.store import Store
 
 Receipt = Mapping[str, Any]
+#: The roles in which a measurement holds what it measures, and what a report was made of.
+_CANDIDATES = frozenset((*CANDIDATES, *MEASUREMENTS))
 #: The receipt of a node that counts now, by its id; None where there is none.
 Now = Callable[[str], Receipt | None]
 
@@ -99,7 +102,8 @@ class Sides:
     def _measured(self, node: Node, wanted: Receipt, like: Receipt | None, metric: str) -> Receipt | None:
         """The newest measurement of another result of a node's subject; of itself, where it measures itself."""
         if subject_of(node) == node.id:
-            return self._standing().lookup.build_of(dict(wanted))
+            found = self._standing().lookup.build_of(dict(wanted))
+            return found if like is None or comparable(like, found, metric) else None
         results = map(self._standing().lookup.build_of, self._standing().results(node.id))
         of_it = (it for it in results if subject_digest(node, it) == wanted["digest"])
         return next((it for it in of_it if like is None or comparable(like, it, metric)), None)
@@ -131,9 +135,10 @@ def _sampled(rule: Mapping[str, Any], theirs: Receipt, ours: Receipt | None) -> 
 
 
 def regression_gate(rule: Mapping[str, Any], name: str) -> Gate:
-    """Fails where the whole interval of the difference is on the worse side of the margin (0 unless given)."""
-    margin = float(rule.get("margin", {}).get(name.rpartition(".")[2], 0))
-    lower = better(name.rpartition(".")[2]) == "lower"
+    """Fails where the whole interval of the difference is on the worse side of the margin."""
+    metric = name.rpartition(".")[2]
+    margin = float(rule.get("margin", {}).get(metric, quality.MARGINS.get(metric, 0)))
+    lower = better(metric) == "lower"
     return Gate(
         name,
         max=margin if lower else None,
@@ -163,12 +168,12 @@ def subject_digest(node: Node, receipt: Receipt) -> str:
 
 def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     """Whether two results measured in the same way; what each measures of itself always compares."""
-    if "candidate" not in one["inputs"] or "candidate" not in two["inputs"]:
+    if not all(_CANDIDATES & it["inputs"].keys() for it in (one, two)):
         return True
     parts = [(it["kind"], it["key_parts"].get("revision"), it["key_parts"].get("params")) for it in (one, two)]
     if parts[0] != parts[1]:
         return False
-    shared = one["inputs"].keys() & two["inputs"].keys() - {"candidate"}
+    shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
     return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)

@@ -13,6 +13,9 @@ _SCORE = re.compile(
     r"(.+_)?(acc|acc_norm|accuracy|exact_match|pass_at_\d+|f1|f1_(lax|strict|macro)|rouge_l|bleu|irrelevance|json_valid"
     r"|fixture_hit_rate)(_(strict|flexible)[a-z0-9_]*)?"
 )
+#: By how much each may be worse before that is called a regression: so much comes of other rounding, and is no loss
+#: that anybody would see. Scores count right answers: of them nothing is rounded.
+MARGINS = {"nll": 0.001, "bits_per_byte": 0.0005, "kl_divergence": 0.001, "perplexity": 0.01}
 #: Those that say the same twice: of each group the first that is there is enough.
 _SAME = (("nll", "bits_per_byte", "perplexity"),)
 
