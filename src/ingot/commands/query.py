@@ -63,7 +63,7 @@ class Query(IngotCommand):
         project = _open()
         _require_spec(project, options["spec"])
         lookup = Scan(project)
-        # A long log is a million small values at once, none of them rubbish: looking for some would take most of the time.
+        # A long log is a million small values, none of them rubbish: looking for some would take most of the time.
         gc.disable()
         try:
             found = variants.read(project, lookup, every=options["all"], spec=options["spec"])
