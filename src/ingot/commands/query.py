@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ingot.core.project import Project
     from ingot.core.query import Answer, Chosen, Row
     from ingot.core.query_text import Query as Asked
+    from ingot.core.scan import Scan
     from ingot.core.variants import Variant
 
 #: Variants that were not measured, and are named; the rest is counted.
@@ -56,19 +58,25 @@ class Query(IngotCommand):
         from ingot.core.scan import Scan
 
         asked = self._asked(options, arguments)
-        columns = query_text.names(options["columns"], "--columns") if options["columns"] else ()
-        wanted = query_text.names(options["pareto"], "--pareto") if options["pareto"] else None
+        columns = query_text.names(options["columns"], "--columns") if options["columns"] is not None else ()
+        wanted = query_text.names(options["pareto"], "--pareto") if options["pareto"] is not None else None
         project = _open()
         _require_spec(project, options["spec"])
-        found = variants.read(project, Scan(project), every=options["all"], spec=options["spec"])
-        asked = _resolved(asked, found)
-        front = None if wanted is None else query.front_of([query.resolved(name, found) for name in wanted])
-        shown = [query.resolved(name, found) for name in columns]
-        answer = query.answer(asked, found, shown, front)
+        lookup = Scan(project)
+        # A long log is a million small values, none of them rubbish: looking for some would take most of the time.
+        gc.disable()
+        try:
+            found = variants.read(project, lookup, every=options["all"], spec=options["spec"])
+            asked = _resolved(asked, found)
+            front = None if wanted is None else query.front_of([query.resolved(name, found) for name in wanted])
+            shown = [query.resolved(name, found) for name in columns]
+            answer = query.answer(asked, found, shown, front)
+        finally:
+            gc.enable()
         if options["json"]:
-            screen.json({"format": 1, "query": _query_json(asked)} | query.to_json(answer, _reasons(project, answer)))
+            screen.json({"format": 1, "query": _query_json(asked)} | query.to_json(answer, _reasons(lookup, answer)))
         else:
-            _show(screen, project, answer, len(found))
+            _show(screen, lookup, answer, len(found))
         keep_derived(project)
         return 0 if answer.rows else 1
 
@@ -131,7 +139,7 @@ def _query_json(asked: Asked) -> dict[str, Any]:
     return {"where": [each.to_dict() for each in asked.conditions], "order": order, "limit": asked.limit}
 
 
-def _show(screen: Screen, project: Project, answer: Answer, count: int) -> None:
+def _show(screen: Screen, lookup: Scan, answer: Answer, count: int) -> None:
     notes: list[str] = []
     if answer.rows:
         titles = ["variant", *answer.columns, *(["Pareto"] if answer.front else []), "from"]
@@ -148,12 +156,12 @@ def _show(screen: Screen, project: Project, answer: Answer, count: int) -> None:
         )
     if answer.more:
         screen.line(f"and {answer.more} more")
-    _show_lacking(screen, project, answer)
+    _show_lacking(screen, lookup, answer)
 
 
-def _show_lacking(screen: Screen, project: Project, answer: Answer) -> None:
+def _show_lacking(screen: Screen, lookup: Scan, answer: Answer) -> None:
     """What was left out because it was not measured."""
-    reasons = _reasons(project, answer, most=_NAMED)
+    reasons = _reasons(lookup, answer, most=_NAMED)
     for item in answer.lacking[:_NAMED]:
         why = reasons.get((item.variant.digest, item.metric))
         screen.text(f"not measured: {_title(item.variant)}: {item.metric}{f' ({why})' if why else ''}")
@@ -209,7 +217,7 @@ def _places(answer: Answer, row: Row) -> str:
     return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
 
 
-def _reasons(project: Project, answer: Answer, most: int | None = None) -> dict[tuple[str, str], str | None]:
+def _reasons(lookup: Scan, answer: Answer, most: int | None = None) -> dict[tuple[str, str], str | None]:
     """Why what is lacking was not measured, in the words of what tried to."""
     from ingot.core.waterfall import reasons_of
 
@@ -217,7 +225,7 @@ def _reasons(project: Project, answer: Answer, most: int | None = None) -> dict[
     for item in answer.lacking[:most]:
         task, _, name = item.metric.rpartition(".")
         receipts = [receipt for each, receipt in item.variant.measured_by if each == task]
-        words = (reasons_of(project, receipt).get(name) for receipt in reversed(receipts))
+        words = (reasons_of(lookup.project, lookup.whole(receipt)).get(name) for receipt in reversed(receipts))
         by_itself = "the others are compared with it" if item.is_reference else None
         found[item.variant.digest, item.metric] = next((word for word in words if word), by_itself)
     return found

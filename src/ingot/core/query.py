@@ -147,7 +147,7 @@ def _default_front(metrics: Sequence[str], known: Sequence[str]) -> tuple[Front,
 
 
 def _is_reference(variant: Variant, name: str, variants: Sequence[Variant]) -> bool:
-    return any(number.way.reference == variant.digest for other in variants for number in other.numbers.get(name, []))
+    return any(number.way.reference == variant.digest for other in variants for number in other.numbers(name))
 
 
 def _holds(condition: Condition, variant: Variant) -> bool:
@@ -166,7 +166,7 @@ def _chosen(variants: Sequence[Variant], names: Iterable[str]) -> dict[str, dict
     for name in names:
         way = _common_way(variants, name)
         for variant in variants:
-            numbers = variant.numbers.get(name, [])
+            numbers = variant.numbers(name)
             alike = [number for number in numbers if number.way == way]
             if alike:
                 found[variant.digest][name] = Chosen(max(alike, key=lambda number: number.order))
@@ -181,9 +181,9 @@ def _common_way(variants: Sequence[Variant], name: str) -> Way | None:
     counts: dict[Way, int] = {}
     newest: dict[Way, tuple[str, str, int]] = {}
     for variant in variants:
-        for number in variant.numbers.get(name, []):
+        for number in variant.numbers(name):
             newest[number.way] = max(newest.get(number.way, number.order), number.order)
-        for way in {number.way for number in variant.numbers.get(name, [])}:
+        for way in {number.way for number in variant.numbers(name)}:
             counts[way] = counts.get(way, 0) + 1
     return max(counts, key=lambda way: (counts[way], newest[way]), default=None)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cached_property
 
 from ingot.core.lookup import Lookup, Receipt
@@ -40,7 +41,37 @@ class Scan(Lookup):
         places = [place for digest, found in self._measurements.items() if digest in digests for place in found]
         for entry in self._decoded(places):
             if entry.type == "build":
-                yield self.receipt(entry)
+                yield self.brief(entry)
+
+    def brief(self, entry: Entry) -> Receipt:
+        """Of a build's receipt what tells what it measured of what, and how; without its files and its times."""
+        predicate = entry.statement["predicate"]
+        definition = predicate["buildDefinition"]
+        inputs: dict[str, list[dict[str, str]]] = {}
+        for item in definition["resolvedDependencies"]:
+            found = {"target": str(item["name"]), "digest": str(item["digest"][TREE])}
+            inputs.setdefault(str(item["annotations"]["role"]), []).append(found)
+        return {
+            **definition["externalParameters"],
+            **{name: definition["internalParameters"][name] for name in ("revision", "key", "key_parts")},
+            "digest": entry.statement["subject"][0]["digest"][TREE],
+            "inputs": inputs,
+            "metrics": predicate["ingot_metrics"],
+            "environment": predicate["ingot_environment"],
+            "notes": predicate.get("ingot_notes", {}),
+            "origin": entry.origin,
+            "index": entry.index,
+        }
+
+    def whole(self, brief: Receipt) -> Receipt:
+        """The receipt that a brief one is of."""
+        entry = self.entry(str(brief["origin"]), int(brief["index"]))
+        return brief if entry is None else self.receipt(entry)
+
+    def _decoded(self, places: Iterable[tuple[str, int]]) -> list[Entry]:
+        # The index has read each line strictly when it took it in; reading thousands again need not be as slow.
+        entries = [Entry(origin, index, json.loads(self._lines[origin][index])) for origin, index in places]
+        return sorted(entries, key=self.order)
 
     def kind_at(self, origin: str, index: int) -> str | None:
         """The kind that a build's entry names; None for another entry."""

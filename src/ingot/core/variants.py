@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.directions import AGAINST_ITSELF
@@ -83,21 +84,40 @@ class Number:
         return value
 
 
-@dataclass
 class Variant:
-    """One artifact: what it is called, and all numbers known of it by metric, oldest first."""
+    """One artifact: what it is called, and what measured it; its numbers are made when they are asked for."""
 
-    digest: str
-    targets: list[str]
-    receipt: Receipt
-    numbers: dict[str, list[Number]] = field(default_factory=dict)
-    #: What measured it: where a number is missing, one of these may say why.
-    measured_by: list[tuple[str, Receipt]] = field(default_factory=list)
+    def __init__(self, receipt: Receipt, lookup: Scan) -> None:
+        self.receipt, self.digest, self.kind = receipt, str(receipt["digest"]), str(receipt["kind"])
+        self.targets: list[str] = []
+        #: (task, receipt), oldest first: where a number is missing, one of these may say why.
+        self.measured_by: list[tuple[str, Receipt]] = []
+        self._lookup = lookup
+        self._known: dict[str, list[Number]] = {}
+
+    @cached_property
+    def _sources(self) -> dict[str, list[tuple[Receipt, str, bool]]]:
+        """By metric, the receipts that have it, by which name, and whether they are of measurements."""
+        found: dict[str, list[tuple[Receipt, str, bool]]] = {}
+        for task, receipt in self.measured_by:
+            for name in receipt["metrics"]:
+                if name not in _OF_THE_BUILD:
+                    found.setdefault(f"{task}.{name}" if task else name, []).append((receipt, name, True))
+        for name in self.receipt["metrics"]:
+            found.setdefault(name, []).append((self.receipt, name, False))
+        return found
 
     @property
-    def kind(self) -> str:
-        """The kind that built it."""
-        return str(self.receipt["kind"])
+    def metrics(self) -> Iterable[str]:
+        """The names of all that is known of it."""
+        return self._sources.keys()
+
+    def numbers(self, metric: str) -> list[Number]:
+        """Every number of a metric."""
+        if metric not in self._known:
+            sources = self._sources.get(metric, ())
+            self._known[metric] = [_number(receipt, name, self._lookup, by) for receipt, name, by in sources]
+        return self._known[metric]
 
 
 def read(project: Project, lookup: Scan, *, every: bool, spec: str | None = None) -> list[Variant]:
@@ -105,17 +125,12 @@ def read(project: Project, lookup: Scan, *, every: bool, spec: str | None = None
     found: dict[str, Variant] = {}
     forms = _Forms(project)
     for target, receipt in _results(project, lookup, forms, every=every, spec=spec):
-        variant = found.setdefault(str(receipt["digest"]), Variant(str(receipt["digest"]), [], receipt))
+        digest = str(receipt["digest"])
+        variant = found.get(digest) or found.setdefault(digest, Variant(receipt, lookup))
         if target not in variant.targets:
             variant.targets.append(target)
     for receipt in lookup.measuring(found):
-        _join(found[_candidate(receipt)], receipt, lookup)
-    for variant in found.values():
-        for name, metric in variant.receipt["metrics"].items():
-            way = Way(method=str(metric["method"]))
-            if _is_sampled(name, metric):
-                way = Way(variant.kind, hardware=_hardware(variant.receipt))
-            _add(variant, name, _number(variant.receipt, metric, way, lookup))
+        found[_candidate(receipt)].measured_by.append((_task(receipt), receipt))
     return [variant for variant in found.values() if variant.measured_by or forms.is_model(variant.kind)]
 
 
@@ -152,21 +167,13 @@ def _results(
             if may_be(lookup.kind_at(origin, index), digest) and (entry := lookup.entry(origin, index)) is not None
         )
     for name, entry in entries:
-        receipt = lookup.result_of(entry)
+        receipt = lookup.brief(entry) if entry.type == "build" else lookup.result_of(entry)
         if receipt is not None and may_be(str(receipt["kind"]), str(receipt["digest"])):
             yield name, receipt
 
 
 def _candidate(receipt: Receipt) -> str:
     return str(inputs(receipt, _CANDIDATE)[0]["digest"])
-
-
-def _join(variant: Variant, receipt: Receipt, lookup: Scan) -> None:
-    task = _task(receipt)
-    variant.measured_by.append((task, receipt))
-    for name, metric in receipt["metrics"].items():
-        if name not in _OF_THE_BUILD:
-            _add(variant, f"{task}.{name}" if task else name, _number(receipt, metric, _way(receipt, name), lookup))
 
 
 def _task(receipt: Receipt) -> str:
@@ -214,14 +221,17 @@ def _hardware(receipt: Receipt) -> str:
     return ", ".join([*words, *([str(device)] if device else [])])
 
 
-def _number(receipt: Receipt, metric: Mapping[str, Any], way: Way, lookup: Scan) -> Number:
-    origin, index = str(receipt["origin"]), int(receipt["index"])
-    order = lookup.order_at(origin, index)
-    return Number(metric, str(receipt["target"]), str(receipt["digest"]), origin, index, way, order)
-
-
-def _add(variant: Variant, name: str, number: Number) -> None:
-    variant.numbers.setdefault(name, []).append(number)
+def _number(receipt: Receipt, name: str, lookup: Scan, is_measurement: bool) -> Number:  # noqa: FBT001
+    metric, origin, index = receipt["metrics"][name], str(receipt["origin"]), int(receipt["index"])
+    if is_measurement:
+        way = _way(receipt, name)
+    elif _is_sampled(name, metric):
+        way = Way(str(receipt["kind"]), hardware=_hardware(receipt))
+    else:
+        way = Way(method=str(metric["method"]))
+    return Number(
+        metric, str(receipt["target"]), str(receipt["digest"]), origin, index, way, lookup.order_at(origin, index)
+    )
 
 
 def _text(value: object) -> str:
@@ -232,6 +242,6 @@ def names_of(variants: Iterable[Variant]) -> list[str]:
     """All metrics that something was measured in, those of most variants first."""
     counts: dict[str, int] = {}
     for variant in variants:
-        for name in variant.numbers:
+        for name in variant.metrics:
             counts[name] = counts.get(name, 0) + 1
     return sorted(counts, key=lambda name: (-counts[name], name))
