@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from faultledger import COMMAND, Ledger
+from pagekit import page_facts, page_keys, page_project, page_rendered  # noqa: F401  # fixtures
 from projectkit import WARM, Sandbox
 from recordkit import copied, simple
 

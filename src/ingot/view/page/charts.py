@@ -100,7 +100,10 @@ def waterfall(metric: str, steps: Sequence[Mapping[str, Any]]) -> Spec:
     base = alt.Chart(inline(rows)).encode(y=y)
     layers = [
         base.mark_bar(height={"band": 0.62}).encode(
-            x=alt.X("start:Q", title=axis_title(metric), scale=scale), x2="end:Q", color=colour, tooltip=tips
+            x=alt.X("start:Q", title=axis_title(metric), scale=scale, axis=alt.Axis(format="~g")),
+            x2="end:Q",
+            color=colour,
+            tooltip=tips,
         ),
         base.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N", tooltip=tips),
     ]

@@ -92,10 +92,12 @@ def thinned(points: Sequence[Point], most: int = _POINTS) -> list[Point]:
 
 
 def funnels(page: Page) -> Iterator[Funnel]:
-    """The data sets of the chain."""
+    """The data sets of the chain that counted their documents."""
     for node in page.lineage.nodes.values():
         if node.entry is not None and node.kind == "dataset":
-            yield Funnel(node.entry, tuple(_counted(node.entry, _FUNNEL)), tuple(_counted(node.entry, _SIDES)))
+            steps = tuple(_counted(node.entry, _FUNNEL))
+            if steps:
+                yield Funnel(node.entry, steps, tuple(_counted(node.entry, _SIDES)))
 
 
 def _counted(entry: Entry, names: Mapping[str, str]) -> Iterator[tuple[str, Score]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,16 @@ class Row:
     def label(self) -> str:
         """The name, and that it is the reference."""
         return f"{self.name} (reference)" if self.is_reference else self.name
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with some rows, or (without any) which gate is not kept."""
+
+    level: str
+    word: str
+    detail: str
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -113,16 +123,18 @@ class Page:
         """The gates that are not kept."""
         return [verdict for verdict in self.verdicts if verdict.passed is False]
 
-    def problems(self) -> Iterator[tuple[str, str, str, str]]:
-        """(level, what, of which row, href) of everything that a reader must know first."""
+    def problems(self) -> list[Problem]:
+        """What a reader must know before he believes a number: the worst first, the same once with all its rows."""
+        found: dict[tuple[str, str, str], list[Row]] = {}
         for verdict in self.verdicts:
             level = verdicts.level(verdict)
             if level in ("warn", "bad"):
-                yield level, f"gate {verdict}", "", "#gates"
+                found[level, f"gate: {verdicts.said(verdict)}", str(verdict)] = []
         for row in self.rows:
             for mark in row.marks:
                 if mark.level != "note":
-                    yield mark.level, f"{mark.word}: {mark.detail}", row.name, f"#{row_id(row)}"
+                    found.setdefault((mark.level, mark.word, mark.detail), []).append(row)
+        return sorted((Problem(*key, tuple(rows)) for key, rows in found.items()), key=lambda it: it.level != "bad")
 
 
 def row_id(row: Row) -> str:

@@ -63,10 +63,8 @@ def _results(page: Page) -> str:
 
 
 def _who(row: Row, *, marks: bool) -> str:
-    marked = [plain(mark.word) for mark in row.marks if mark.level != "note"] if marks else []
-    return " ".join(
-        [name(row.name), "(reference)" if row.is_reference else "", *(f"**{word}**" for word in marked)]
-    ).strip()
+    marked = [f"**{plain(mark.word)}**" for mark in row.marks if marks and mark.level != "note"]
+    return " ".join([name(row.name), *(["(reference)"] if row.is_reference else []), *marked])
 
 
 def _cell(row: Row, column: str) -> str:
@@ -86,13 +84,10 @@ def _introduction(page: Page) -> str:
 
 
 def _problems(page: Page) -> Iterator[str]:
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for level, what, row, _ in page.problems():
-        grouped.setdefault((level, what), []).append(row)
     lines = []
-    for (level, what), rows in sorted(grouped.items(), key=lambda item: item[0][0] != "bad"):
-        who = ", ".join(name(row) for row in rows if row)
-        lines.append(f"- **{'failed' if level == 'bad' else 'caution'}**: {f'{who}: ' if who else ''}{plain(what)}")
+    for problem in page.problems():
+        who = ", ".join(name(row.name) for row in problem.rows)
+        lines.append(f"- **{plain(problem.word)}** {f'{who}: ' if who else ''}{plain(problem.detail)}")
     if lines:
         yield "\n".join(lines)
 

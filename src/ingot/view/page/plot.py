@@ -10,7 +10,8 @@ from ingot.view.page.palette import var
 
 Spec = dict[str, Any]
 WIDTH, HEIGHT = 640, 300
-_FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', 'DejaVu Sans', sans-serif"
+#: Fonts of equal widths: what is laid out with the first, which vl-convert brings along, fits where another is drawn.
+_FONT = "'Liberation Sans', Arial, Helvetica, sans-serif"
 #: From this factor between the largest and the smallest value on, an axis is logarithmic.
 _WIDE = 60.0
 
@@ -26,9 +27,9 @@ def finished(chart: Any, description: str, height: float | None = None) -> Spec:
         "background": "transparent",
         "font": _FONT,
         "view": {"stroke": None},
-        "axis": {**text, **lines, "labelLimit": 180, "labelOverlap": "greedy"},
+        "axis": {**text, **lines, "labelLimit": 180, "labelOverlap": "greedy", "labelSeparation": 6},
         "axisQuantitative": {"tickCount": 6},
-        "legend": {**text, "orient": "top", "title": None, "labelLimit": 260},
+        "legend": {**text, "orient": "top", "title": None, "labelLimit": 260, "columns": 2, "columnPadding": 16},
         "text": {"color": var("ink"), "fontSize": 12},
         "rule": {"color": var("soft")},
     }
@@ -57,7 +58,8 @@ def axis_of(values: Sequence[float], *, names: bool = False) -> dict[str, Any]:
     if is_wide(values):
         scale = alt.Scale(type="log", domain=[math.exp(end) for end in ends], nice=False)
         return {"scale": scale, "axis": alt.Axis(values=_ticks(math.exp(ends[0]), math.exp(ends[1])), format="~g")}
-    return {"scale": alt.Scale(zero=False, domain=ends, nice=False), "axis": alt.Axis(tickCount=6)}
+    fine = alt.Axis(tickCount=6, format="~g") if span < 0.01 else alt.Axis(tickCount=6)
+    return {"scale": alt.Scale(zero=False, domain=ends, nice=False), "axis": fine}
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ingot.view.page import html, verdicts
-from ingot.view.page.facts import Page, Row, row_id
+from ingot.view.page.facts import Page, Problem, Row, row_id
 from ingot.view.page.figures import section, word
 from ingot.view.page.html import Html, anchor, code, join, link, tag
 from ingot.view.page.marks import Mark
@@ -68,30 +68,25 @@ def _tile(what: str, value: Html, below: str) -> Html:
 
 def problems(page: Page) -> Html:
     """What a reader must know before he believes a number; that there is nothing is said too."""
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    for level, what, where, href in page.problems():
-        grouped.setdefault((level, what, href if not where else ""), []).append(where)
-    found = sorted(grouped.items(), key=lambda item: item[0][0] != "bad")
+    found = page.problems()
     if not found:
         gates = "Every gate passes" if page.verdicts else "No gate is set"
-        return tag(
-            "aside",
-            tag("p", word("ok", "nothing to warn of"), f" {gates}, and the artifacts are here and whole."),
-            class_="problems problems-ok", aria_label="State of this report",
-        )  # fmt: skip
-    level = "bad" if any(key[0] == "bad" for key, _ in found) else "warn"
-    items = [_problem(*key, [name for name in names if name]) for key, names in found[:_MOST]]
+        said = tag("p", word("ok", "nothing to warn of"), f" {gates}, and the artifacts are here and whole.")
+        return tag("aside", said, class_="problems problems-ok", aria_label="State of this report")
     more = tag("p", f"and {len(found) - _MOST} more, each where it belongs") if len(found) > _MOST else None
     title = tag("h2", "Before you believe the numbers", id="problems-title")
+    items = tag("ul", [tag("li", _problem(problem)) for problem in found[:_MOST]])
     return tag(
-        "aside", title, tag("ul", items), more, class_=f"problems problems-{level}", aria_labelledby="problems-title"
+        "aside", title, items, more, class_=f"problems problems-{found[0].level}", aria_labelledby="problems-title"
     )
 
 
-def _problem(level: str, what: str, href: str, names: Sequence[str]) -> Html:
-    label = word(level, "failed" if level == "bad" else "caution")
-    who = join(code(", ".join(names)), ": ") if names else None
-    return tag("li", label, " ", who, link(href, what) if href else what)
+def _problem(problem: Problem) -> Html:
+    label = word(problem.level, problem.word)
+    if not problem.rows:
+        return join(label, " ", link("#gates", problem.detail))
+    names = [join(", " if at else None, link(f"#{row_id(row)}", code(row.name))) for at, row in enumerate(problem.rows)]
+    return join(label, " ", names, f": {problem.detail}")
 
 
 def results(page: Page) -> Html:

@@ -46,7 +46,7 @@ def limit(verdict: Verdict) -> str:
     sign = "≤" if verdict.side == "max" else "≥"
     form = getattr(verdict, "form", None)
     if form is None:
-        return f"{sign} {written(verdict.metric, verdict.limit)}"
+        return f"{sign} {written(verdict.metric, verdict.limit)}".replace(" ", "\u00a0")
     of = {"ratio": "×", "difference": "more than" if verdict.side == "max" else "less than"}[form]
     return f"{sign} {figure(verdict.limit)} {of} {getattr(verdict, 'other', '')}"
 
