@@ -107,6 +107,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("harness", {"path": "tasks", "tasks": ["story"]}, "candidate", ()),
     ("tool_calls", {"questions": [{"path": "questions"}]}, "candidate", ()),
     ("classify", {}, "candidate", ("data",)),
+    ("logits", {}, "reference", ("data",)),
 )
 #: What kinds read beside their roles.
 SOURCES = {"harness": ("tasks",), "tool_calls": ("questions",)}

@@ -103,7 +103,8 @@ SAMPLES: dict[str, Sample] = {
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
     "harness": Sample({"path": "tasks", "tasks": ["story"], "limit": 3}, {"candidate": "fetch"}, ("tasks",)),
-    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
+    "logits": Sample({"documents": 4}, {"reference": "fetch", "data": "dataset"}),
+    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "logits"}),
     "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),
     "match": Sample({}, {"candidate": "fetch", "data": "dataset", "samples": "samples"}),
     "judge": Sample(

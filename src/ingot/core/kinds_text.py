@@ -35,6 +35,7 @@ FORMATS: Mapping[str, str] = {
     "samples": "answers of a model (`samples`): `samples.jsonl`, and `evaluation.json` with what was counted in them.",
     "evaluation": "an `evaluation`: `evaluation.json`, and JSON lines with what was found of each document, item or "
     "question (`documents.jsonl`, `items.jsonl`, `answers.jsonl`).",
+    "logits": "a reference's `logits`: `logits.json`, `units.jsonl` and `logits.bin`, its next-token distributions.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 

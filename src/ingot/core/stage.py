@@ -82,6 +82,7 @@ Format = Literal[
     "packed",
     "calibration",
     "samples",
+    "logits",
     "evaluation",
     "report",
 ]

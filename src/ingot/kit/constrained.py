@@ -119,9 +119,8 @@ class _OfGguf:
 
     def __init__(self, model: Model, ends: Sequence[int]) -> None:
         self.eos_token_id, self._model = ends[0], model
-        pieces = [model.piece(token) for token in range(model.vocabulary)]
-        self.tokens = [piece for piece, _ in pieces]
-        self.special_token_ids = [token for token, (_, special) in enumerate(pieces) if special]
+        self.tokens = [model.piece(token, special=True) for token in range(model.vocabulary)]
+        self.special_token_ids = [token for token in range(model.vocabulary) if model.is_unsaid(token)]
 
     def __call__(self, text: str | bytes) -> list[int]:
         text = text if isinstance(text, str) else text.decode("utf-8", "replace")
