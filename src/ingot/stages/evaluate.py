@@ -15,12 +15,12 @@ from pydantic import Field
 
 from ingot.core.stage import (
     Device,
+    Done,
     Frozen,
     Given,
     Least,
     Measure,
     Metric,
-    Metrics,
     Progress,
     Reproducibility,
     Role,
@@ -59,6 +59,9 @@ class Settings(Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="what Hugging Face models compute in; float32 adds no rounding of its own"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where Hugging Face models compute; auto prefers a GPU"
+    )
     resamples: Annotated[int, Field(ge=1000, le=100_000)] = Field(
         default=2000, description="bootstrap resamples of the documents behind each 95 % interval"
     )
@@ -87,7 +90,7 @@ class Evaluate(Settings, Task):
     """Perplexity, divergence from a reference, size and speed of one candidate."""
 
     kind: ClassVar[str] = "evaluate"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {
         "candidate": Role(MODELS),
@@ -117,27 +120,35 @@ class Evaluate(Settings, Task):
         Measure("bits_per_weight", "bits/parameter"),
         Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
+        Measure("energy_per_token", "J/token", "where the speed is measured and a counter of energy can be read"),
+        Measure("prompt_energy_per_token", "J/token", "as energy_per_token"),
     )
+
+    def device_wanted(self) -> Device:
+        """Where Hugging Face models compute; anything else has a runtime of its own."""
+        return self.device
 
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The reference, which is held beside a candidate of any form."""
         del device
         return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """Score, measure size and speed; writes evaluation.json and documents.jsonl."""
-        from ingot.kit.backends import container_of, not_timed
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
+        """Score, measure size, speed and energy; writes evaluation.json and documents.jsonl."""
+        from ingot.kit import device as devices
+        from ingot.kit.backends import container_of, gpu_of
 
         folder = given.one("candidate")
         container = container_of(folder)
         backend = self._open(folder, given, progress)
-        metrics, documents, answers = self._measure(backend, given, progress)
+        metrics, unknown, documents, answers = self._measure(backend, given, progress)
         _write_lines(out / "documents.jsonl", documents)
         if self.answers is not None:
             _write_lines(out / "answers.jsonl", answers)
-        found = Found(container, backend.precision, metrics, not_timed(backend))
+        found = Found(container, backend.precision, metrics, unknown)
         write_evaluation(self.kind, self.settings(), given, out, found)
-        return metrics
+        where = devices.resolve("cpu" if gpu_of(backend) is None else self.device)
+        return Done(metrics, notes={**devices.described(where), "runtime": backend.runtime})
 
     def _open(self, folder: Path, given: Given, progress: Progress) -> Backend:
         from ingot.kit.backends import open_backend
@@ -145,14 +156,13 @@ class Evaluate(Settings, Task):
         progress.phase("load")
         answer = 0 if self.answers is None else self.answers.max_tokens
         context = max(self.max_length + answer, self.prompt_tokens + self.generation_tokens)
-        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads)
+        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads, device=self.device)
 
     def _measure(
         self, backend: Backend, given: Given, progress: Progress
-    ) -> tuple[dict[str, Metric], Iterable[Any], Iterable[Any]]:
-        """The metrics, what was found of each document scored, and of each question asked."""
-        from ingot.kit import measure
-        from ingot.kit.backends import not_timed
+    ) -> tuple[dict[str, Metric], dict[str, str], Iterable[Any], Iterable[Any]]:
+        """The metrics, why others are missing, what was found of each document scored, and of each question asked."""
+        from ingot.kit import energy_per_token, measure
 
         folder = given.maybe("reference")
         reference = None if folder is None else self._open(folder, given, progress)
@@ -168,15 +178,10 @@ class Evaluate(Settings, Task):
         del reference
         answered, answers = self._ask(backend, asked, progress)
         progress.phase("speed")
-        timed = not not_timed(backend)
         prompt = [token for example in examples for token in example.ids][: self.prompt_tokens]
-        metrics = {
-            **measure.quality(scores, self.resamples),
-            **answered,
-            **measure.size(backend),
-            **(measure.speed(backend, prompt, self.generation_tokens, self.repeats) if timed else {}),
-        }
-        return metrics, scores.documents, answers
+        speed, unknown = energy_per_token.with_speed(backend, prompt, self.generation_tokens, self.repeats)
+        metrics = {**measure.quality(scores, self.resamples), **answered, **measure.size(backend), **speed}
+        return metrics, unknown, scores.documents, answers
 
     def _held_out(self, backend: Backend, given: Given, limit: int) -> list[tuple[Row, Example]]:
         from ingot.kit import measure
