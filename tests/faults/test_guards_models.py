@@ -99,6 +99,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
+    ("logits", {}, "reference", ("data",)),
 )
 
 

@@ -88,7 +88,8 @@ SAMPLES: dict[str, Sample] = {
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
-    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
+    "logits": Sample({"documents": 4}, {"reference": "fetch", "data": "dataset"}),
+    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "logits"}),
     "report": Sample(
         {"documents": 4},
         {"data": "dataset", "reference": "fetch", "candidates": ("fetch",), "evaluations": ("evaluate",)},

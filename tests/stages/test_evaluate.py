@@ -176,7 +176,9 @@ def test_documents_come_in_content_order_and_hold_no_text(stories: Path, texts: 
     out, _ = run_stage("evaluate", {**FAST, "documents": 3}, {"candidate": stories, "data": data}, tmp_path)
     lines = (out / "documents.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"{index:016x}" for index in (4, 5, 6)]
-    assert {key for line in lines for key in json.loads(line)} == {"agree", "id", "kl", "nll", "ref_nll", "tokens"}
+    assert {key for line in lines for key in json.loads(line)} == {
+        "agree", "bytes", "id", "kl", "nll", "ref_bytes", "ref_nll", "tokens",
+    }  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["documents.jsonl", "evaluation.json"]
 
 

@@ -80,6 +80,7 @@ Format = Literal[
     "tokenizer",
     "packed",
     "calibration",
+    "logits",
     "evaluation",
     "report",
 ]

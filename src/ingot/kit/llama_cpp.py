@@ -165,12 +165,23 @@ class Model:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
-        data, special = b"", False
-        for token in ids:
-            buffer = ctypes.create_string_buffer(256)
-            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
-            data += buffer.raw[: max(0, length)]
-        return data.decode("utf-8", "replace")
+        return b"".join(self.piece(token, special=False) for token in ids).decode("utf-8", "replace")
+
+    @property
+    def begin(self) -> int | None:
+        """The token that goes before a text, None where the file says to add none."""
+        added = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return int(llama_cpp.llama_vocab_bos(self._vocab)) if added else None
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The bytes that a token is decoded to; of a special token its markup, or nothing."""
+        room = 256
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = int(llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, special))
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
 
     def ends_turn(self, token: int) -> bool:
         """Whether generation stops at this token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gguf import LlamaFileType
 
 from ingot.kit import chat
-from ingot.kit.backends import SEGMENT, Next, segments
+from ingot.kit.backends import SEGMENT, Next, Piece, segments
 from ingot.kit.gguf.reader import Gguf, parts_of, read_gguf
 from ingot.kit.llama_cpp import Model
 
@@ -46,6 +46,8 @@ class GgufBackend:
         self._model = _Runner(path, context=context, threads=threads)
         self.context = self._model.trained_context
         self.template = self._model.template
+        self.begin = self._model.begin
+        self._pieces: dict[int, Piece] = {}
 
     def encode(self, row: chat.Row, max_length: int) -> chat.Example:
         """The row's token ids by llama.cpp's tokenizer, of the text that the file's template renders."""
@@ -75,6 +77,23 @@ class GgufBackend:
             rows = self._model.read(ids[start:stop], kept or last)
             if kept:
                 yield torch.from_numpy(rows)
+
+    def logits_of(self, examples: Iterable[chat.Example]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of what is scored in each example."""
+        for number, example in enumerate(examples):
+            for rows in self.logits(example.ids, example.labels_from):
+                yield number, rows
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of plain text: nothing put around it, the markup of special tokens read as text."""
+        return self._model.tokenize(text, special=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """What each token is as text."""
+        for token in {*ids} - {*self._pieces}:
+            whole, shown = (self._model.piece(token, special=special) for special in (True, False))
+            self._pieces[token] = Piece(len(whole), bool(whole) and not shown)
+        return [self._pieces[token] for token in ids]
 
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt, at least one token, into an empty cache; the logits of the next token."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from ingot.kit import chat, hf, layers
 from ingot.kit import device as devices
+from ingot.kit import hf, layers
 from ingot.kit.backends import Next, segments
+from ingot.kit.backends.words import Words
 
 
-class HfBackend:
+class HfBackend(Words):
     """A Hugging Face model computed in ``dtype``; weights stored narrower are widened, never rounded again."""
 
     container = "hf"
@@ -28,8 +29,7 @@ class HfBackend:
         config = hf.read_config(folder)
         self.precision = precision(folder, config)
         self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
-        self.tokenizer = hf.load_tokenizer(folder)
-        self.template = chat.Template.of(self.tokenizer)
+        super().__init__(hf.load_tokenizer(folder))
         self.model = hf.load_model(folder, dtype, attention=attention).to(self.device)
         # of the architecture: a quantized folder also holds scales and shapes
         self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
@@ -38,21 +38,9 @@ class HfBackend:
         self._cache: Any = None
         self._ends = _ends(self.model, self.tokenizer)
 
-    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
-        """The row's token ids by the folder's tokenizer and template."""
-        return chat.encode(self.tokenizer, row, max_length=max_length)
-
-    def question(self, row: chat.Row) -> list[int]:
-        """Token ids of a row's prompt by the folder's tokenizer and template."""
-        return chat.encode_prompt(self.tokenizer, row)
-
     def ends(self, token: int) -> bool:
         """Whether transformers' ``generate`` stops at this token, or the tokenizer calls it the end."""
         return token in self._ends
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
