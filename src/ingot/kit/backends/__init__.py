@@ -78,7 +78,7 @@ class Scorable(Backend, Protocol):
     begin: int | None
 
     def logits_of(self, examples: Iterable[Example]) -> Iterator[tuple[int, torch.Tensor]]:
-        """(number of the example, logits) of what is scored in each, in order, at most ``SEGMENT`` rows at once.
+        """(number of the example, logits) of what is scored in each, in order, a few hundred rows at once.
 
         A runtime that reads several texts in one go does so.
         """

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     import torch
 
 
+#: What is read in one go: as many tokens as llama.cpp computes at once, of as many texts at the most.
+_TOGETHER, _TEXTS = 512, 32
+
+
 class _Runner(Model):
     """llama.cpp with one text that grows: emptied by ``forget``, read on by ``read``."""
 
-    def forget(self) -> None:
-        """Empty the context, as the first token of any document does."""
-        self.logits([], last=True)
-
     def read(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
-        """Append at most ``SEGMENT`` tokens; the logits of the kept ones (at least one)."""
+        """Append at most ``step`` tokens; the logits of the kept ones (at least one)."""
         return self._decode(ids, kept)
 
 
@@ -43,7 +43,7 @@ class GgufBackend:
         self.precision = precision(read_gguf(path))
         self.bytes = sum(part.stat().st_size for part in parts)
         self.parameters = sum(tensor.elements for part in parts for tensor in read_gguf(part).tensors)
-        self._model = _Runner(path, context=context, threads=threads)
+        self._model = _Runner(path, context=max(context, _TOGETHER), threads=threads, sequences=_TEXTS)
         self.context = self._model.trained_context
         self.template = self._model.template
         self.begin = self._model.begin
@@ -79,10 +79,29 @@ class GgufBackend:
                 yield torch.from_numpy(rows)
 
     def logits_of(self, examples: Iterable[chat.Example]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Logits of what is scored in each example."""
+        """Logits of what is scored in each example; short texts are read together."""
+        import torch
+
+        for numbers, texts in self._packed(examples):
+            if len(texts[0].ids) - 1 > self._model.step:
+                for rows in self.logits(texts[0].ids, texts[0].labels_from):
+                    yield numbers[0], rows
+                continue
+            read = [(text.ids[:-1], range(text.labels_from - 1, len(text.ids) - 1)) for text in texts]
+            yield from zip(numbers, map(torch.from_numpy, self._model.together(read)), strict=True)
+
+    def _packed(self, examples: Iterable[chat.Example]) -> Iterator[tuple[list[int], list[chat.Example]]]:
+        """Examples with their numbers, as many as can be read together; a longer one alone."""
+        numbers: list[int] = []
+        texts: list[chat.Example] = []
         for number, example in enumerate(examples):
-            for rows in self.logits(example.ids, example.labels_from):
-                yield number, rows
+            size = sum(len(text.ids) - 1 for text in texts) + len(example.ids) - 1
+            if texts and (size > self._model.step or len(texts) == self._model.sequences):
+                yield numbers, texts
+                numbers, texts = [], []
+            numbers, texts = [*numbers, number], [*texts, example]
+        if texts:
+            yield numbers, texts
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of plain text: nothing put around it, the markup of special tokens read as text."""

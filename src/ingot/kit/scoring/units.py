@@ -74,9 +74,7 @@ def held_out(backend: Backend, rows: Sequence[Row], *, limit: int, max_length: i
     return ((row, example) for _, row, example in _numbered(backend, rows, limit, max_length))
 
 
-def _numbered(
-    backend: Scorable, rows: Sequence[Row], limit: int, max_length: int
-) -> Iterator[tuple[int, Row, Example]]:
+def _numbered(backend: Backend, rows: Sequence[Row], limit: int, max_length: int) -> Iterator[tuple[int, Row, Example]]:
     found = 0
     for number, row in enumerate(in_order(rows)):
         if found == limit:
