@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ingot.core.stage import Frozen, Given, Progress
+from ingot.stages._placed import Placed
 
 if TYPE_CHECKING:
     from ingot.kit.backends import Scorable
@@ -36,8 +37,8 @@ class Windows(Frozen):
         return self
 
 
-class Scoring(Frozen):
-    """What is scored, and in which precision."""
+class Scoring(Placed):
+    """What is scored, in which precision and where."""
 
     documents: Annotated[int, Field(ge=2)] = Field(
         default=24, description="held-out documents to score, the first in content order that have tokens to score"
@@ -90,4 +91,4 @@ class Scoring(Frozen):
         from ingot.kit.backends import open_backend
 
         progress.phase("load")
-        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads)
+        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads, device=self.device)

@@ -15,12 +15,12 @@ from pydantic import Field
 
 from ingot.core.stage import (
     Device,
+    Done,
     Frozen,
     Given,
     Least,
     Measure,
     Metric,
-    Metrics,
     Progress,
     Reproducibility,
     Role,
@@ -119,6 +119,8 @@ class Evaluate(Settings, Task):
         Measure("bits_per_weight", "bits/parameter"),
         Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
+        Measure("energy_per_token", "J/token", "where the speed is measured and a counter of energy can be read"),
+        Measure("prompt_energy_per_token", "J/token", "as energy_per_token"),
     )
 
     def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
@@ -140,10 +142,10 @@ class Evaluate(Settings, Task):
         del device
         return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """Score, measure size and speed; writes evaluation.json and documents.jsonl."""
-        from ingot.kit import measure
-        from ingot.kit.backends import container_of, not_timed
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
+        """Score, measure size, speed and energy; writes evaluation.json and documents.jsonl."""
+        from ingot.kit import energy_per_token, measure
+        from ingot.kit.backends import container_of
 
         folder = given.one("candidate")
         container = container_of(folder)
@@ -152,20 +154,15 @@ class Evaluate(Settings, Task):
         scored = scorer.candidate(backend) if given.maybe("logits") is None else scorer.itself()
         answered, answers = self._ask(backend, given, progress)
         progress.phase("speed")
-        missing = not_timed(backend)
-        metrics = {
-            **scored.metrics,
-            **answered,
-            **measure.size(backend),
-            **({} if missing else measure.speed(backend, scored.prompt, self.generation_tokens, self.repeats)),
-        }
+        speed, missing = energy_per_token.with_speed(backend, scored.prompt, self.generation_tokens, self.repeats)
+        metrics = {**scored.metrics, **answered, **measure.size(backend), **speed}
         _write_lines(out / "documents.jsonl", scored.documents)
         if self.answers is not None:
             _write_lines(out / "answers.jsonl", answers)
         missing = {**scored.missing, **missing}
         found = Found(container, backend.precision, metrics, missing, scored.reference)
         write_evaluation(self.kind, self.settings(), given, out, found)
-        return metrics
+        return Done(metrics, notes=self.where(backend))
 
     def _context(self) -> int:
         answer = 0 if self.answers is None else self.answers.max_tokens

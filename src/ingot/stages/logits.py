@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ingot.core.stage import (
     Device,
+    Done,
     Format,
     Given,
     Least,
@@ -56,7 +57,7 @@ class Logits(Scoring, Stage):
         del device
         return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """One pass of the reference; writes logits.json, units.jsonl and logits.bin."""
         from ingot.kit.scoring import run, stored, units
 
@@ -77,7 +78,8 @@ class Logits(Scoring, Stage):
             "rows": writer.rows,
         }
         stored.write_index(out, facts, chosen, scores)
-        return self._metrics(writer.bytes, sum(document.nll for document in scores.documents), facts, len(chosen))
+        nll = sum(document.nll for document in scores.documents)
+        return Done(self._metrics(writer.bytes, nll, facts, len(chosen)), notes=self.where(backend))
 
     def _metrics(self, size: int, nll: float, facts: Mapping[str, Any], count: int) -> Metrics:
         rows, dump = facts["rows"], 4 * facts["rows"] * facts["vocabulary"]

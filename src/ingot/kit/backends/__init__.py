@@ -98,6 +98,12 @@ def likeliest(row: Next) -> int:
     return int(row.argmax())
 
 
+def gpu_of(backend: Backend) -> str | None:
+    """The UUID of the GPU that a backend computes on, which only those of Hugging Face models can; None: on none."""
+    found: str | None = getattr(backend, "gpu", None)
+    return found
+
+
 def not_timed(backend: Backend) -> dict[str, str]:
     """The speeds that are not measured, with the reason: those of a package that something else runs here."""
     if backend.container != "coreml":
@@ -144,8 +150,8 @@ def container_of(folder: Path) -> str:
     )
 
 
-def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Scorable:
-    """The backend of a candidate, loaded."""
+def open_backend(folder: Path, *, dtype: str, context: int, threads: int, device: str = "cpu") -> Scorable:
+    """The backend of a candidate, loaded; ``dtype`` and ``device`` are where Hugging Face models are computed."""
     container = container_of(folder)
     if container == "coreml":
         from ingot.kit.backends.coreml import CoremlBackend
@@ -161,4 +167,4 @@ def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Sco
         return GgufBackend(next(folder.glob("*.gguf")), context=context, threads=threads)
     from ingot.kit.backends.hf import HfBackend
 
-    return HfBackend(folder, dtype=dtype, threads=threads)
+    return HfBackend(folder, dtype=dtype, threads=threads, device=device)

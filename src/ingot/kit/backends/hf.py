@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ingot.kit import device as devices
 from ingot.kit import hf, layers
 from ingot.kit.backends import SEGMENT, Next, segments
 from ingot.kit.backends.words import Words
@@ -19,17 +20,21 @@ class HfBackend(Words):
 
     container = "hf"
 
-    def __init__(self, folder: Path, *, dtype: str, threads: int, attention: str = "eager") -> None:
+    def __init__(
+        self, folder: Path, *, dtype: str, threads: int, attention: str = "eager", device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(threads)
+        self.device = devices.resolve(device)
+        self.gpu = devices.uuid(self.device)
         config = hf.read_config(folder)
         self.precision = precision(folder, config)
         self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
         super().__init__(hf.load_tokenizer(folder))
-        self.model = hf.load_model(folder, dtype, attention=attention)
+        self.model = hf.load_model(folder, dtype, attention=attention).to(self.device)
         # of the architecture: a quantized folder also holds scales and shapes
         self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
-        self.runtime = f"transformers computing in {dtype}"
+        self.runtime = f"transformers computing in {dtype}{devices.words(self.device)}"
         self._cache: Any = None
         self._ends = _ends(self.model, self.tokenizer)
 
@@ -41,11 +46,11 @@ class HfBackend(Words):
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
         cache: Any = None
         for start, stop, kept in segments(len(ids), first):
-            keep = torch.tensor(list(kept)) if kept else 1
+            keep = torch.tensor(list(kept), device=self.device) if kept else 1
             output = self._forward(ids[start:stop], cache, keep, more=stop < len(ids) - 1)
             cache = output.past_key_values
             if kept:
-                yield output.logits[0].float()
+                yield output.logits[0].float().cpu()
 
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt into an empty cache; the logits of the next token."""
@@ -81,13 +86,13 @@ class HfBackend(Words):
     def _advance(self, ids: Sequence[int]) -> Next:
         output = self._forward(ids, self._cache, 1, more=True)
         self._cache = output.past_key_values
-        row: Next = output.logits[0, -1].float().numpy()
+        row: Next = output.logits[0, -1].float().cpu().numpy()
         return row
 
     def _forward(self, ids: Sequence[int], cache: Any, keep: torch.Tensor | int, *, more: bool) -> Any:
         with torch.inference_mode():
             return self.model(
-                input_ids=torch.tensor([list(ids)]),
+                input_ids=torch.tensor([list(ids)], device=self.device),
                 past_key_values=cache,
                 use_cache=more or cache is not None,
                 logits_to_keep=keep,
