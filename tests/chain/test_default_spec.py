@@ -52,7 +52,7 @@ def test_an_edit_touches_what_it_should(built: Sandbox) -> None:
     slower = edited(built, "learning_rate: 2e-4", "learning_rate: 1e-4")
     assert slower["adapter"] == "stale"
     kept = {name for name, state in slower.items() if state == "fresh"}
-    assert kept == {"weights", "base", "dataset", "report.base"}
+    assert kept == {"weights", "base", "dataset", "report.base", "report.base.logits"}
     assert set(edited(built, "seed: 7", "seed: 7 ").values()) == {"fresh"}
 
 

@@ -18,6 +18,7 @@ from ingot.core.plan import Planned
 from ingot.core.predict import Prediction
 from ingot.core.stage import Least
 from ingot.core.store import Store
+from ingot.view.forecast import lines
 from projectkit import Sandbox
 from stagekit import stage_of
 
@@ -195,6 +196,15 @@ def test_what_a_gpu_holds_is_no_memory_of_the_machine() -> None:
     (refusal,) = made(floors, replace(ROOM, gpu_bytes=80 * GB)).refusals()
     assert refusal.what == "s:a needs at least 112.0 GB of GPU memory, and the largest GPU has 80.0 GB"
     assert made(floors, replace(ROOM, gpu_bytes=112 * GB)).refusal() is None
+
+
+def test_a_plan_says_what_a_gpu_will_compute() -> None:
+    found = made({}, ROOM)
+    assert not any("GPU" in line for line in lines(found))
+    plan = found.work.plan
+    for name in ("s:a", "s:b"):
+        cast("dict[str, Planned]", plan)[name] = replace(plan[name], node=replace(plan[name].node, device="cuda"))
+    assert "on the GPU: s:a, s:b" in list(lines(found))
 
 
 def test_checkpoints_that_lie_there_are_not_counted_again() -> None:

@@ -101,6 +101,7 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
     ("harness", {"path": "tasks", "tasks": ["story"]}, "candidate", ()),
+    ("logits", {}, "reference", ("data",)),
 )
 
 

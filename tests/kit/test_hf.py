@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
+import tinymodels
 from ingot.core.sweep import Forbidden, sweep
 from ingot.errors import RefusedInput
 from ingot.kit import hf
+from stagekit import run_stage
 
 INDEX = "model.safetensors.index.json"
 
@@ -84,3 +88,32 @@ def test_side_files_carry_no_path_and_no_weights(stories: Path, tmp_path: Path) 
     assert "tokenizer.json" in names
     assert not {name for name in names if name.endswith((".safetensors", ".gguf"))}
     assert "_name_or_path" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("scheme", ["W8A16", "NF4"])
+def test_a_quantized_checkpoint_is_a_plain_model_that_can_be_moved(scheme: str, tmp_path: Path) -> None:
+    """On a machine with a GPU a library would place it there, or wrap modules so that they stay where they are."""
+    model = tinymodels.save(tinymodels.llama(hidden_size=64, intermediate_size=64, head_dim=16), tmp_path / "model")
+    out, _ = run_stage("quantize", {"scheme": scheme}, {"model": model}, tmp_path)
+    loaded = hf.load_model(out, "float32")
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+    assert all(type(module._parameters) is dict for module in loaded.modules())
+    moved = loaded.to("meta")
+    logits = moved(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta")).logits
+    assert logits.device.type == "meta"
+
+
+def test_a_model_in_four_bits_is_read_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes takes a GPU wherever it is not told where to."""
+    model = tinymodels.save(tinymodels.llama(hidden_size=64, intermediate_size=64, head_dim=16), tmp_path / "model")
+    out, _ = run_stage("quantize", {"scheme": "NF4"}, {"model": model}, tmp_path)
+    asked: list[Any] = []
+    plain = Bnb4BitHfQuantizer.update_device_map
+
+    def told(self: Any, device_map: Any) -> Any:
+        asked.append(device_map)
+        return plain(self, device_map)
+
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "update_device_map", told)
+    hf.load_model(out)
+    assert asked == [{"": "cpu"}]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from ingot.core.stage import Metric
 from ingot.errors import RefusedInput
 from ingot.kit import measure
-from ingot.kit.backends import SEGMENT, Next, segments
+from ingot.kit.backends import SEGMENT, Next, Piece, segments
 from ingot.kit.chat import Example, Row, Template
+from ingot.kit.scoring import match, run, units
+from ingot.kit.scoring.quality import Quality
 from stagekit import Recorder
 
 
@@ -25,6 +28,7 @@ class Table:
     bytes = 12
     context = 1 << 20
     template = Template("t")
+    begin: int | None = None
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.table = logits
@@ -38,6 +42,17 @@ class Table:
         for start, _, kept in segments(len(ids), first):
             if kept:
                 yield self.table[[ids[start + index] for index in kept]]
+
+    def logits_of(self, examples: Iterable[Example]) -> Iterator[tuple[int, torch.Tensor]]:
+        for number, example in enumerate(examples):
+            for rows in self.logits(example.ids, example.labels_from):
+                yield number, rows
+
+    def tokens(self, text: str) -> list[int]:
+        return [int(char) for char in text]
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        return [Piece(1, False) for _ in ids]
 
     def question(self, row: Row) -> list[int]:
         return self.encode(row, 1000).ids
@@ -65,14 +80,20 @@ P = [[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
 Q = [[0.25, 0.5, 0.25], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]]
 
 
-def run(candidate: Table, reference: Table | None, *texts: str) -> measure.Scores:
+def scores_of(candidate: Table, reference: Table | None, *texts: str) -> run.Scores:
     rows = [{"id": str(index), "text": text} for index, text in enumerate(texts)]
-    chosen = list(measure.held_out(candidate, rows, limit=99, max_length=1000))
-    return measure.score(candidate, reference, chosen, Recorder())
+    chosen = units.documents(candidate, rows, limit=99, max_length=1000)
+    against = None if reference is None else run.Live(reference, chosen)
+    return run.score(candidate, chosen, against, Recorder())
+
+
+def metrics_of(scores: run.Scores) -> dict[str, Metric]:
+    found = Quality(scores, "documents", 1000)
+    return {**found.alone(), **(found.against() if scores.token_kl else {})}
 
 
 def test_figures_equal_the_formulas() -> None:
-    scores = run(table(*Q), table(*P), "0112", "20")
+    scores = scores_of(table(*Q), table(*P), "0112", "20")
     first, second = scores.documents
     assert first.nll == pytest.approx(-math.log(0.5 * 0.8 * 0.1), rel=1e-6)
     assert first.ref_nll == pytest.approx(-math.log(0.25 * 0.8 * 0.1), rel=1e-6)
@@ -81,7 +102,7 @@ def test_figures_equal_the_formulas() -> None:
     assert first.kl == pytest.approx(after_0, rel=1e-5)  # rows 1 and 1 agree
     assert second.kl == pytest.approx(after_2, rel=1e-5)
     assert (first.agree, second.agree) == (2, 1)
-    metrics = measure.quality(scores, 1000)
+    metrics = metrics_of(scores)
     assert metrics["kl_divergence"].value == pytest.approx((after_0 + after_2) / 4, rel=1e-5)
     assert metrics["nll_difference"].value == pytest.approx((math.log(0.5) + math.log(0.2 / 0.3)) / 4, rel=1e-5)
     assert metrics["top1_agreement"].value == 0.75
@@ -91,8 +112,8 @@ def test_figures_equal_the_formulas() -> None:
 
 
 def test_without_a_reference_nothing_is_compared() -> None:
-    metrics = measure.quality(run(table(*Q), None, "0112", "20"), 1000)
-    assert set(metrics) == {"tokens", "documents", "nll", "perplexity"}
+    metrics = metrics_of(scores_of(table(*Q), None, "0112", "20"))
+    assert set(metrics) == {"tokens", "documents", "nll", "perplexity", "bits_per_byte", "calibration_error"}
 
 
 def test_paired_interval_is_narrower_than_the_spread_of_documents() -> None:
@@ -100,7 +121,7 @@ def test_paired_interval_is_narrower_than_the_spread_of_documents() -> None:
     better = [[0.5, 0.25, 0.25, 1e-9], [0.012, 0.976, 0.012, 1e-9], [0.2, 0.2, 0.6, 1e-9]]
     worse = [[*(0.96 * share for share in row[:3]), 0.04] for row in better]  # 4 % go to a token that never comes
     texts = ["0" * 9, "1" * 12, "2" * 7, "0101010", "1212", "22221"] * 4
-    metrics = measure.quality(run(table(*worse), table(*better), *texts), 1000)
+    metrics = metrics_of(scores_of(table(*worse), table(*better), *texts))
     assert metrics["nll_difference"].interval == pytest.approx((-math.log(0.96), -math.log(0.96)), rel=1e-4)
     alone = metrics["nll"].interval
     assert alone is not None
@@ -111,7 +132,7 @@ def test_divergence_is_never_negative_and_never_nan() -> None:
     generator = torch.Generator().manual_seed(1)
     log_p = (torch.randn(50, 1000, generator=generator) * 30).log_softmax(-1)
     log_q = (log_p + torch.randn(50, 1000, generator=generator) * 1e-6).log_softmax(-1)
-    found = measure.kl_divergence(log_p, log_q)
+    found = run.kl_divergence(log_p, log_q)
     assert (found >= 0).all()
     assert found.max() < 1e-5
     exact = (log_p.double().exp() * (log_p.double() - log_q.double())).sum(-1)
@@ -121,13 +142,13 @@ def test_divergence_is_never_negative_and_never_nan() -> None:
 def test_outputs_of_unlike_width_are_refused() -> None:
     wide = Table(torch.zeros(3, 4))
     with pytest.raises(RefusedInput) as refused:
-        run(wide, table(*P), "01")
+        scores_of(wide, table(*P), "01")
     assert refused.value.code == "E-EVAL-VOCABULARY"
 
 
 def test_infinite_logits_are_refused() -> None:
     with pytest.raises(RefusedInput) as refused:
-        run(Table(torch.tensor([[0.0, math.inf], [0.0, 0.0]])), None, "01")
+        scores_of(Table(torch.tensor([[0.0, math.inf], [0.0, 0.0]])), None, "01")
     assert refused.value.code == "E-EVAL-NAN"
 
 
@@ -138,15 +159,15 @@ def test_other_scored_positions_are_refused() -> None:
         def encode(self, row: Row, max_length: int) -> Example:
             return Example(super().encode(row, max_length).ids, 2)
 
-    chosen = list(measure.held_out(table(*P), [{"id": "a", "text": "0112"}], limit=9, max_length=99))
-    with pytest.raises(RefusedInput, match="other tokens") as refused:
-        measure.check_same_text(Shifted(torch.tensor(Q).log()), table(*P), chosen, 99)
-    assert refused.value.facts == ("document a: scoring starts at token 2 instead of 1",)
+    rows = [{"id": "a", "text": "0112"}]
+    reference = run.Live(table(*P), units.documents(table(*P), rows, limit=9, max_length=99))
+    _, differs = match.documents(Shifted(torch.tensor(Q).log()), reference, rows, 99)
+    assert differs == "document a: scoring starts at token 2 instead of 1"
 
 
 def test_held_out_skips_what_has_nothing_to_score_and_stops_at_the_limit() -> None:
     rows = [{"id": "c", "text": "01"}, {"id": "a", "text": "0"}, {"id": "b", "text": "012"}, {"id": "d", "text": "10"}]
-    chosen = measure.held_out(table(*P), rows, limit=2, max_length=10)
+    chosen = units.held_out(table(*P), rows, limit=2, max_length=10)
     assert [row["id"] for row, _ in chosen] == ["b", "c"]
 
 

@@ -108,3 +108,20 @@ def test_a_model_that_it_cannot_process_is_a_clear_error() -> None:
     assert caught.value.code == "E-ONESHOT"
     assert "shapes do not fit" in caught.value.facts[0]
     assert type(model.model.layers[0]._parameters) is dict
+
+
+def test_a_full_gpu_is_not_taken_for_a_model_that_cannot_be_processed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library raises an error of its own over that of a layer that it has traced."""
+
+    def runner(*_: object) -> Any:
+        def run() -> None:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            except torch.OutOfMemoryError as error:
+                raise RuntimeError("--- <Autowrapped LlamaModel> ---") from error
+
+        return run
+
+    monkeypatch.setattr(oneshot, "_runner", runner)
+    with pytest.raises(torch.OutOfMemoryError):
+        oneshot.apply(tinymodels.llama(), TEXTS, [], CPU, Recorder())

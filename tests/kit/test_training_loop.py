@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,3 +281,14 @@ def test_a_gpu_without_memory_says_what_helps(monkeypatch: pytest.MonkeyPatch) -
         trained(docs_of(4))
     assert caught.value.code == "E-DEVICE-MEMORY"
     assert caught.value.facts == ("CUDA out of memory. Tried to allocate 2.00 GiB.",)
+
+
+def test_attention_by_cudnn_is_off_while_something_is_trained() -> None:
+    """It makes a plan for each length of a row, which takes ten times as long as the pass itself."""
+    given = Given({}, {}, Path(), threads=1, seed=1)
+    for before in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(enabled=before)
+        with run.prepared(SimpleNamespace(device="cpu"), given) as device:
+            assert (device.type, torch.backends.cuda.cudnn_sdp_enabled()) == ("cpu", False)
+        assert torch.backends.cuda.cudnn_sdp_enabled() is before
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)

@@ -92,7 +92,8 @@ SAMPLES: dict[str, Sample] = {
     "harness": Sample(
         {"path": "tasks", "tasks": ["ending"], "limit": 3, "metrics": ["acc"]}, {"candidate": "fetch"}, ("tasks",)
     ),
-    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
+    "logits": Sample({"documents": 4}, {"reference": "fetch", "data": "dataset"}),
+    "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "logits"}),
     "report": Sample(
         {"documents": 4},
         {"data": "dataset", "reference": "fetch", "candidates": ("fetch",), "evaluations": ("evaluate",)},

@@ -17,11 +17,13 @@ import torch
 
 from ingot.core.digest import is_digest
 from ingot.errors import RefusedInput
-from ingot.kit import hf
+from ingot.kit import energy, energy_per_token, hf
+from ingot.kit.energy import Rapl
 from quantref import quantize
-from stagekit import digest_of, run_stage
+from stagekit import digest_of, run_done, run_stage, stage_of
 
 FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000}
+ENERGY = {"energy_per_token", "prompt_energy_per_token"}
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -123,7 +125,7 @@ def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_pat
     assert (evaluation["container"], evaluation["precision"]) == ("hf", "float32")
     assert evaluation["metrics"] == {name: metric.to_dict() for name, metric in metrics.items()}
     assert evaluation["settings"]["documents"] == 24
-    assert evaluation["not_measured"] == {}
+    assert set(evaluation["not_measured"]) == ENERGY - set(metrics)
 
 
 def test_llama_cpp_agrees_with_transformers_and_fewer_bits_diverge(
@@ -174,7 +176,9 @@ def test_documents_come_in_content_order_and_hold_no_text(stories: Path, texts: 
     out, _ = run_stage("evaluate", {**FAST, "documents": 3}, {"candidate": stories, "data": data}, tmp_path)
     lines = (out / "documents.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"{index:016x}" for index in (4, 5, 6)]
-    assert {key for line in lines for key in json.loads(line)} == {"agree", "id", "kl", "nll", "ref_nll", "tokens"}
+    assert {key for line in lines for key in json.loads(line)} == {
+        "agree", "bytes", "id", "kl", "nll", "ref_bytes", "ref_nll", "tokens",
+    }  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["documents.jsonl", "evaluation.json"]
 
 
@@ -277,6 +281,43 @@ def package(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_energy_is_measured_where_counters_can_be_read_and_has_its_reason_elsewhere(
+    stories: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("max_energy_range_uj", str(10**12)), ("energy_uj", "0")):
+        (zone / name).write_text(text)
+    plain, inputs = Rapl.open, {"candidate": stories, "data": data}
+    monkeypatch.setattr(energy_per_token, "_LEAST_S", 0.0)
+    monkeypatch.setattr(Rapl, "open", lambda _root: plain(tmp_path / "none"))
+    out, metrics = run_stage("evaluate", FAST, inputs, tmp_path, name="none-out")
+    unknown = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["not_measured"]
+    assert not ENERGY & set(metrics)
+    assert set(unknown) == ENERGY
+    assert "RAPL" in unknown["energy_per_token"]
+
+    counter = iter(range(10**6, 10**9, 10**6))
+    monkeypatch.setattr(Rapl, "open", lambda _root: plain(tmp_path))
+    monkeypatch.setattr(energy, "_number", lambda path: next(counter) if path.name == "energy_uj" else 10**12)
+    out, metrics = run_stage("evaluate", FAST, inputs, tmp_path)
+    # the counter takes a joule at each look: one for each prompt alone and one for a run with its answer
+    assert metrics["prompt_energy_per_token"].unit == "J/token"
+    assert "prompt_energy_per_token" in json.loads((out / "evaluation.json").read_text())["metrics"]
+    assert metrics["prompt_energy_per_token"].value > 0
+
+
+def test_a_device_is_asked_for_and_noted(stories: Path, data: Path, tmp_path: Path) -> None:
+    inputs = {"candidate": stories, "data": data}
+    done = run_done("evaluate", {**FAST, "device": "cpu"}, inputs, tmp_path)
+    assert done.notes == {"device": "cpu", "runtime": "transformers computing in float32"}
+    assert stage_of("evaluate", {"device": "cuda"}).device_wanted() == "cuda"
+    if not torch.cuda.is_available():
+        with pytest.raises(RefusedInput) as caught:
+            run_stage("evaluate", {**FAST, "device": "cuda"}, inputs, tmp_path, name="cuda")
+        assert caught.value.code == "E-DEVICE"
+
+
 def test_core_ml_is_measured_by_the_interpreter_and_its_speed_is_not(
     package: Path, stories: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -286,8 +327,9 @@ def test_core_ml_is_measured_by_the_interpreter_and_its_speed_is_not(
     plain = run_stage("evaluate", params, {**roles, "candidate": stories}, tmp_path / "hf")[1]
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
-    assert set(evaluation["not_measured"]) == {"prompt_tokens_per_second", "generation_tokens_per_second"}
-    assert set(metrics) == set(plain) - set(evaluation["not_measured"])
+    speeds = {"prompt_tokens_per_second", "generation_tokens_per_second"}
+    assert set(evaluation["not_measured"]) == speeds | ENERGY
+    assert set(metrics) == set(plain) - speeds - ENERGY
     assert "runs on a Mac only" in evaluation["not_measured"]["prompt_tokens_per_second"]
     # of int8 rows on a model of 260,000 weights
     assert 1e-7 < metrics["kl_divergence"].value < 0.01

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ingot.core.stage import ELEMENT, load_kind
+from ingot.core.stage import load_kind
 from ingot.errors import RefusedInput
-from ingot.stages.evaluate import Evaluate
+from ingot.stages._scoring import Scoring
+from ingot.stages._task import task_kinds
 from ingot.stages.report import Report
 from stagekit import digest_of, run_stage
 
@@ -138,14 +139,22 @@ def test_an_unreadable_evaluation_is_refused(chain: Chain, content: str) -> None
 
 
 def test_hidden_targets_take_the_reports_settings() -> None:
-    (hidden,) = Report(documents=7).hidden()
-    assert (hidden.kind, hidden.per, hidden.into) == ("evaluate", ("reference", "candidates"), "evaluations")
-    kind = load_kind(hidden.kind)
-    made = kind.model_validate_json(json.dumps(dict(hidden.params)), strict=True)
-    assert isinstance(made, Evaluate)
-    assert made.settings() == Report(documents=7).settings()
-    assert set(hidden.roles) == set(kind.inputs)
-    assert set(hidden.roles.values()) - {ELEMENT} <= set(Report.inputs)
+    logits, first, others = Report(documents=7).hidden()
+    assert (logits.kind, logits.per, logits.into) == ("logits", ("reference",), None)
+    assert (first.kind, first.per, first.into) == ("evaluate", ("reference",), "evaluations")
+    assert (others.kind, others.per, others.besides) == ("evaluate", ("candidates",), "reference")
+    for hidden in (logits, first, others):
+        kind = load_kind(hidden.kind)
+        made = kind.model_validate_json(json.dumps(dict(hidden.params)), strict=True)
+        assert isinstance(made, Scoring)
+        assert made.scoring() == Report(documents=7).scoring()
+        assert set(hidden.roles) <= set(kind.inputs)
+    assert others.params == first.params == Report(documents=7).settings()
+
+
+def test_the_name_of_the_references_logits_is_taken() -> None:
+    with pytest.raises(ValueError, match="is the name of the reference's logits"):
+        Report(tasks={"logits": {"kind": task_kinds()[0] if task_kinds() else "quiz"}})
 
 
 def test_tasks_stand_in_the_row_of_their_candidate_under_no_name(chain: Chain) -> None:

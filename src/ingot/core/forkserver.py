@@ -20,14 +20,33 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
+from collections.abc import Sequence
 from typing import NoReturn
 
-from ingot.core import procfs
+from ingot.core import gpu, procfs
 from ingot.core.worker import die_with_parent, read_job, run_job
 from ingot.errors import StageFailed
 
+#: What starts CUDA as soon as it is imported (peft: through bitsandbytes): with a GPU, each child imports it itself.
+STARTS_CUDA = frozenset({"peft", "bitsandbytes"})
+
 _DESCRIPTORS = 3
 _MESSAGE = 1 << 20
+
+
+def _fork() -> int:
+    """Fork; Python, from 3.12 on, warns of threads that it does not know: those of numpy's OpenBLAS, which ends them
+    before a fork and starts them again after it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def without_cuda(modules: Sequence[str], *, has_gpu: bool) -> list[str]:
+    """The modules that may be imported before a fork: where there is a ``gpu``, no child of a process that has
+    started CUDA can use it."""
+    return [name for name in modules if not (has_gpu and name in STARTS_CUDA)]
 
 
 class Server:
@@ -67,7 +86,7 @@ class Server:
             descriptors.frombytes(payload)
         request = json.loads(data)
         connection, log, lock = socket.socket(fileno=descriptors[0]), descriptors[1], descriptors[2]
-        self._import(request["preload"], log)
+        self._import(without_cuda(request["preload"], has_gpu=gpu.visible()), log)
         self._start(connection, (log, lock))
         os.close(log)
         os.close(lock)
@@ -94,7 +113,7 @@ class Server:
         gc.freeze()
         parent = os.getpid()
         try:
-            pid = os.fork()
+            pid = _fork()
         except OSError as error:
             self._refuse(connection, error)
             return

@@ -119,15 +119,27 @@ class Nvml:
             size = 2 * max(size, count.value)
         return [(it.pid, it.used) for it in listed[: count.value]] if status == _SUCCESS else []
 
-    def energy_j(self) -> float | None:
-        """Joules that all GPUs together have taken since the driver was loaded; None where one does not count them."""
-        total = 0
-        for handle in self._handles:
-            value = ctypes.c_ulonglong()
-            if self._library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)) != _SUCCESS:
+    def energy_j(self, uuid: str | None = None) -> float | None:
+        """Joules that all GPUs together, or one, have taken since the driver was loaded; None: one does not count."""
+        return self._sum("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong, uuid)
+
+    def power_w(self, uuid: str | None = None) -> float | None:
+        """Watts that all GPUs together, or one, take at the moment; None where one does not say."""
+        return self._sum("nvmlDeviceGetPowerUsage", ctypes.c_uint, uuid)
+
+    def _sum(self, function: str, number: type[Any], uuid: str | None) -> float | None:
+        """What a function says in thousandths of each GPU, or of that with a UUID, in all."""
+        handles = [handle for handle in self._handles if uuid is None or self._uuid(handle) == uuid]
+        values = [number() for _ in handles]
+        for handle, value in zip(handles, values, strict=True):
+            if getattr(self._library, function)(handle, ctypes.byref(value)) != _SUCCESS:
                 return None
-            total += value.value
-        return total / 1000 if self._handles else None
+        return sum(value.value for value in values) / 1000 if handles else None
+
+    def _uuid(self, handle: ctypes.c_void_p) -> str | None:
+        text = ctypes.create_string_buffer(96)
+        found = self._library.nvmlDeviceGetUUID(handle, text, len(text)) == _SUCCESS
+        return text.value.decode("ascii", "replace") if found else None
 
 
 @dataclass

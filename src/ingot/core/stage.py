@@ -81,6 +81,7 @@ Format = Literal[
     "tokenizer",
     "packed",
     "calibration",
+    "logits",
     "evaluation",
     "report",
 ]

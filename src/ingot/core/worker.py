@@ -36,6 +36,7 @@ _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
     | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 )
+_GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
@@ -150,9 +151,24 @@ def _print_traceback() -> None:
 def _explained(error: BaseException, out: Path) -> IngotError:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return disk.failure(error, out)
+    if _of_a_full_gpu(error):
+        return StageFailed(
+            "E-DEVICE-MEMORY",
+            "the GPU has too little memory left for this target",
+            facts=[str(error).splitlines()[0][:300]],
+            hint="use a smaller dtype, fewer or shorter documents or 'device: cpu', or end what else uses the GPU",
+        )
     # Libraries raise OSError for much else (a model that is not found, a connection): their words say more.
     text = str(error).strip().splitlines() or [""]
     return StageFailed("E-STAGE", f"{type(error).__name__}: {text[0][:500]}")
+
+
+def _of_a_full_gpu(error: BaseException) -> bool:
+    """Whether torch, if anything has imported it, says by this error that a GPU is full: CUDA itself and its libraries
+    have words of their own where there is no room to begin."""
+    kind = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_IS_FULL)
+    return told or (kind is not None and isinstance(error, kind))
 
 
 def plain_metrics(metrics: stage.Metrics) -> dict[str, dict[str, object]]:

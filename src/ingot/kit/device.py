@@ -26,3 +26,13 @@ def described(device: torch.device) -> dict[str, str]:
     if device.type != "cuda":
         return {"device": device.type}
     return {"device": device.type, "device_name": torch.cuda.get_device_name(device)}
+
+
+def words(device: torch.device) -> str:
+    """The device in the method of a measurement: nothing of the processor, else `` on`` the name of the GPU."""
+    return "" if device.type != "cuda" else f" on {torch.cuda.get_device_name(device)}"
+
+
+def uuid(device: torch.device) -> str | None:
+    """The UUID of a GPU as NVML has it; None for the processor."""
+    return None if device.type != "cuda" else f"GPU-{torch.cuda.get_device_properties(device).uuid}"

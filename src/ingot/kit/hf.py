@@ -228,7 +228,9 @@ def load_with_report(
     if method == "compressed-tensors":
         more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     if quantized is not None:
-        more |= {"quantization_config": quantized, "device_map": {"": "cpu"}}
+        more["quantization_config"] = quantized
+    if quantized is not None or method == "bitsandbytes":
+        more["device_map"] = {"": "cpu"}  # else it takes a GPU where there is one
     wanted = "auto" if dtype is None else torch_dtype(dtype)
     with warnings.catch_warnings():
         # That the folder has a quantization of its own is why it is told to dequantize it.
@@ -243,6 +245,10 @@ def load_with_report(
             output_loading_info=True,
             **more,
         )
+    if method == "compressed-tensors":
+        from compressed_tensors.offload import remove_dispatch
+
+        remove_dispatch(model)  # its modules are wrapped, and would stay on the CPU whatever they are moved to
     if method == "bitsandbytes":
         from ingot.kit.quant.bnb import refuse_misread
 

@@ -58,8 +58,8 @@ def silence() -> None:
 class Model:
     """An open GGUF with one context. Use as a context manager, or call ``close``."""
 
-    def __init__(self, path: Path, *, context: int, threads: int, repack: bool = True) -> None:
-        """See ``open_model``."""
+    def __init__(self, path: Path, *, context: int, threads: int, repack: bool = True, sequences: int = 1) -> None:
+        """See ``open_model``; ``sequences``: texts that can be read at once, which share the context."""
         # The C++ parser is not made for files that lie: nothing reaches it unchecked.
         for part in parts_of(path):
             read_gguf(part)
@@ -76,7 +76,7 @@ class Model:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self._model))
-        self._step = min(context, _BATCH)
+        self._step, self._sequences = min(context, _BATCH), sequences
         self._context = self._open_context(context, threads)
         self.context = int(llama_cpp.llama_n_ctx(self._context))
         self._batch = llama_cpp.llama_batch_init(self._step, 0, 1)
@@ -87,6 +87,7 @@ class Model:
         settings.n_ctx = context
         settings.n_batch = settings.n_ubatch = self._step
         settings.n_threads = settings.n_threads_batch = threads
+        settings.n_seq_max, settings.kv_unified = self._sequences, self._sequences > 1
         return settings
 
     def _open_context(self, context: int, threads: int) -> Any:
@@ -143,9 +144,7 @@ class Model:
 
     def logits(self, ids: Sequence[int], *, last: bool = False) -> npt.NDArray[np.float32]:
         """Logits of a fresh document, float32 (n, vocabulary), one row a token; with ``last`` (1, vocabulary)."""
-        data_too = True
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), data_too)
-        self._position = 0
+        self.forget()
         rows = np.empty((1 if last else len(ids), self.vocabulary), np.float32)
         for start in range(0, len(ids), self._step):
             part = ids[start : start + self._step]
@@ -169,35 +168,90 @@ class Model:
         begin, end = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
         return (int(begin) if begin >= 0 else None, int(end) if end >= 0 else None)
 
-    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids; special tokens are left out unless ``special``."""
-        data = b""
-        for token in ids:
-            buffer = ctypes.create_string_buffer(256)
-            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
-            data += buffer.raw[: max(0, length)]
-        return data.decode("utf-8", "replace")
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return b"".join(self.piece(token, special=False) for token in ids).decode("utf-8", "replace")
+
+    @property
+    def begin(self) -> int | None:
+        """The token that goes before a text, None where the file says to add none."""
+        added = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return int(llama_cpp.llama_vocab_bos(self._vocab)) if added else None
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The bytes that a token is decoded to; of a special token its markup, or nothing."""
+        room = 256
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = int(llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, special))
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
 
     def ends_turn(self, token: int) -> bool:
         """Whether generation stops at this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
+    def together(self, texts: Sequence[tuple[Sequence[int], range]]) -> list[npt.NDArray[np.float32]]:
+        """Several fresh texts in one go, at most ``step`` tokens in all: the logits of each one's kept positions."""
+        self.forget()
+        row = 0
+        for sequence, (ids, kept) in enumerate(texts):
+            row = self._fill(row, ids, kept, sequence=sequence, start=0)
+        rows = self._run(row, sum(len(kept) for _, kept in texts))
+        ends = np.cumsum([len(kept) for _, kept in texts])
+        return np.split(rows, ends[:-1])
+
+    def forget(self) -> None:
+        """Empty the context, as before the first token of any document."""
+        data_too = True
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), data_too)
+        self._position = 0
+
+    def keep(self, count: int) -> int:
+        """Forget all but the first ``count`` tokens; how many are left: none where the memory cannot be cut."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if count and llama_cpp.llama_memory_seq_rm(memory, 0, count, -1):
+            self._position = count
+            return count
+        self.forget()
+        return 0
+
+    @property
+    def step(self) -> int:
+        """The tokens that are read in one go."""
+        return self._step
+
+    @property
+    def sequences(self) -> int:
+        """The texts that are read in one go."""
+        return self._sequences
+
     def _decode(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
         if self._position + len(ids) > self.context:
             raise _failed(f"{self._position + len(ids)} tokens do not fit the context of {self.context}")
-        batch = self._batch
-        batch.n_tokens = len(ids)
-        for index, token in enumerate(ids):
-            batch.token[index] = token
-            batch.pos[index] = self._position + index
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = 0
-            batch.logits[index] = index in kept
-        if code := llama_cpp.llama_decode(self._context, batch):
-            raise _failed(f"llama.cpp could not read {len(ids)} tokens (code {code})")
+        self._fill(0, ids, kept, sequence=0, start=self._position)
         self._position += len(ids)
+        return self._run(len(ids), len(kept))
+
+    def _fill(self, row: int, ids: Sequence[int], kept: range, *, sequence: int, start: int) -> int:
+        """Put tokens of a text into the batch from a row on; gives the row behind them."""
+        batch = self._batch
+        for index, token in enumerate(ids):
+            at = row + index
+            batch.token[at] = token
+            batch.pos[at] = start + index
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = sequence
+            batch.logits[at] = index in kept
+        return row + len(ids)
+
+    def _run(self, tokens: int, kept: int) -> npt.NDArray[np.float32]:
+        self._batch.n_tokens = tokens
+        if code := llama_cpp.llama_decode(self._context, self._batch):
+            raise _failed(f"llama.cpp could not read {tokens} tokens (code {code})")
         # the buffer is llama.cpp's own and the next call overwrites it
-        shape = (len(kept), self.vocabulary)
+        shape = (kept, self.vocabulary)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=shape).copy()
 
 

@@ -70,9 +70,9 @@ def apply(
         torch.manual_seed(settings.seed)
         try:
             runner()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError) as error:
+            if (full := _full_gpu(error)) is not None:
+                raise full from error
             raise StageFailed(
                 "E-ONESHOT",
                 "llm-compressor could not process the model",
@@ -82,6 +82,13 @@ def apply(
         finally:
             _release(model)
     return warnings
+
+
+def _full_gpu(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The error of a GPU that is full behind one of the library's own, which hides it when a traced layer fails."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _runner(model: Any, texts: Sequence[Sequence[int]], modifiers: Sequence[Any]) -> Callable[[], None]:

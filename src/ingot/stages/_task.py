@@ -63,12 +63,16 @@ def implied_by(name: str, written: Mapping[str, Any]) -> tuple[Hidden, ...]:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found out about a candidate; ``not_measured`` gives a reason a metric."""
+    """What was found out about a candidate; ``not_measured`` gives a reason a metric.
+
+    ``reference``: the digest of what it was compared with, where that is not what is in the role of that name.
+    """
 
     container: str
     precision: str
     metrics: Mapping[str, Metric]
     not_measured: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
 
 
 def write_evaluation(kind: str, settings: Mapping[str, Any], given: Given, out: Path, found: Found) -> None:
@@ -77,7 +81,7 @@ def write_evaluation(kind: str, settings: Mapping[str, Any], given: Given, out: 
         "format": _FORMAT,
         "kind": kind,
         "candidate": given.digests["candidate"][0],
-        "reference": next(iter(given.digests.get("reference", ())), None),
+        "reference": found.reference or next(iter(given.digests.get("reference", ())), None),
         "data": next(iter(given.digests.get("data", ())), None),
         "settings": dict(settings),
         "container": found.container,

@@ -104,11 +104,11 @@ class Calibrate(Stage):
         return {**_fit_metrics(fitted, self.resamples), **_metrics(found, panels, self.resamples)}
 
     def _chosen(self, backend: Any, given: Given) -> Chosen:
-        from ingot.kit import measure
         from ingot.kit.chat import read_rows
+        from ingot.kit.scoring import units
 
         rows = list(read_rows(given.one("data"), "eval"))
-        chosen = list(measure.held_out(backend, rows, limit=self.documents, max_length=self.max_length))
+        chosen = list(units.held_out(backend, rows, limit=self.documents, max_length=self.max_length))
         if len(chosen) < 4:
             raise RefusedInput(
                 "E-CALIBRATE-DOCUMENTS",
@@ -116,7 +116,7 @@ class Calibrate(Stage):
                 facts=[f"{len(rows)} held-out rows"],
                 hint="raise max_length, or the data set's split.eval",
             )
-        measure.check_context(backend, [example for _, example in chosen])
+        units.check_context(backend, [example for _, example in chosen])
         return chosen
 
     def _panels(self, fitted: Fitted, found: Measured) -> dict[str, Reliability]:

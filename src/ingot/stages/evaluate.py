@@ -6,7 +6,7 @@ Normally nobody writes this kind: ``report`` implies one for each of its candida
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,22 +15,22 @@ from pydantic import Field
 
 from ingot.core.stage import (
     Device,
+    Done,
     Frozen,
     Given,
     Least,
     Measure,
     Metric,
-    Metrics,
     Progress,
     Reproducibility,
     Role,
 )
-from ingot.errors import RefusedInput
+from ingot.stages._scored import Scorer
+from ingot.stages._scoring import Scoring
 from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
 if TYPE_CHECKING:
     from ingot.kit.backends import Backend
-    from ingot.kit.chat import Example, Row
 
 
 class Answers(Frozen):
@@ -47,20 +47,11 @@ class Answers(Frozen):
     )
 
 
-class Settings(Frozen):
+class Settings(Scoring):
     """How candidates are measured; shared by ``evaluate`` and ``report``."""
 
-    documents: Annotated[int, Field(ge=2)] = Field(
-        default=24, description="held-out documents to score, the first in content order that have tokens to score"
-    )
-    max_length: Annotated[int, Field(ge=8, le=131072)] = Field(
-        default=256, description="tokens of a document that are read; the rest is cut"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="what Hugging Face models compute in; float32 adds no rounding of its own"
-    )
     resamples: Annotated[int, Field(ge=1000, le=100_000)] = Field(
-        default=2000, description="bootstrap resamples of the documents behind each 95 % interval"
+        default=2000, description="bootstrap resamples of the documents or windows behind each 95 % interval"
     )
     prompt_tokens: Annotated[int, Field(ge=1, le=131072)] = Field(
         default=128, description="length of the prompt whose reading is timed"
@@ -70,6 +61,11 @@ class Settings(Frozen):
     )
     repeats: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3, description="timed runs after one warm-up; the median is reported"
+    )
+    other_tokenizer: Literal["refuse", "bits_per_byte"] = Field(
+        default="refuse",
+        description="a candidate whose tokenizer gives other tokens than the reference's: refused, or measured by "
+        "itself and compared in bits per byte alone",
     )
     # Left out where it is not given, it is in no key that was there before it.
     answers: Answers | None = Field(
@@ -87,28 +83,34 @@ class Evaluate(Settings, Task):
     """Perplexity, divergence from a reference, size and speed of one candidate."""
 
     kind: ClassVar[str] = "evaluate"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {
         "candidate": Role(MODELS),
         "data": Role(("dataset",)),
-        "reference": Role(("hf",), optional=True),
+        "reference": Role(("hf", "logits"), optional=True),
+        "logits": Role(("logits",), optional=True),
     }
     tools: ClassVar[tuple[str, ...]] = (
         "compressed-tensors", "coremltools", "gguf", "jinja2", "llama-cpp-python", "numpy", "onnx", "onnxruntime",
         "safetensors", "torch", "transformers",
     )  # fmt: skip
+    needs: ClassVar[tuple[str, ...]] = ("zstandard",)
     extra: ClassVar[str | None] = "all"
     preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("tokens", "tokens"),
-        Measure("documents", "documents"),
+        Measure("documents", "documents", "without `windows`"),
+        Measure("windows", "windows", "with `windows`"),
         Measure("nll", "nats/token"),
         Measure("perplexity", "1"),
+        Measure("bits_per_byte", "bits/byte", "unless the tokenizer changes the text"),
+        Measure("calibration_error", "1"),
         Measure("nll_difference", "nats/token", "with a reference"),
         Measure("kl_divergence", "nats/token", "with a reference"),
         Measure("kl_p99", "nats", "with a reference"),
         Measure("top1_agreement", "1", "with a reference"),
+        Measure("bits_per_byte_difference", "bits/byte", "with a reference, as bits_per_byte"),
         Measure("exact_match", "1", "with `answers`"),
         Measure("pattern_accuracy", "1", "as exact_match, where a row or `answers.pattern` tells what is right"),
         Measure("answers_ended", "1", "with `answers`"),
@@ -117,95 +119,80 @@ class Evaluate(Settings, Task):
         Measure("bits_per_weight", "bits/parameter"),
         Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
+        Measure("energy_per_token", "J/token", "where the speed is measured and a counter of energy can be read"),
+        Measure("prompt_energy_per_token", "J/token", "as energy_per_token"),
     )
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """What needs a reference, answers or windows only where there are any."""
+        absent = {"documents", "windows"} - {self.unit}
+        if "reference" not in roles:
+            absent |= {*_AGAINST, "bits_per_byte_difference"}
+        if self.answers is None:
+            absent |= {"exact_match", "pattern_accuracy", "answers_ended"}
+        return tuple(name for name in super().measured(roles) if name not in absent)
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """A candidate with logits of its own is the reference of others."""
+        if {"reference", "logits"} <= roles:
+            yield "logits", "'logits' are those of the candidate itself, which is then compared with nothing"
+
+    def device_wanted(self) -> Device:
+        """Where Hugging Face models compute; anything else has a runtime of its own."""
+        return self.device
+
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
-        """The reference, which is held beside a candidate of any form."""
+        """A reference that is a model, which is held beside a candidate of any form."""
         del device
         return inputs.get("reference", Least()).weights * (4 if self.dtype == "float32" else 2)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
-        """Score, measure size and speed; writes evaluation.json and documents.jsonl."""
-        from ingot.kit.backends import container_of, not_timed
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
+        """Score, measure size, speed and energy; writes evaluation.json and documents.jsonl."""
+        from ingot.kit import energy_per_token, measure
+        from ingot.kit.backends import container_of
 
         folder = given.one("candidate")
         container = container_of(folder)
-        backend = self._open(folder, given, progress)
-        metrics, documents, answers = self._measure(backend, given, progress)
-        _write_lines(out / "documents.jsonl", documents)
+        backend = self.load(folder, given, progress, self._context())
+        scorer = Scorer(self, given, progress)
+        scored = scorer.candidate(backend) if given.maybe("logits") is None else scorer.itself()
+        answered, answers = self._ask(backend, given, progress)
+        progress.phase("speed")
+        speed, missing = energy_per_token.with_speed(backend, scored.prompt, self.generation_tokens, self.repeats)
+        metrics = {**scored.metrics, **answered, **measure.size(backend), **speed}
+        _write_lines(out / "documents.jsonl", scored.documents)
         if self.answers is not None:
             _write_lines(out / "answers.jsonl", answers)
-        found = Found(container, backend.precision, metrics, not_timed(backend))
+        missing = {**scored.missing, **missing}
+        found = Found(container, backend.precision, metrics, missing, scored.reference)
         write_evaluation(self.kind, self.settings(), given, out, found)
-        return metrics
+        return Done(metrics, notes=self.where(backend))
 
-    def _open(self, folder: Path, given: Given, progress: Progress) -> Backend:
-        from ingot.kit.backends import open_backend
-
-        progress.phase("load")
+    def _context(self) -> int:
         answer = 0 if self.answers is None else self.answers.max_tokens
-        context = max(self.max_length + answer, self.prompt_tokens + self.generation_tokens)
-        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads)
+        # another tokenizer may need more tokens for a text that is cut by the reference's
+        more = 4 if self.other_tokenizer == "bits_per_byte" else 1
+        return max(more * self.longest, self.max_length + answer, self.prompt_tokens + self.generation_tokens)
 
-    def _measure(
-        self, backend: Backend, given: Given, progress: Progress
-    ) -> tuple[dict[str, Metric], Iterable[Any], Iterable[Any]]:
-        """The metrics, what was found of each document scored, and of each question asked."""
-        from ingot.kit import measure
-        from ingot.kit.backends import not_timed
-
-        folder = given.maybe("reference")
-        reference = None if folder is None else self._open(folder, given, progress)
-        chosen = self._held_out(reference or backend, given, self.documents)
-        examples = [example for _, example in chosen]
-        for model in [backend] if reference is None else [backend, reference]:
-            measure.check_context(model, examples)
-        if reference is not None:
-            measure.check_same_text(backend, reference, chosen, self.max_length)
-        asked = [] if self.answers is None else self._held_out(reference or backend, given, self.answers.documents)
-        progress.phase("score")
-        scores = measure.score(backend, reference, chosen, progress)
-        del reference
-        answered, answers = self._ask(backend, asked, progress)
-        progress.phase("speed")
-        timed = not not_timed(backend)
-        prompt = [token for example in examples for token in example.ids][: self.prompt_tokens]
-        metrics = {
-            **measure.quality(scores, self.resamples),
-            **answered,
-            **measure.size(backend),
-            **(measure.speed(backend, prompt, self.generation_tokens, self.repeats) if timed else {}),
-        }
-        return metrics, scores.documents, answers
-
-    def _held_out(self, backend: Backend, given: Given, limit: int) -> list[tuple[Row, Example]]:
-        from ingot.kit import measure
-        from ingot.kit.chat import read_rows
-
-        rows = list(read_rows(given.one("data"), "eval"))
-        chosen = list(measure.held_out(backend, rows, limit=limit, max_length=self.max_length))
-        if not chosen:
-            raise RefusedInput(
-                "E-EVAL-EMPTY",
-                f"none of the {len(rows)} held-out rows has a token to score within {self.max_length}",
-                hint="raise max_length, or the data set's split.eval",
-            )
-        return chosen
-
-    def _ask(
-        self, backend: Backend, chosen: list[tuple[Row, Example]], progress: Progress
-    ) -> tuple[Mapping[str, Metric], list[Any]]:
+    def _ask(self, backend: Backend, given: Given, progress: Progress) -> tuple[Mapping[str, Metric], list[Any]]:
         if self.answers is None:
             return {}, []
         from ingot.kit import answers
+        from ingot.kit.chat import read_rows
         from ingot.kit.patterns import Matcher
+        from ingot.kit.scoring import units
 
         progress.phase("ask")
         matcher = Matcher()
+        rows = list(read_rows(given.one("data"), "eval"))
+        chosen = list(units.held_out(backend, rows, limit=self.answers.documents, max_length=self.max_length))
         asked = answers.questions(chosen, self.answers.pattern, matcher)
         found = answers.ask(backend, asked, self.answers.max_tokens, matcher, progress)
         matcher.close()
         return answers.metrics(found, self.answers.max_tokens), found
+
+
+_AGAINST = ("nll_difference", "kl_divergence", "kl_p99", "top1_agreement")
 
 
 def _write_lines(path: Path, documents: Iterable[Any]) -> None:

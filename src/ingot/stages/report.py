@@ -25,14 +25,24 @@ def _task(written: dict[str, Any]) -> dict[str, Any]:
     return written
 
 
-_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+#: The name of the hidden target that holds the reference's logits.
+_LOGITS = "logits"
+
+
+def _free(name: str) -> str:
+    if name == _LOGITS:
+        raise ValueError(f"{name!r} is the name of the reference's logits; give the task another")
+    return name
+
+
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$"), AfterValidator(_free)]
 
 
 class Report(Settings, Stage):
     """Collects evaluations; holds digests and measurements only, names are joined when it is shown."""
 
     kind: ClassVar[str] = "report"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     produces: ClassVar[Format] = "report"
     inputs: ClassVar[Mapping[str, Role]] = {
         "data": Role(("dataset",)),
@@ -57,10 +67,21 @@ class Report(Settings, Stage):
     )
 
     def hidden(self) -> tuple[Hidden, ...]:
-        """One ``evaluate`` for each candidate, with the settings of the report, and what its tasks imply."""
-        roles = {"candidate": ELEMENT, "data": "data", "reference": "reference"}
-        evaluate = Hidden("evaluate", ("reference", "candidates"), roles, "evaluations", self.settings())
-        return (evaluate, *(hidden for name, task in self.tasks.items() for hidden in implied_by(name, task)))
+        """The reference's logits, an ``evaluate`` of it by them and one of each candidate against them, and the tasks.
+
+        So one pass over the text is made of each model, whatever the number of candidates.
+        """
+        settings, both = self.settings(), {"candidate": ELEMENT, "data": "data"}
+        logits = Hidden("logits", ("reference",), {"reference": ELEMENT, "data": "data"}, None, self.scoring(), _LOGITS)
+        first = Hidden("evaluate", ("reference",), {**both, "logits": f"{_LOGITS}:*"}, "evaluations", settings)
+        rest = {**both, "reference": f"{_LOGITS}:reference"}
+        others = Hidden("evaluate", ("candidates",), rest, "evaluations", settings, besides="reference")
+        return (
+            logits,
+            first,
+            others,
+            *(hidden for name, task in self.tasks.items() for hidden in implied_by(name, task)),
+        )
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Write report.json: one row a candidate, the reference first, each candidate once, and its tasks in it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from ingot.core.floors import device_of
 from ingot.core.forecast import Forecast
 from ingot.core.quantities import about_text, size_text
 from ingot.view.text import plural
@@ -18,12 +19,17 @@ def lines(found: Forecast) -> Iterator[str]:
         return
     known = len(found.unknown) < len(found.predictions)
     yield f"predicted: {_totals(found)}" if known else f"predicted: nothing, there is no history yet{_least(found)}"
+    if on_gpu := [name for name in found.predictions if device_of(found.work.plan[name].node) == "cuda"]:
+        yield f"on the GPU: {_some(on_gpu)}"
     refusals, names = found.refusals(), found.uncounted
     if known and names and not refusals:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield f"no history yet, and not counted: {', '.join(names[:_NAMED])}{more}"
+        yield f"no history yet, and not counted: {_some(names)}"
     for refusal in refusals:
         yield f"doit would refuse: {refusal.error()}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _least(found: Forecast) -> str:
@@ -40,8 +46,7 @@ def _totals(found: Forecast) -> str:
     seconds, parts = found.work.seconds(), []
     if seconds is not None:
         untimed = [name for name in found.untimed if name not in found.uncounted]
-        more = f" and {len(untimed) - _NAMED} more" if len(untimed) > _NAMED else ""
-        beside = f" without {', '.join(untimed[:_NAMED])}{more}" if untimed else ""
+        beside = f" without {_some(untimed)}" if untimed else ""
         parts.append(f"about {about_text(seconds)}{' of work' * (found.work.parallel > 1)}{beside}")
     parts += [f"{cost:.2f} {currency}" for currency, cost in sorted(found.costs().items())]
     if found.memory is not None:

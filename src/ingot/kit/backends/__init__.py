@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,15 @@ SPEEDS = ("prompt_tokens_per_second", "generation_tokens_per_second")
 Next = npt.NDArray[np.float32]
 
 
+class Piece(NamedTuple):
+    """A token as text: the bytes of its text, and whether it is a special token (whose text is markup)."""
+
+    literal: int
+    special: bool
+
+
 class Backend(Protocol):
-    """A model that can be scored and timed. ``context`` is the longest text it takes, in tokens."""
+    """A model that can be asked and timed. ``context`` is the longest text it takes, in tokens."""
 
     container: str
     precision: str
@@ -65,9 +72,36 @@ class Backend(Protocol):
         ...
 
 
+class Scorable(Backend, Protocol):
+    """A model that can be scored, too. ``begin``: the token that it puts before a text, None where it puts none."""
+
+    begin: int | None
+
+    def logits_of(self, examples: Iterable[Example]) -> Iterator[tuple[int, torch.Tensor]]:
+        """(number of the example, logits) of what is scored in each, in order, a few hundred rows at once.
+
+        A runtime that reads several texts in one go does so.
+        """
+        ...
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of plain text: nothing put around it, the markup of special tokens read as text."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """What each token is as text."""
+        ...
+
+
 def likeliest(row: Next) -> int:
     """The token that greedy decoding takes; of equals the one with the lowest id."""
     return int(row.argmax())
+
+
+def gpu_of(backend: Backend) -> str | None:
+    """The UUID of the GPU that a backend computes on, which only those of Hugging Face models can; None: on none."""
+    found: str | None = getattr(backend, "gpu", None)
+    return found
 
 
 def not_timed(backend: Backend) -> dict[str, str]:
@@ -116,8 +150,8 @@ def container_of(folder: Path) -> str:
     )
 
 
-def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Backend:
-    """The backend of a candidate, loaded."""
+def open_backend(folder: Path, *, dtype: str, context: int, threads: int, device: str = "cpu") -> Scorable:
+    """The backend of a candidate, loaded; ``dtype`` and ``device`` are where Hugging Face models are computed."""
     container = container_of(folder)
     if container == "coreml":
         from ingot.kit.backends.coreml import CoremlBackend
@@ -133,4 +167,4 @@ def open_backend(folder: Path, *, dtype: str, context: int, threads: int) -> Bac
         return GgufBackend(next(folder.glob("*.gguf")), context=context, threads=threads)
     from ingot.kit.backends.hf import HfBackend
 
-    return HfBackend(folder, dtype=dtype, threads=threads)
+    return HfBackend(folder, dtype=dtype, threads=threads, device=device)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from gguf import LlamaFileType
 
 from ingot.kit import chat
-from ingot.kit.backends import SEGMENT, Next, segments
+from ingot.kit.backends import SEGMENT, Next, Piece, segments
 from ingot.kit.gguf.reader import Gguf, parts_of, read_gguf
 from ingot.kit.llama_cpp import Model
 
@@ -21,24 +20,15 @@ if TYPE_CHECKING:
     import torch
 
 
+#: What is read in one go: as many tokens as llama.cpp computes at once, of as many texts at the most.
+_TOGETHER, _TEXTS = 512, 32
+
+
 class _Runner(Model):
     """llama.cpp with one text that grows: emptied by ``forget``, read on by ``read``."""
 
-    def forget(self) -> None:
-        """Empty the context, as the first token of any document does."""
-        self.logits([], last=True)
-
-    def keep(self, count: int) -> int:
-        """Forget all but the first ``count`` tokens; how many are left: none where the memory cannot be cut."""
-        memory = llama_cpp.llama_get_memory(self._context)
-        if count and llama_cpp.llama_memory_seq_rm(memory, 0, count, -1):
-            self._position = count
-            return count
-        self.forget()
-        return 0
-
     def read(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
-        """Append at most ``SEGMENT`` tokens; the logits of the kept ones (at least one)."""
+        """Append at most ``step`` tokens; the logits of the kept ones (at least one)."""
         return self._decode(ids, kept)
 
 
@@ -53,9 +43,11 @@ class GgufBackend:
         self.precision = precision(read_gguf(path))
         self.bytes = sum(part.stat().st_size for part in parts)
         self.parameters = sum(tensor.elements for part in parts for tensor in read_gguf(part).tensors)
-        self._model = _Runner(path, context=context, threads=threads)
+        self._model = _Runner(path, context=max(context, _TOGETHER), threads=threads, sequences=_TEXTS)
         self.context = self._model.trained_context
         self.template = self._model.template
+        self.begin = self._model.begin
+        self._pieces: dict[int, Piece] = {}
 
     def encode(self, row: chat.Row, max_length: int) -> chat.Example:
         """The row's token ids by llama.cpp's tokenizer, of the text that the file's template renders."""
@@ -86,7 +78,7 @@ class GgufBackend:
 
     def spell(self, ids: Sequence[int]) -> str:
         """The text of token ids, that of special tokens too."""
-        return self._model.text(ids, special=True)
+        return b"".join(self._model.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
@@ -98,6 +90,42 @@ class GgufBackend:
             rows = self._model.read(ids[start:stop], kept or last)
             if kept:
                 yield torch.from_numpy(rows)
+
+    def logits_of(self, examples: Iterable[chat.Example]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of what is scored in each example; short texts are read together."""
+        import torch
+
+        for numbers, texts in self._packed(examples):
+            if len(texts[0].ids) - 1 > self._model.step:
+                for rows in self.logits(texts[0].ids, texts[0].labels_from):
+                    yield numbers[0], rows
+                continue
+            read = [(text.ids[:-1], range(text.labels_from - 1, len(text.ids) - 1)) for text in texts]
+            yield from zip(numbers, map(torch.from_numpy, self._model.together(read)), strict=True)
+
+    def _packed(self, examples: Iterable[chat.Example]) -> Iterator[tuple[list[int], list[chat.Example]]]:
+        """Examples with their numbers, as many as can be read together; a longer one alone."""
+        numbers: list[int] = []
+        texts: list[chat.Example] = []
+        for number, example in enumerate(examples):
+            size = sum(len(text.ids) - 1 for text in texts) + len(example.ids) - 1
+            if texts and (size > self._model.step or len(texts) == self._model.sequences):
+                yield numbers, texts
+                numbers, texts = [], []
+            numbers, texts = [*numbers, number], [*texts, example]
+        if texts:
+            yield numbers, texts
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of plain text: nothing put around it, the markup of special tokens read as text."""
+        return self._model.tokenize(text, special=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """What each token is as text."""
+        for token in {*ids} - {*self._pieces}:
+            whole, shown = (self._model.piece(token, special=special) for special in (True, False))
+            self._pieces[token] = Piece(len(whole), bool(whole) and not shown)
+        return [self._pieces[token] for token in ids]
 
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt, at least one token, into an empty cache; the logits of the next token."""

@@ -9,55 +9,48 @@ from typing import Any
 
 import torch
 
-from ingot.kit import chat, hf, layers
+from ingot.kit import device as devices
+from ingot.kit import hf, layers
 from ingot.kit.backends import SEGMENT, Next, segments
+from ingot.kit.backends.words import Words
 
 
-class HfBackend:
+class HfBackend(Words):
     """A Hugging Face model computed in ``dtype``; weights stored narrower are widened, never rounded again."""
 
     container = "hf"
 
-    def __init__(self, folder: Path, *, dtype: str, threads: int, attention: str = "eager") -> None:
+    def __init__(
+        self, folder: Path, *, dtype: str, threads: int, attention: str = "eager", device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(threads)
+        self.device = devices.resolve(device)
+        self.gpu = devices.uuid(self.device)
         config = hf.read_config(folder)
         self.precision = precision(folder, config)
         self.bytes = sum(path.stat().st_size for path in hf.tensor_files(folder))
-        self.tokenizer = hf.load_tokenizer(folder)
-        self.template = chat.Template.of(self.tokenizer)
-        self.model = hf.load_model(folder, dtype, attention=attention)
+        super().__init__(hf.load_tokenizer(folder))
+        self.model = hf.load_model(folder, dtype, attention=attention).to(self.device)
         # of the architecture: a quantized folder also holds scales and shapes
         self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
-        self.runtime = f"transformers computing in {dtype}"
+        self.runtime = f"transformers computing in {dtype}{devices.words(self.device)}"
         self._cache: Any = None
         self._ends = _ends(self.model, self.tokenizer)
-
-    def encode(self, row: chat.Row, max_length: int) -> chat.Example:
-        """The row's token ids by the folder's tokenizer and template."""
-        return chat.encode(self.tokenizer, row, max_length=max_length)
-
-    def question(self, row: chat.Row) -> list[int]:
-        """Token ids of a row's prompt by the folder's tokenizer and template."""
-        return chat.encode_prompt(self.tokenizer, row)
 
     def ends(self, token: int) -> bool:
         """Whether transformers' ``generate`` stops at this token, or the tokenizer calls it the end."""
         return token in self._ends
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
         cache: Any = None
         for start, stop, kept in segments(len(ids), first):
-            keep = torch.tensor(list(kept)) if kept else 1
+            keep = torch.tensor(list(kept), device=self.device) if kept else 1
             output = self._forward(ids[start:stop], cache, keep, more=stop < len(ids) - 1)
             cache = output.past_key_values
             if kept:
-                yield output.logits[0].float()
+                yield output.logits[0].float().cpu()
 
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt into an empty cache; the logits of the next token."""
@@ -91,13 +84,13 @@ class HfBackend:
     def _advance(self, ids: Sequence[int]) -> Next:
         output = self._forward(ids, self._cache, 1, more=True)
         self._cache = output.past_key_values
-        row: Next = output.logits[0, -1].float().numpy()
+        row: Next = output.logits[0, -1].float().cpu().numpy()
         return row
 
     def _forward(self, ids: Sequence[int], cache: Any, keep: torch.Tensor | int, *, more: bool) -> Any:
         with torch.inference_mode():
             return self.model(
-                input_ids=torch.tensor([list(ids)]),
+                input_ids=torch.tensor([list(ids)], device=self.device),
                 past_key_values=cache,
                 use_cache=more or cache is not None,
                 logits_to_keep=keep,

@@ -68,11 +68,14 @@ def prepared(stage: Any, given: Given) -> Iterator[torch.device]:
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(mode=device.type == "cpu")
+    with_cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # it plans anew for each length of a pass, and no two are alike
     randomness.seed(given.seed or 0)
     try:
         yield device
     finally:
         torch.use_deterministic_algorithms(mode=False)
+        torch.backends.cuda.enable_cudnn_sdp(enabled=with_cudnn)
         torch.set_num_threads(threads)
 
 
