@@ -286,6 +286,23 @@ def test_an_answer_that_leaves_no_room_is_refused(stories: Path, folder: Path, t
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_task_code_that_wants_the_network_is_one_clear_error(stories: Path, folder: Path, tmp_path: Path) -> None:
+    task = (folder / "ending.yaml").read_text()
+    bad = write(
+        tmp_path / "bad",
+        {
+            "ending.yaml": f"{task}custom_dataset: !function far.items\n",
+            "endings.jsonl": (folder / "endings.jsonl").read_text(),
+            "far.py": "def items(**_):\n    raise ConnectionError('offline mode is enabled')\n",
+        },
+    )
+    with pytest.raises(RefusedInput) as caught:
+        asked(stories, bad, tmp_path, ["ending"])
+    assert caught.value.code == "E-HARNESS-TASK"
+    assert "ConnectionError: offline mode is enabled" in str(caught.value)
+    assert not list(bad.glob("__pycache__")), "the folder of the sources is left as it is"
+
+
 def test_a_failure_of_a_task_template_is_one_clear_error(stories: Path, folder: Path, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad", {path.name: path.read_text() for path in folder.iterdir()})
     (bad / "ending.yaml").write_text((folder / "ending.yaml").read_text().replace("{{query}}", "{{qwery}}"))
