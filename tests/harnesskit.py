@@ -26,6 +26,8 @@ LETTERS = [
     for number, animal in enumerate(_ANIMALS)
 ]
 STORIES = [{"text": f"One day, a {animal} went to the park. The {animal} was very happy."} for animal in _ANIMALS]
+#: Longer than the context of the small model, and than what is read in one go.
+STORIES[-1] = {"text": " ".join(f"The {animal} saw the {other}." for animal in _ANIMALS for other in _ANIMALS * 2)}
 SUMS = [
     {"question": f"Lily has {one} apples. Tim gives her {two}. How many?", "answer": f"{one}+{two}\n#### {one + two}"}
     for one, two in ((1, 2), (2, 2), (3, 1), (2, 5), (4, 4))

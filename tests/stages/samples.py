@@ -102,7 +102,9 @@ SAMPLES: dict[str, Sample] = {
     "calibrate": Sample({"documents": 8}, {"model": "fetch", "data": "dataset"}),
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
-    "harness": Sample({"path": "tasks", "tasks": ["story"], "limit": 3}, {"candidate": "fetch"}, ("tasks",)),
+    "harness": Sample(
+        {"path": "tasks", "tasks": ["ending"], "limit": 3, "metrics": ["acc"]}, {"candidate": "fetch"}, ("tasks",)
+    ),
     "logits": Sample({"documents": 4}, {"reference": "fetch", "data": "dataset"}),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "logits"}),
     "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),

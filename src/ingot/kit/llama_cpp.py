@@ -214,6 +214,15 @@ class Model:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), data_too)
         self._position = 0
 
+    def keep(self, count: int) -> int:
+        """Forget all but the first ``count`` tokens; how many are left: none where the memory cannot be cut."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if count and llama_cpp.llama_memory_seq_rm(memory, 0, count, -1):
+            self._position = count
+            return count
+        self.forget()
+        return 0
+
     @property
     def step(self) -> int:
         """The tokens that are read in one go."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.stage import (
+    Device,
     Done,
     Frozen,
     Given,
@@ -115,9 +116,16 @@ class Harness(Task):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="what Hugging Face models compute in; float32 adds no rounding of its own"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where Hugging Face models compute; auto prefers a GPU"
+    )
     resamples: int = Field(
         default=2000, ge=1000, le=100_000, description="bootstrap resamples of the items behind each 95 % interval"
     )
+
+    def device_wanted(self) -> Device:
+        """Where Hugging Face models compute; anything else has a runtime of its own."""
+        return self.device
 
     def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
         """Those that ``metrics`` names, else all that a task can give; a task's own only ``metrics`` can tell."""
@@ -129,6 +137,8 @@ class Harness(Task):
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Refuse what cannot be asked, then ask; writes evaluation.json, harness.json and items.jsonl."""
+        from ingot.kit import device as devices
+        from ingot.kit.backends import gpu_of
         from ingot.kit.harness import run
 
         progress.phase("tasks")
@@ -153,7 +163,9 @@ class Harness(Task):
         found = Found(backend.container, backend.precision, metrics, missing)
         write_evaluation(self.kind, settings, given, out, found)
         _write_details(out, results, programs)
-        return Done(metrics, notes={} if programs is None else {"sandbox": dict(programs.how)})
+        where = devices.resolve("cpu" if gpu_of(backend) is None else self.device)
+        told = {} if programs is None else {"sandbox": dict(programs.how)}
+        return Done(metrics, notes={**devices.described(where), "runtime": backend.runtime, **told})
 
     def _folder(self, given: Given) -> Path:
         folder = given.sources[0]
@@ -178,7 +190,13 @@ class Harness(Task):
         from ingot.kit.harness.model import BackendModel
 
         progress.phase("load")
-        backend = open_backend(given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads)
+        backend = open_backend(
+            given.one("candidate"),
+            dtype=self.dtype,
+            context=self.max_length,
+            threads=given.threads,
+            device=self.device,
+        )
         return BackendModel(backend, self.max_length, progress), backend
 
     def _measured(

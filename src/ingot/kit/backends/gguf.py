@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from gguf import LlamaFileType
@@ -93,7 +92,7 @@ class GgufBackend:
 
     def spell(self, ids: Sequence[int]) -> str:
         """The text of token ids, that of special tokens too."""
-        return self._model.text(ids, special=True)
+        return b"".join(self._model.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
@@ -148,18 +147,16 @@ class GgufBackend:
         parts = [ids[start : start + SEGMENT] for start in range(0, len(ids), SEGMENT)]
         return [self._model.read(part, range(len(part) - 1, len(part))) for part in parts][-1].reshape(-1)
 
-    def resumed(self, ids: Sequence[int], kept: int, first: int) -> torch.Tensor:
+    def resumed(self, ids: Sequence[int], kept: int, first: int) -> Iterator[torch.Tensor]:
         """Logits that follow ``ids[first:]``; the first ``kept`` ids, those that were read last, are not read again."""
         import torch
 
-        rows = []
         for start in range(self._model.keep(kept), len(ids), SEGMENT):
             part = ids[start : start + SEGMENT]
             wanted = range(max(first - start, 0), len(part))
             found = self._model.read(part, wanted or range(len(part) - 1, len(part)))
             if wanted:
-                rows.append(torch.from_numpy(found))
-        return torch.cat(rows)
+                yield torch.from_numpy(found)
 
     def step(self, token: int) -> Next:
         """Append one token; the logits of the next one."""

@@ -61,17 +61,15 @@ class HfBackend(Words):
         """Append one token; the logits of the next one."""
         return self._advance([token])
 
-    def resumed(self, ids: Sequence[int], kept: int, first: int) -> torch.Tensor:
+    def resumed(self, ids: Sequence[int], kept: int, first: int) -> Iterator[torch.Tensor]:
         """Logits that follow ``ids[first:]``; the first ``kept`` ids, those that were read last, are not read again."""
-        rows = []
         for start in range(self._keep(kept), len(ids), SEGMENT):
             part = ids[start : start + SEGMENT]
             wanted = min(len(part), start + len(part) - first)
             output = self._forward(part, self._cache, max(wanted, 1), more=True)
             self._cache = output.past_key_values
             if wanted > 0:
-                rows.append(output.logits[0].float().cpu())
-        return torch.cat(rows)
+                yield output.logits[0].float().cpu()
 
     def _keep(self, count: int) -> int:
         """Forget all but so many tokens; how many are left: none where a cache cannot be cut (windows, states)."""

@@ -115,15 +115,30 @@ class BackendModel(TemplateLM):  # type: ignore[misc]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         done = 0
         for ids in sorted(groups):
-            longest = max(len(requests[number][2]) for number in groups[ids])
-            log = self.reader.rows(ids, len(ids) - longest).log_softmax(-1)
-            if not torch.isfinite(log).all():
-                raise not_finite()
-            for number in groups[ids]:
-                found[number] = _score(log, requests[number][2])
+            scores = self._scores(ids, [requests[number][2] for number in groups[ids]])
+            for number, score in zip(groups[ids], scores, strict=True):
+                found[number] = score
             done += len(groups[ids])
             self._progress(done, len(requests), "requests")
         return found
+
+    def _scores(self, ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        """The scores of continuations that read the same tokens; each is predicted by the last of the rows."""
+        longest = max(map(len, continuations))
+        sums, likeliest, at = [0.0] * len(continuations), [True] * len(continuations), 0
+        for rows in self.reader.rows(ids, len(ids) - longest):
+            log = rows.log_softmax(-1)
+            if not torch.isfinite(log).all():
+                raise not_finite()
+            best, end = log.argmax(-1), at + len(log)
+            for number, continuation in enumerate(continuations):
+                begin = longest - len(continuation)
+                targets = torch.tensor(continuation[max(at - begin, 0) : max(end - begin, 0)], dtype=torch.int64)
+                mine = slice(len(log) - len(targets), None)
+                sums[number] += float(log[mine].gather(-1, targets[:, None]).sum())
+                likeliest[number] &= bool((best[mine] == targets).all())
+            at = end
+        return list(zip(sums, likeliest, strict=True))
 
     def _read(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
         """What is read to score a continuation: all but its last token, from the left at most ``max_length``."""
@@ -185,10 +200,3 @@ class BackendModel(TemplateLM):  # type: ignore[misc]
         said = generate(self.reader, ids, decoding)
         text = self._tokens.decode(said.tokens, special=False)
         return str(postprocess_generated_text(text, list(stops), None))
-
-
-def _score(log: torch.Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    rows = log[-len(continuation) :]
-    targets = torch.tensor(list(continuation))
-    picked = rows.gather(-1, targets[:, None]).squeeze(-1)
-    return float(picked.sum()), bool((rows.argmax(-1) == targets).all())

@@ -20,10 +20,10 @@ from ingot.kit.chat import Template
 class Resuming(Protocol):
     """A backend that keeps what it read and can forget the end of it."""
 
-    def resumed(self, ids: Sequence[int], kept: int, first: int) -> torch.Tensor:
-        """Logits that follow ``ids[first:]``, each token's own; the first ``kept`` are those that were read last.
+    def resumed(self, ids: Sequence[int], kept: int, first: int) -> Iterator[torch.Tensor]:
+        """Logits that follow ``ids[first:]``, in order and in parts; the first ``kept`` ids were read last.
 
-        ``kept`` ≤ ``first`` < the number of ids. Afterwards all of ``ids`` counts as read.
+        ``kept`` ≤ ``first`` < the number of ids. Once all parts were taken all of ``ids`` counts as read.
         """
         ...
 
@@ -43,18 +43,19 @@ class Reader:
 
     template: Template
 
-    def rows(self, ids: Sequence[int], first: int) -> torch.Tensor:
-        """Logits (n - first, vocabulary) that follow the tokens ``ids[first:]``, float32."""
+    def rows(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+        """Logits (rows, vocabulary) that follow the tokens ``ids[first:]``, float32, in parts that memory holds."""
         if not isinstance(self._backend, Resuming):
             self._read = []
             self.fed += len(ids)
             # what is predicted after the last token is asked for as if one more followed
-            return torch.cat(list(self._backend.logits([*ids, ids[-1]], first + 1)))
+            yield from self._backend.logits([*ids, ids[-1]], first + 1)
+            return
         kept = min(self._shared(ids), first)
         self.fed += len(ids) - kept
-        found = self._backend.resumed(ids, kept, first)
+        self._read = []
+        yield from self._backend.resumed(ids, kept, first)
         self._read = list(ids)
-        return found
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """As the backend's own: nothing is remembered of it."""
@@ -64,7 +65,8 @@ class Reader:
     def prefill(self, ids: Sequence[int]) -> Next:
         """Read a prompt; the logits of the next token. What it shares with the last text is not read again."""
         if isinstance(self._backend, Resuming):
-            row: Next = self.rows(ids, len(ids) - 1)[-1].numpy().astype(np.float32, copy=False)
+            (part,) = self.rows(ids, len(ids) - 1)
+            row: Next = part[-1].numpy().astype(np.float32, copy=False)
             return row
         self.fed += len(ids)
         return self._backend.prefill(ids)

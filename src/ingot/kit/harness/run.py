@@ -108,9 +108,11 @@ def _explained(selected: Chosen | None) -> Iterator[None]:
     """What a task's own templates and functions raise, in one error with the place in them."""
     try:
         yield
-    except (IngotError, MemoryError, OSError):
+    except (IngotError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | FileNotFoundError):
+            raise  # of a disk that is full or broken, which the task is not to blame for
         which = ", ".join(selected.names) if selected else "a task"
         text = (str(error).strip().splitlines() or [""])[0][:500]
         raise RefusedInput(
