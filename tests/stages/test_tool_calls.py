@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,9 +230,9 @@ def test_the_gates_of_the_example_can_be_passed_and_each_can_be_failed() -> None
     assert figures(leaking)["privacy"] == 0.95
 
 
-def _first(values: Mapping[str, list[Any]]) -> dict[str, Any]:
+def _first(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The call that an answer names first, written again for the test."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, (first, *_) in values.items():
         if isinstance(first, dict):
             found[name] = _first(first)
