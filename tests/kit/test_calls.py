@@ -513,12 +513,12 @@ def test_privacy_is_broken_by_a_value_a_name_or_a_text_of_the_question() -> None
     leaks = [
         "mail(to='ann', text='it is secret-77')",
         "mail(to='ann', password='x')",
-        "mail(to='ann', text='call 555-0100 now')",
+        "mail(to='ann', text='it is TULIP now')",
         "mail(to='secret-7'",
         "mail(to='ann', text='nothing')",
-        "The number is 555-0100, which I tell you and no function.",
+        "The word is tulip, which I tell you and no function.",
     ]
-    found, _ = metrics(items_of(*leaks, private=("555-0100",)), Wanted(False, True, 1000))
+    found, _ = metrics(items_of(*leaks, private=("tulip",)), Wanted(False, True, 1000))
     assert found["privacy"].value == pytest.approx(2 / 6)
 
 
