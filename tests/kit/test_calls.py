@@ -544,3 +544,31 @@ def test_rates_of_what_was_played_back(fixtures: Fixtures) -> None:
     found, _ = metrics([*honest, scored(played(obeys, fixtures), None)], Wanted(True, False, 1000))
     assert found["fixture_hit_rate"].value == pytest.approx(1 / 3), "Oslo was; Rome so and the mail were not"
     assert found["control_integration"].value == 1
+
+
+TOOL_TEMPLATE = """\
+{%- if tools %}<|tools|>{% for tool in tools %}{{ tool | tojson }}
+{{ tool | tojson(indent=4) }}
+{% endfor %}{% endif %}
+{%- for m in messages %}<|{{ m.role }}|>{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% else %}{{ m.content }}{% endif %}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def test_a_template_is_told_of_tools_as_transformers_tells_it(stories: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tools = [Function(told, "here").tool for told in (WEATHER, MAIL)]
+    made = {"type": "function", "function": call("weather", city="Zürich <&>", days=2).to_dict()}
+    messages = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "", "tool_calls": [made]},
+        {"role": "tool", "name": "weather", "content": "Sun."},
+    ]
+    wanted = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+    found = Template.of(tokenizer).apply(messages, tools=tools, add_generation_prompt=True)
+    assert found == wanted
+    assert "Zürich <&>" in found and '"days"' in found
