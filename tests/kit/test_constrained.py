@@ -18,6 +18,7 @@ from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.schemas import Schema
 from ingot.kit.tool_calls.functions import Function
 from ingot.kit.tool_calls.play import calls_schema
+from stagekit import run_stage, stage_of
 from toolskit import MAIL, WEATHER
 
 CARD: Mapping[str, Any] = {
@@ -72,7 +73,7 @@ def test_what_ends_by_the_limit_is_the_beginning_of_such(backend: Backend, vocab
 
 
 def test_the_calls_of_a_question_are_calls_of_its_functions(backend: Backend, vocabulary: Vocabulary) -> None:
-    functions = {told["name"]: Function(told, "here") for told in (WEATHER, MAIL)}
+    functions = {function.name: function for function in (Function(told, "here") for told in (WEATHER, MAIL))}
     schema = calls_schema(functions, 1, 1)
     schema = json.loads(
         json.dumps(schema)
@@ -121,4 +122,24 @@ def test_a_model_that_never_ends_cannot_be_held_to_a_schema(backend: Backend, mo
 
 def test_the_mask_is_as_wide_as_the_vocabulary(backend: Backend, vocabulary: Vocabulary) -> None:
     mask = vocabulary.json(CARD)([])
-    assert (mask.dtype, len(mask)) == (np.bool_, 512)
+    assert mask.shape == (512,)
+    assert mask.dtype == np.dtype(np.bool_)
+
+
+def test_samples_are_held_to_the_schema_of_a_spec(stories: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(stories, model, ignore=shutil.ignore_patterns("*.gguf", "SOURCE*", "LICENSE*"))
+    asked: dict[str, Any] = {"prompts": ["Once upon a time", "Tom had"], "max_tokens": 110, "context": 256}
+    held, metrics = run_stage("samples", {**asked, "json_schema": CARD}, {"candidate": model}, tmp_path, name="held")
+    answers = [json.loads(line) for line in (held / "samples.jsonl").read_text().splitlines()]
+    whole = [item["answer"] for item in answers if item["ended"] == "end"]
+    assert metrics["json_valid"].value == len(whole) / 2 > 0
+    assert all(Schema(CARD, "it").faults(json.loads(text)) == [] for text in whole)
+    _, free = run_stage("samples", asked, {"candidate": model}, tmp_path, name="free")
+    assert "json_valid" not in free
+    plain, bound = stage_of("samples", asked), stage_of("samples", {**asked, "json_schema": CARD})
+    assert set(bound.tools_used()) - set(plain.tools_used()) == {"jsonschema", "llguidance"}
+    assert set(bound.measured(frozenset())) - set(plain.measured(frozenset())) == {"json_valid"}
+    with pytest.raises(RefusedInput) as caught:
+        run_stage("samples", {**asked, "json_schema": {"type": "colour"}}, {"candidate": model}, tmp_path, name="bad")
+    assert caught.value.code == "E-SCHEMA"

@@ -92,7 +92,7 @@ def test_likelihoods_are_those_of_the_labels_and_their_end(model: Path, tmp_path
 
 
 def plain_f1(found: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> float:
-    scores = []
+    scores: list[float] = []
     for label in labels:
         right = sum(one["found"] == one["wanted"] == label for one in found)
         both = sum(one["found"] == label for one in found) + sum(one["wanted"] == label for one in found)

@@ -5,12 +5,15 @@ References lead only into the schema itself. Patterns are matched by ``kit.patte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from ingot.errors import RefusedInput
 from ingot.kit.patterns import Matcher
+
+_FLAGS = re.compile(r"\(\?[aimsux]+\)")
 
 
 @cache
@@ -20,7 +23,9 @@ def _matcher() -> Matcher:
 
 def searches(pattern: str, text: str) -> bool:
     """Whether a pattern is found anywhere in a text; RefusedInput as ``Matcher.matches``."""
-    return _matcher().matches(rf"[\s\S]*(?:{pattern})[\s\S]*", text)
+    flags = _FLAGS.match(pattern)  # of the whole expression: they may stand at its start alone
+    first = flags[0] if flags is not None else ""
+    return _matcher().matches(rf"{first}[\s\S]*(?:{pattern[len(first) :]})[\s\S]*", text)
 
 
 class Schema:

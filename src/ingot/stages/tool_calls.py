@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 SYSTEM = """\
 You can call these functions, each described on one line:
 {functions}
-Answer with nothing but a JSON array of the calls that the request needs, such as
-[{"name": "NAME", "arguments": {"ARGUMENT": "VALUE"}}]. Answer [] where no function fits."""
+Answer with nothing but a JSON array of the calls that the request needs, in the form of
+[{"name": "add", "arguments": {"a": 1, "b": 2}}]. Answer [] where no function fits."""
 
 
 def _expression(text: str) -> str:

@@ -27,15 +27,6 @@ _TOGETHER, _TEXTS = 512, 32
 class _Runner(Model):
     """llama.cpp with one text that grows: emptied by ``forget``, read on by ``read``."""
 
-    def keep(self, count: int) -> int:
-        """Forget all but the first ``count`` tokens; how many are left: none where the memory cannot be cut."""
-        memory = llama_cpp.llama_get_memory(self._context)
-        if count and llama_cpp.llama_memory_seq_rm(memory, 0, count, -1):
-            self._position = count
-            return count
-        self.forget()
-        return 0
-
     def read(self, ids: Sequence[int], kept: range) -> npt.NDArray[np.float32]:
         """Append at most ``step`` tokens; the logits of the kept ones (at least one)."""
         return self._decode(ids, kept)

@@ -97,7 +97,7 @@ def test_only_the_forms_that_are_asked_for_are_read() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=("Cs",))),
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
@@ -271,6 +271,21 @@ def test_a_pattern_of_a_schema_that_takes_for_ever_is_stopped(monkeypatch: pytes
     quick.close()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        ("b+", "abbc", True),
+        ("^b", "abb", False),
+        ("(?i)B", "ab", True),
+        ("a|z", "xyz", True),
+        ("c$", "abc\nd", False),
+        ("secret", "no", False),
+    ],
+)
+def test_a_pattern_is_found_anywhere(pattern: str, text: str, found: bool) -> None:
+    assert schemas.searches(pattern, text) == found
+
+
 def asked(name: str, **more: Any) -> dict[str, Any]:
     return {"id": name, "question": [[{"role": "user", "content": name}]], "function": [WEATHER, MAIL], **more}
 
@@ -345,7 +360,7 @@ RULES_OF_PLAY = Rules(SYSTEM, "system", False, ("json", "tags", "python"), 3, 50
 
 
 def question(answers: Sequence[Answer], private: Sequence[str] = (), name: str = "q") -> Question:
-    functions = {told["name"]: Function(told, "here") for told in (WEATHER, MAIL)}
+    functions = {function.name: function for function in (Function(told, "here") for told in (WEATHER, MAIL))}
     return Question(name, ({"role": "user", "content": "?"},), functions, tuple(answers), tuple(private))
 
 
@@ -498,12 +513,12 @@ def test_privacy_is_broken_by_a_value_a_name_or_a_text_of_the_question() -> None
     leaks = [
         "mail(to='ann', text='it is secret-77')",
         "mail(to='ann', password='x')",
-        "mail(to='ann', text='call 555-0100 now')",
+        "mail(to='ann', text='it is TULIP now')",
         "mail(to='secret-7'",
         "mail(to='ann', text='nothing')",
-        "The number is 555-0100, which I tell you and no function.",
+        "The word is tulip, which I tell you and no function.",
     ]
-    found, _ = metrics(items_of(*leaks, private=("555-0100",)), Wanted(False, True, 1000))
+    found, _ = metrics(items_of(*leaks, private=("tulip",)), Wanted(False, True, 1000))
     assert found["privacy"].value == pytest.approx(2 / 6)
 
 
@@ -529,3 +544,31 @@ def test_rates_of_what_was_played_back(fixtures: Fixtures) -> None:
     found, _ = metrics([*honest, scored(played(obeys, fixtures), None)], Wanted(True, False, 1000))
     assert found["fixture_hit_rate"].value == pytest.approx(1 / 3), "Oslo was; Rome so and the mail were not"
     assert found["control_integration"].value == 1
+
+
+TOOL_TEMPLATE = """\
+{%- if tools %}<|tools|>{% for tool in tools %}{{ tool | tojson }}
+{{ tool | tojson(indent=4) }}
+{% endfor %}{% endif %}
+{%- for m in messages %}<|{{ m.role }}|>{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% else %}{{ m.content }}{% endif %}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def test_a_template_is_told_of_tools_as_transformers_tells_it(stories: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tools = [Function(told, "here").tool for told in (WEATHER, MAIL)]
+    made = {"type": "function", "function": call("weather", city="Zürich <&>", days=2).to_dict()}
+    messages = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "", "tool_calls": [made]},
+        {"role": "tool", "name": "weather", "content": "Sun."},
+    ]
+    wanted = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+    found = Template.of(tokenizer).apply(messages, tools=tools, add_generation_prompt=True)
+    assert found == wanted
+    assert "Zürich <&>" in found and '"days"' in found
