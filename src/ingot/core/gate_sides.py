@@ -142,7 +142,7 @@ def regression_gate(rule: Mapping[str, Any], name: str) -> Gate:
     return Gate(
         name,
         max=margin if lower else None,
-        min=None if lower else -margin,
+        min=None if lower else 0.0 - margin,
         bound="proven",
         severity=rule.get("severity", "fail"),
         undecided=rule.get("undecided", "warn"),
