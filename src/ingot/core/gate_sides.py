@@ -16,7 +16,7 @@ from ingot.core import quality
 from ingot.core.directions import better
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
-from ingot.core.paired import Sums
+from ingot.core.pairs import Sums
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
 if TYPE_CHECKING:

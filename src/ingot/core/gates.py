@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ingot.core.paired import Interval, Sums, combined, needed, paired, together
+from ingot.core.pairs import Interval, Sums, combined, needed, paired, together
 from ingot.core.verdicts import Compared, Finding, Gate, Verdict, Word, split_gate
 
 __all__ = ["Compared", "Gate", "Other", "Side", "Verdict", "judge", "passes", "split_gate", "worst"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ingot.core.paired import ANSWERS, RATIOS, Documents, Ratio, Sums, of_item, sums
+from ingot.core.pairs import ANSWERS, RATIOS, Documents, Ratio, Sums, of_item, sums
 
 #: Right or not, of ``predictions.jsonl``.
 _PREDICTED = {"accuracy": Ratio(lambda row: row["found"] == row["wanted"], lambda _row: 1.0)}

@@ -1,124 +1,51 @@
-"""Intervals of what two measurements have to do with each other: their ratio or their difference.
+"""The difference of a metric between two models on the same documents, paired, with its 95 % interval.
 
-Where both hold sums of the same documents, the documents are drawn with replacement and both are computed of each draw
-(percentile bootstrap, 95 %; Efron & Tibshirani, *An Introduction to the Bootstrap*, ch. 13): what makes a document hard
-for one model makes it hard for the other, and that cancels. Otherwise the interval is put together from both, as if
-they were independent (Zou & Donner 2008: the ends of an interval recover the variance; ratios on the scale of
-logarithms). Of something without an interval it is taken that it is exact.
-
-Commands that only read load no numpy, so this is plain Python; documents beyond ``_BLOCKS`` are drawn in blocks of
-neighbours, which are neighbours by the hash of their content alone.
+Both evaluations keep the sums of each document. A resample draws documents, and takes both models' sums of the same
+ones, so what makes a document hard or easy cancels. Percentile bootstrap, as for every interval of ingot; the numbers
+are drawn by Python's own generator, since a reading command loads no numpy.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Form = Literal["ratio", "difference"]
-Interval = tuple[float, float]
-
+SEED = 0
 RESAMPLES = 2000
-_BLOCKS = 200
-_SEED = 0
-#: Beyond so many times what was measured, a number of samples is no advice.
-_HOPELESS = 1e4
+_LEAST_RESAMPLES = 1000
+#: Draws in all: with very many documents fewer resamples are taken, never fewer than a thousand.
+_DRAWS = 2_000_000
+#: How far a value that is summed up again may be from the recorded one, relative to it.
+_TOLERANCE = 1e-6
 
-
-@dataclass(frozen=True)
-class Sums:
-    """One entry a document: a metric is ``sum(tops) / sum(bottoms)``, with ``exp`` e to the power of that."""
-
-    ids: tuple[str, ...]
-    tops: tuple[float, ...]
-    bottoms: tuple[float, ...]
-    exp: bool = False
-
-    def value(self) -> float:
-        """The metric of all documents."""
-        return self._of(math.fsum(self.tops), math.fsum(self.bottoms))
-
-    def _of(self, top: float, bottom: float) -> float:
-        mean = top / bottom if bottom else math.nan
-        return math.exp(min(mean, 700.0)) if self.exp else mean
-
-    def draws(self) -> list[float]:
-        """The metric of each draw; the same documents are drawn for all sums of as many documents."""
-        count = len(self.ids)
-        tops, bottoms = _blocks(self.tops), _blocks(self.bottoms)
-        assert len(tops) == len(bottoms) == min(count, _BLOCKS)
-        top, bottom = tops.__getitem__, bottoms.__getitem__
-        return [self._of(sum(map(top, drawn)), sum(map(bottom, drawn))) for drawn in _drawn(len(tops))]
-
-
-Row = Mapping[str, Any]
-Documents = Sequence[Row]
+Documents = Sequence[Mapping[str, Any]]
 
 
 class Ratio(NamedTuple):
-    """A metric that is made of sums over documents: what each adds above and below the line of the fraction."""
+    """A metric that is made of sums over documents: ``finish(sum of top / sum of bottom)``."""
 
-    top: Callable[[Row], float]
-    bottom: Callable[[Row], float]
-    exp: bool = False
-
-
-def _tokens(row: Row) -> float:
-    return float(row["tokens"])
+    top: Callable[[Mapping[str, Any]], float]
+    bottom: str
+    finish: Callable[[float], float] = float
 
 
-def _one(_row: Row) -> float:
-    return 1.0
-
-
-def _right(row: Row) -> float:
-    return float(row["exact"] if row["pattern"] is None else row["pattern"])
-
-
-#: What the lines of ``documents.jsonl`` give.
 RATIOS: Mapping[str, Ratio] = {
-    "nll": Ratio(lambda row: row["nll"], _tokens),
-    "perplexity": Ratio(lambda row: row["nll"], _tokens, exp=True),
-    "bits_per_byte": Ratio(lambda row: row["nll"] / math.log(2), lambda row: row["bytes"]),
-    "nll_difference": Ratio(lambda row: row["nll"] - row["ref_nll"], _tokens),
-    "kl_divergence": Ratio(lambda row: row["kl"], _tokens),
-    "top1_agreement": Ratio(lambda row: row["agree"], _tokens),
+    "nll": Ratio(lambda it: it["nll"], "tokens"),
+    "perplexity": Ratio(lambda it: it["nll"], "tokens", math.exp),
+    "bits_per_byte": Ratio(lambda it: it["nll"] / math.log(2), "bytes"),
+    "nll_difference": Ratio(lambda it: it["nll"] - it["ref_nll"], "tokens"),
+    "kl_divergence": Ratio(lambda it: it["kl"], "tokens"),
+    "top1_agreement": Ratio(lambda it: it["agree"], "tokens"),
 }
-#: What lines about one question each give: of ``answers.jsonl``, …
-ANSWERS: Mapping[str, Ratio] = {
-    "exact_match": Ratio(lambda row: row["exact"], _one),
-    "pattern_accuracy": Ratio(_right, _one),
-    "answers_ended": Ratio(lambda row: row["ended"], _one),
-}
-
-
-def of_item(metric: str) -> Ratio:
-    """… and of ``items.jsonl``, where an item has what it scored under the name of the metric."""
-    name = "exact" if metric == "exact_match" else metric
-    return Ratio(lambda row: row[name if name in row else metric], _one)
-
-
-def sums(ratio: Ratio, rows: Documents, value: float) -> Sums | None:
-    """The sums of what was recorded with a value; None where the rows do not give it, or are of another form."""
-    try:
-        ids = tuple(str(row["id"]) for row in rows)
-        tops, bottoms = (tuple(float(part(row)) for row in rows) for part in (ratio.top, ratio.bottom))
-        found = Sums(ids, tops, bottoms, ratio.exp)
-        same = math.isclose(found.value(), value, rel_tol=1e-6, abs_tol=1e-12)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return found if same and len(set(ids)) == len(ids) else None
 
 
 class Difference(NamedTuple):
     """After less before; no interval where there are too few documents for one."""
 
     value: float
-    interval: Interval | None
+    interval: tuple[float, float] | None
     documents: int
     resamples: int
 
@@ -129,80 +56,47 @@ def difference(metric: str, before: Documents, after: Documents, values: tuple[f
     That is: the metric is not made of sums, the documents are others, or their sums do not give the recorded values.
     """
     ratio = RATIOS.get(metric)
-    if ratio is None or not before:
+    if ratio is None or not before or [it.get("id") for it in before] != [it.get("id") for it in after]:
         return None
-    first, second = sums(ratio, before, values[0]), sums(ratio, after, values[1])
-    if first is None or second is None or first.ids != second.ids:
+    try:
+        sides = [[(float(ratio.top(it)), float(it[ratio.bottom])) for it in side] for side in (before, after)]
+        found = [_value(ratio, side, range(len(side))) for side in sides]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    return Difference(values[1] - values[0], paired(second, first, "difference"), len(before), RESAMPLES)
-
-
-def _blocks(values: tuple[float, ...]) -> tuple[float, ...]:
-    count = len(values)
-    if count <= _BLOCKS:
-        return values
-    edges = [index * count // _BLOCKS for index in range(_BLOCKS + 1)]
-    return tuple(math.fsum(values[low:high]) for low, high in pairwise(edges))
-
-
-@lru_cache(maxsize=2)
-def _drawn(count: int) -> tuple[tuple[int, ...], ...]:
-    import random
-
-    # What it gives for a seed is the same in every version of Python.
-    draw = random.Random(_SEED).random  # noqa: S311 - nothing secret is drawn
-    return tuple(tuple(int(draw() * count) for _ in range(count)) for _ in range(RESAMPLES))
-
-
-def together(ours: float, theirs: float, form: Form) -> float | None:
-    """The ratio or the difference of two values; None for a ratio to 0."""
-    if form == "difference":
-        return ours - theirs
-    return ours / theirs if theirs else None
-
-
-def paired(ours: Sums, theirs: Sums, form: Form) -> Interval | None:
-    """The 95 % interval over documents that both have; None for fewer than two, or where a draw has no ratio."""
-    if len(ours.ids) < 2:
+    if any(
+        not math.isclose(one, value, rel_tol=_TOLERANCE, abs_tol=1e-12)
+        for one, value in zip(found, values, strict=True)
+    ):
         return None
-    found = [together(one, two, form) for one, two in zip(ours.draws(), theirs.draws(), strict=True)]
-    values = sorted(value for value in found if value is not None and math.isfinite(value))
-    if len(values) < RESAMPLES:
-        return None
-    return _quantile(values, 0.025), _quantile(values, 0.975)
+    count = max(_LEAST_RESAMPLES, min(RESAMPLES, _DRAWS // len(before)))
+    interval = _interval(ratio, sides[0], sides[1], count) if len(before) > 1 else None
+    return Difference(values[1] - values[0], interval, len(before), count)
 
 
-def _quantile(values: list[float], share: float) -> float:
-    """Of sorted values; between two neighbours in proportion, as numpy's default."""
-    place = share * (len(values) - 1)
+def _value(ratio: Ratio, side: Sequence[tuple[float, float]], drawn: Sequence[int]) -> float:
+    top = bottom = 0.0
+    for index in drawn:
+        one, other = side[index]
+        top += one
+        bottom += other
+    return ratio.finish(top / bottom)
+
+
+def _interval(
+    ratio: Ratio, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]], count: int
+) -> tuple[float, float]:
+    generator, all_of_them = random.Random(SEED), range(len(before))  # noqa: S311 - nothing here is a secret
+    found = []
+    for _ in range(count):
+        drawn = generator.choices(all_of_them, k=len(before))
+        found.append(_value(ratio, after, drawn) - _value(ratio, before, drawn))
+    found.sort()
+    return _quantile(found, 0.025), _quantile(found, 0.975)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Between the two nearest, as numpy's default is."""
+    place = share * (len(ordered) - 1)
     low = math.floor(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
-
-
-def combined(ours: tuple[float, Interval | None], theirs: tuple[float, Interval | None], form: Form) -> Interval | None:
-    """The interval made of two; None where neither has one, or where a ratio's logarithm does not exist."""
-    (a, of_a), (b, of_b) = ours, theirs
-    if of_a is None and of_b is None:
-        return None
-    (low_a, high_a), (low_b, high_b) = of_a or (a, a), of_b or (b, b)
-    if form == "difference":
-        return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
-    if min(a, low_a, b, low_b) <= 0:
-        return None
-    below = math.hypot(math.log(a / low_a), math.log(high_b / b))
-    above = math.hypot(math.log(high_a / a), math.log(b / low_b))
-    return a / b * math.exp(-below), a / b * math.exp(above)
-
-
-def needed(value: float, interval: Interval, limit: float, samples: tuple[int, str] | None) -> str:
-    """``; about 96 documents would tell (24 were measured)``: widths shrink with the root of the number of samples."""
-    distance = abs(limit - value)
-    width = abs((interval[1] if limit > value else interval[0]) - value)
-    times = (width / distance) ** 2 if distance else math.inf
-    if times > _HOPELESS:
-        return ": the value is too near the limit for any number of samples"
-    if samples is None:
-        return f": about {max(times, 1):.2g} times as many would tell"
-    count, unit = samples
-    return f": about {math.ceil(count * max(times, 1)):,} {unit} would tell, {count:,} were measured"
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

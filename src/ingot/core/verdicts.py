@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ingot.core.paired import Form, Interval
+from ingot.core.pairs import Form, Interval
 
 Bound = Literal["value", "lower", "upper", "confident", "proven"]
 BOUNDS: tuple[Bound, ...] = ("value", "lower", "upper", "confident", "proven")
