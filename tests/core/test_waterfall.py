@@ -259,3 +259,74 @@ def test_directions() -> None:
     names = ("kl_divergence", "bytes", "p95_latency", "gsm8k.acc_norm", "tokens_per_second", "f1_lax", "pass_at_1")
     assert [better(name) for name in names] == ["lower"] * 3 + ["higher"] * 4
     assert better("positive_share") is None
+
+
+def test_what_an_artifact_says_otherwise_pairs_nothing_and_gives_no_reason(chains: Chains) -> None:
+    odd = [{"id": "d0"}, *WORSE[1:]]
+    chains.evaluated("report.pruned", "pruned", metrics(WORSE, 300), odd, reference="base")
+    chains.built("onnx", "onnx", model="pruned")
+    chains.evaluated(
+        "report.onnx", "onnx", {"bytes": number(5, unit="B")}, reference="base", not_measured=["no", "reason"]
+    )
+    found = report(chains, "pruned", "onnx", more=("report.merged",)).of("nll")
+    assert {step.end.target: step.basis for step in found.steps} == {"s:merged": "paired", "s:pruned": "unpaired"}
+    assert found.chains[1].reason is None and found.chains[1].unmeasured
+    assert "→ onnx" in "\n".join(waterfall_table(found, {}).lines())
+
+
+@pytest.mark.parametrize("text", ["{", "[]\n", "\n", ""])
+def test_lines_that_are_no_objects_pair_nothing(chains: Chains, text: str) -> None:
+    chains.evaluated("report.pruned", "pruned", metrics(WORSE, 300), text, reference="base")
+    chains.built("onnx", "onnx", model="pruned")
+    chains.evaluated("report.onnx", "onnx", {"bytes": number(5, unit="B")}, reference="base", not_measured=text)
+    falls = report(chains, "pruned", "onnx", more=("report.merged",))
+    assert falls.of("nll").steps[-1].basis == "unpaired"
+    assert falls.of("nll").chains[1].reason is None
+
+
+def test_an_artifact_that_is_gone_pairs_nothing(chains: Chains) -> None:
+    from recordkit import store_of
+
+    falls = report(chains, "merged")
+    path = store_of(chains.sandbox).object_path(chains.digests["report.merged"])
+    path.rename(path.with_name("gone"))
+    (step,) = falls.of("nll").steps
+    assert (step.basis, step.interval) == ("unpaired", None)
+    table = waterfall_table(falls.of("nll"), {}, 42)
+    assert [column.key for column in table.columns] == ["step", "change"], "what matters most is what is left"
+
+
+def test_a_model_whose_build_no_log_holds_starts_a_chain(chains: Chains) -> None:
+    chains.digests["foreign"] = digest_of("elsewhere")
+    chains.built("mine", "quantize", model="foreign")
+    chains.evaluated("report.mine", "mine", metrics(WORSE, 300), WORSE, reference="base")
+    found = report(chains, "mine").of("nll")
+    (chain,) = found.chains
+    assert (chain.steps, chain.start and chain.start.target) == ((), "s:mine")
+    assert to_json(found, {})["chains"][0]["start"]["kind"] == "quantize"
+
+
+def test_a_metric_of_no_known_direction_has_no_reading(chains: Chains) -> None:
+    for name, share in (("base", 0.5), ("merged", 0.25)):
+        chains.evaluated(f"report.{name}.mood", name, {"positive_share": number(share)}, kind="classify")
+    found = report(chains, "merged", more=("report.base.mood", "report.merged.mood")).of("mood.positive_share")
+    assert [step.reading("mood.positive_share") for step in found.steps] == ["unknown"]
+
+
+def test_a_measurement_that_was_taken_over_from_another_name_is_that_task(chains: Chains) -> None:
+    """The report names what it reads by its own names; the receipt may have been built under another."""
+    chains.evaluated("exam", "merged", {"exact_match": number(0.5, n=4)}, kind="match")
+    falls = report(chains, "merged", more=("exam",))
+    assert "exam.exact_match" in falls.metrics
+
+
+def test_without_kept_documents_nothing_is_paired(chains: Chains) -> None:
+    chains.evaluated("report.pruned", "pruned", metrics(BASE, 300), reference="base")
+    found = report(chains, "pruned", more=("report.merged",)).of("nll")
+    assert found.steps[-1].basis == "unpaired"
+
+
+def test_better_and_worse(chains: Chains) -> None:
+    falls = report(chains, "merged", "gguf@Q8_0")
+    assert [step.reading("bytes") for step in falls.of("bytes").steps] == ["no difference shown", "better"]
+    assert [step.reading("top1_agreement") for step in falls.of("bytes").steps][1] == "worse"

@@ -125,8 +125,6 @@ def _task(name: str, report: str, measured: list[Mapping[str, Any]]) -> str:
     """``gsm8k`` of ``s:report.gguf@Q4_0.gsm8k``; names of instances may have dots, so the candidate's is taken away."""
     for item in measured:
         start = f"{report}.{str(item['target']).partition(':')[2]}"
-        if name == start:
-            return ""
         if name.startswith(f"{start}."):
             return name.removeprefix(f"{start}.")
-    return name.rpartition(".")[2]
+    return name.rpartition(":")[2].rpartition(".")[2]

@@ -252,8 +252,8 @@ class Waterfalls:
             return
         if store.presence(digest, receipt["files"])[0] == "present":
             for line in (store.object_path(digest) / name).read_text(encoding="utf-8").splitlines():
-                value = json.loads(line)
-                if isinstance(value, dict):
+                value = _object(line)
+                if value is not None:
                     yield value
 
     def _why(self, link: Link, metric: str) -> str | None:
@@ -270,11 +270,19 @@ def reasons_of(project: Project, receipt: Mapping[str, Any]) -> Mapping[str, str
     store, digest = project.store, str(receipt["digest"])
     if store.presence(digest, receipt["files"])[0] != "present":
         return {}
+    path = store.object_path(digest) / "evaluation.json"
+    value = _object(path.read_text(encoding="utf-8")) if path.is_file() else None
+    reasons = None if value is None else value.get("not_measured")
+    return reasons if isinstance(reasons, dict) else {}
+
+
+def _object(text: str) -> Mapping[str, Any] | None:
+    """What an artifact says as a JSON object; None where it is none."""
     try:
-        value = json.loads((store.object_path(digest) / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value.get("not_measured", {}) if isinstance(value, dict) else {}
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def unknown_metric(metric: str, known: Sequence[str]) -> UsageError:
