@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy, value
 from ingot.commands.screen import Screen
+from ingot.core.report_view import names_of
 from ingot.errors import SpecError, StoreDamaged, UsageError
 
 if TYPE_CHECKING:
@@ -16,17 +18,33 @@ if TYPE_CHECKING:
     from ingot.core.project import Project
 
 Json = Mapping[str, Any]
+#: The options that write files.
+_WRITING = ("html", "write", "open", "card")
 
 
 class Report(IngotCommand):
     """Render reports that were built; measures nothing."""
 
     name = "report"
-    doc_purpose = "show the table of a report that was built"
-    doc_usage = "[SPEC[:TARGET]] [--json | --markdown]"
-    doc_description = "Without a name: every report that was built."
+    doc_purpose = "show the table of a report that was built, or write it as a page, Markdown, JSON and a model card"
+    doc_usage = (
+        "[SPEC[:TARGET]] [--json | --markdown | [--html] [--write DIR] [--open] [--card CANDIDATE]] | --all [--open]"
+    )
+    doc_description = (
+        "Without a name: every report that was built. --html writes report.html, report.md with its charts, "
+        "report.json and README.md (a model card) into cache/reports/SPEC/TARGET/; --all one page over the whole "
+        "registry into cache/reports/. Nothing is measured: what a page shows comes from the log and the artifacts."
+    )
     arguments: ClassVar[tuple[int, int | None]] = (0, 1)
-    cmd_options = (JSON_OPTION, flag("markdown", "print Markdown, with how each number was measured"))
+    cmd_options = (
+        JSON_OPTION,
+        flag("markdown", "print Markdown, with how each number was measured"),
+        flag("html", "write the page and what belongs to it"),
+        value("write", "write them into this folder (of several reports: below it, by spec and target)"),
+        flag("open", "write the page and open it in the browser"),
+        flag("all", "one page over the whole registry"),
+        {**value("card", "write the model card of this candidate; may be given again"), "type": list, "default": []},
+    )
 
     def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
         """0; 2 when no report of that name was built, 4 when its artifact is missing or damaged.
@@ -34,6 +52,8 @@ class Report(IngotCommand):
         Without a name the reports at hand are shown, and those that are not in the store are named on standard error.
         """
         project = _open()
+        if options["all"]:
+            return _write_all(screen, project, options, arguments)
         receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
         if not receipts:
             what = f"no report was built for {arguments[0]!r}" if arguments else "no report was built yet"
@@ -42,7 +62,9 @@ class Report(IngotCommand):
         found = [
             (receipt, names_of(receipt), read_report(project, receipt)) for receipt in receipts if receipt not in absent
         ]
-        if options["json"]:
+        if any(options[name] for name in _WRITING):
+            _write(screen, project, found, options)
+        elif options["json"]:
             listed = [
                 {
                     "target": receipt["target"],
@@ -50,14 +72,18 @@ class Report(IngotCommand):
                     "names": names,
                     "report": report,
                     "gates": [verdict.to_dict() for verdict in verdicts_of(project, receipt)],
+                    "waterfalls": _waterfalls(project, receipt, names),
                 }
                 for receipt, names, report in found
             ]
             screen.json({"format": 1, "reports": listed})
         else:
-            for receipt, names, report in found:
-                _show(screen, str(receipt["target"]), names, report, markdown=options["markdown"])
-                _show_gates(screen, verdicts_of(project, receipt), markdown=options["markdown"])
+            for receipt, _, report in found:
+                verdicts = verdicts_of(project, receipt)
+                _show(screen, receipt, report, verdicts, markdown=options["markdown"])
+                if not options["markdown"]:
+                    _show_waterfall(screen, project, receipt)
+                _show_gates(screen, verdicts, markdown=options["markdown"])
         for receipt in absent:
             # Beside the reports and not among them: standard output may be JSON or Markdown for a program.
             sys.stderr.write(f"note: {receipt['target']} is not in the store: {remedy(project, receipt['target'])}\n")
@@ -104,6 +130,28 @@ def _show_gates(screen: Screen, verdicts: Sequence[Verdict], *, markdown: bool) 
         screen.line(f"- {verdict}" if markdown else f"gate: {verdict}")
 
 
+def _waterfalls(project: Project, receipt: Json, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """What each step of the chains did, metric by metric."""
+    from ingot.core.waterfall import Waterfalls
+    from ingot.core.waterfall_view import to_json
+
+    found = Waterfalls(project, dict(receipt))
+    return [to_json(found.of(metric), names) for metric in found.metrics]
+
+
+def _show_waterfall(screen: Screen, project: Project, receipt: Json) -> None:
+    """What each step did to the first metric of which a step was measured."""
+    from ingot.core.waterfall import Waterfalls
+    from ingot.core.waterfall_view import waterfall_table
+
+    found = Waterfalls(project, dict(receipt))
+    shown = next((each for each in map(found.of, found.metrics) if each.steps), None)
+    if shown is not None:
+        drawn = waterfall_table(shown, names_of(receipt), screen.width)
+        for text in ("", *drawn.lines(), *drawn.notes):
+            screen.line(text)
+
+
 def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]]:
     wanted = arguments[0] if arguments else None
     names = [
@@ -115,19 +163,6 @@ def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]
         # Says whether there is no such target, or only no result of it.
         names = [wanted]
     return [registry.receipt_of_target(project, name) for name in names]
-
-
-def names_of(receipt: Json) -> dict[str, list[str]]:
-    """The names of a report's rows: digest → targets of that content, as the build saw them."""
-    names: dict[str, list[str]] = {}
-    for role in ("reference", "candidates"):
-        value = receipt["inputs"].get(role, [])
-        for item in [value] if isinstance(value, Mapping) else value:
-            name = str(item["target"]).partition(":")[2]
-            known = names.setdefault(str(item["digest"]), [])
-            if name not in known:
-                known.append(name)
-    return names
 
 
 def _is_absent(project: Project, receipt: Json) -> bool:
@@ -152,13 +187,92 @@ def read_report(project: Project, receipt: Json) -> dict[str, Any]:
     return value
 
 
-def _show(screen: Screen, target: str, names: Mapping[str, Sequence[str]], report: Json, *, markdown: bool) -> None:
+def _show(screen: Screen, receipt: Json, report: Json, verdicts: Sequence[Verdict], *, markdown: bool) -> None:
     from ingot.core import report_view
 
+    names = names_of(receipt)
     if markdown:
         screen.line(report_view.markdown(report, names).rstrip("\n"))
         return
-    main = report_view.table(report, names, screen.width)
-    screen.line(f"{target}")
+    main = report_view.table(report, names, screen.width, _words(receipt, verdicts))
+    screen.line(f"{receipt['target']}")
     for text in (*main.lines(), *main.notes, "", *report_view.steps(report, names).lines()):
         screen.line(text)
+
+
+def _words(receipt: Json, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """What the gates say of each candidate, by its name; nothing of one without."""
+    from ingot.core.gates import worst
+
+    name = str(receipt["target"]).partition(":")[2]
+    found: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        for candidate in (item for listed in names_of(receipt).values() for item in listed):
+            if f"{verdict.target}.".startswith(f"{name}.{candidate}."):
+                found.setdefault(candidate, []).append(verdict)
+    return {
+        candidate: {"fail": "FAIL", "none": "–"}.get(word, word)
+        for candidate, its in found.items()
+        if (word := worst(its)) is not None
+    }
+
+
+Found = Sequence[tuple[dict[str, Any], dict[str, list[str]], dict[str, Any]]]
+
+
+def _write(screen: Screen, project: Project, found: Found, options: Json) -> None:
+    """Write each report into its folder, and open the page of the newest where that is asked for."""
+    from ingot.view.page import book, facts, write
+
+    if options["card"] and len(found) > 1:
+        raise UsageError("E-USAGE", "--card names a candidate of one report", hint="name the report: SPEC:TARGET")
+    pages: list[tuple[str, Path]] = []
+    files: list[Path] = []
+    for receipt, _, report in found:
+        target = str(receipt["target"])
+        folder = write.default_folder(project.root, target)
+        if options["write"] is not None:
+            below = folder.relative_to(write.reports(project.root)) if len(found) > 1 else Path()
+            folder = Path(options["write"]) / below
+        page = facts.collect(book.Book(project), receipt, report, verdicts_of(project, receipt))
+        files += write.report(page, folder, options["card"])
+        pages.append((str(receipt["timings"]["finished"]), folder / "report.html"))
+    _told(screen, files, max(pages)[1], options)
+
+
+def _write_all(screen: Screen, project: Project, options: Json, arguments: Sequence[str]) -> int:
+    """Write the page over the whole registry."""
+    from ingot.view.page import overview, write
+
+    if arguments or options["card"]:
+        raise UsageError("E-USAGE", "--all is about everything: it takes no name and no --card")
+    receipts = [item for item in _receipts(project, ()) if item["kind"] == "report"]
+    known = overview.Overview(project, {str(item["target"]): verdicts_of(project, item) for item in receipts})
+    folder = write.reports(project.root) if options["write"] is None else Path(options["write"])
+    files = write.registry(known, folder)
+    _told(screen, files, files[0], options)
+    keep_derived(project)
+    return 0
+
+
+def _told(screen: Screen, files: Sequence[Path], page: Path, options: Json) -> None:
+    from ingot.view.page import browser
+
+    opened = options["open"] and browser.show(page)
+    if options["json"]:
+        screen.json({"format": 1, "written": [str(path) for path in files], "page": str(page), "opened": bool(opened)})
+        return
+    for path in files:
+        if path.suffix != ".png":
+            screen.line(f"written: {_near(path)}")
+    pictures = sum(path.suffix == ".png" for path in files)
+    if pictures:
+        screen.line(f"written: {pictures} charts beside it, for report.md")
+    if options["open"] and not opened:
+        screen.line(f"no browser here: open {page.resolve().as_uri()}")
+
+
+def _near(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -88,6 +88,7 @@ def _shown(metric: str, title: str, priority: int, write: Callable[[float], str]
 
 _NAME = Column("step", "step", "left", 0)
 _FORMAT = Column("format", "format", "left", 5)
+_GATES = Column("gates", "gates", "left", 2)
 _METRICS = (
     _shown("bytes", "MB", 1, _plain(1, 1e-6)),
     _shown("bits_per_weight", "bits/weight", 6, _plain(2)),
@@ -101,23 +102,57 @@ _METRICS = (
 )
 #: Only where questions were asked: a column of dashes would say nothing to all others.
 _ASKED = "pattern_accuracy"
+#: What says most of a task, best first; what only counts says nothing of it.
+HEADLINES = (
+    "exact_match", "exact_match_strict", "pass_at_1", "acc_norm", "acc", "f1_lax", "accuracy", "win_rate",
+    "rouge_l", "pattern_accuracy",
+)  # fmt: skip
+_COUNTS = ("tokens", "documents", "items", "samples", "questions")
 
 
-def table(report: Json, names: Names, width: int | None = 140) -> Table:
-    """The report's main table, fitted to ``width`` characters (None: everything).
+def names_of(receipt: Json) -> dict[str, list[str]]:
+    """The names of what a report was made of, as the build saw them: digest → targets of that content."""
+    names: dict[str, list[str]] = {}
+    for role in ("reference", "candidates", "evaluations"):
+        value = receipt["inputs"].get(role, [])
+        for item in [value] if isinstance(value, Mapping) else value:
+            name = str(item["target"]).partition(":")[2]
+            known = names.setdefault(str(item["digest"]), [])
+            if name not in known:
+                known.append(name)
+    return names
 
-    When it does not fit, first the intervals go, from the least important column on, then whole columns.
+
+def task_of(target: str) -> str:
+    """The name of a task by that of its measurement: ``s:report.gguf@Q4_0.gsm8k`` is ``gsm8k``."""
+    return target.rpartition(".")[2]
+
+
+def headline(metrics: Mapping[str, object]) -> str | None:
+    """The metric that says most of a task; None where there is none."""
+    named = next((name for name in HEADLINES if name in metrics), None)
+    ending = (name for name in sorted(metrics) if name.endswith(tuple(f"_{end}" for end in HEADLINES)))
+    others = (name for name in sorted(metrics) if name not in _COUNTS)
+    return named or next(ending, None) or next(others, None)
+
+
+def table(report: Json, names: Names, width: int | None = 140, verdicts: Mapping[str, str] | None = None) -> Table:
+    """The report's main table, fitted to ``width`` characters (None: everything); the best metric of each task in it.
+
+    ``verdicts`` says by a candidate's name what its gates say. When the table does not fit, first the intervals go,
+    from the least important column on, then whole columns.
     """
+    report, tasks = _with_tasks(report, names)
     asked = any(_ASKED in {**row["metrics"], **row.get("not_measured", {})} for row in report["rows"])
-    metrics = [shown for shown in _METRICS if asked or shown.column.key != _ASKED]
-    result = _build(report, names, metrics)
+    metrics = [shown for shown in _METRICS if asked or shown.column.key != _ASKED] + tasks
+    result = _build(report, names, metrics, verdicts)
     if width is None:
         return result
     for shown in sorted((m for m in metrics if m.interval), key=lambda m: -m.column.priority):
         if result.width() <= width:
             return result
         metrics[metrics.index(shown)] = replace(shown, interval=False)
-        result = _build(report, names, metrics)
+        result = _build(report, names, metrics, verdicts)
     for column in sorted(result.columns, key=lambda column: -column.priority):
         if result.width() > width and column.priority > 0:
             result = result.without(column.key)
@@ -151,18 +186,42 @@ def markdown(report: Json, names: Names) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _build(report: Json, names: Names, metrics: Sequence[_Shown]) -> Table:
+def _with_tasks(report: Json, names: Names) -> tuple[Json, list[_Shown]]:
+    """The report with what tasks measured among the metrics of its rows (``TASK.METRIC``), and a column a task."""
+    rows, found = [], dict[str, dict[str, None]]()
+    for row in report["rows"]:
+        metrics, absent = dict(row["metrics"]), dict(row.get("not_measured", {}))
+        for item in row.get("tasks", ()):
+            task = task_of(next(iter(names.get(item["evaluation"], ())), item["kind"]))
+            found.setdefault(task, {}).update(dict.fromkeys([*item["metrics"], *item.get("not_measured", {})]))
+            metrics |= {f"{task}.{name}": metric for name, metric in item["metrics"].items()}
+            absent |= {f"{task}.{name}": reason for name, reason in item.get("not_measured", {}).items()}
+        rows.append({**row, "metrics": metrics, "not_measured": absent})
+    best = [(task, name) for task, known in found.items() if (name := headline(known)) is not None]
+    columns = [_shown(f"{task}.{name}", f"{task} {name}", 3, _plain(3), interval=True) for task, name in best]
+    return {**report, "rows": rows}, columns
+
+
+def _build(report: Json, names: Names, metrics: Sequence[_Shown], verdicts: Mapping[str, str] | None = None) -> Table:
     notes: list[str] = []
     rows = tuple(
         (
             _name(row, names, report),
             f"{row['container']} {row['precision']}".strip(),
             *(_cell(row, shown, notes) for shown in metrics),
+            *([_gated(row, names, verdicts)] if verdicts else []),
         )
         for row in report["rows"]
     )
-    columns = (_NAME, _FORMAT, *(shown.column for shown in metrics))
+    columns = (_NAME, _FORMAT, *(shown.column for shown in metrics), *([_GATES] if verdicts else []))
     return Table(columns, rows, tuple(f"[{index}] {note}" for index, note in enumerate(notes, start=1)))
+
+
+def _gated(row: Json, names: Names, verdicts: Mapping[str, str]) -> str:
+    """What the gates of a row's names say; a dash where there is none."""
+    return (
+        ", ".join(dict.fromkeys(verdicts[name] for name in names.get(row["candidate"], ()) if name in verdicts)) or DASH
+    )
 
 
 def _name(row: Json, names: Names, report: Json) -> str:

@@ -168,6 +168,8 @@ def _commands(session: Session, board: Board) -> Iterator[tuple[str, str]]:
     reports = [node for node in at_hand if node.kind == "report"]
     for node in (reports or [node for node in changed if not node.hidden])[-1:]:
         yield "what was measured, and how", f"doit show {shlex.quote(node.id)}"
+    for node in reports[-1:]:
+        yield "the same as a page", f"doit report {shlex.quote(node.id)} --open"
     for node in changed[-1:]:
         yield "how it came to be", f"doit history {shlex.quote(node.spec)}"
     models = [node for node in (*changed, *at_hand) if node.kind in _TALKERS]
