@@ -62,17 +62,20 @@ class Chains:
         return self.digests[name]
 
     def evaluated(
-        self, name: str, candidate: str, metrics: Mapping[str, Any], rows: Documents | None = None, **changes: Any
+        self, name: str, candidate: str, metrics: Mapping[str, Any], rows: Documents | str | None = None, **changes: Any
     ) -> str:
         """A measurement ``name`` of a candidate; ``data``, ``reference``, ``params``, ``kind`` and fields vary."""
         reference, data = changes.pop("reference", None), changes.pop("data", DATA)
         inputs = {"candidate": self.item(candidate), "data": {"target": f"{self.spec}:data", "digest": data}}
         inputs |= {} if reference is None else {"reference": self.item(reference)}
+        inputs |= {"logits": self.item(changes.pop("logits"))} if "logits" in changes else {}
         kind, why = changes.pop("kind", "evaluate"), changes.pop("not_measured", {})
         written: dict[str, Any] = {"kind": kind, "candidate": self.digests[candidate], "metrics": dict(metrics)}
-        files = {"evaluation.json": json.dumps(written | {"name": name, "not_measured": why}).encode()}
+        text = why if isinstance(why, str) else json.dumps(written | {"name": name, "not_measured": why})
+        files = {"evaluation.json": text.encode()}
         if rows is not None:
-            files["documents.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+            files["documents.jsonl"] = text.encode()
         digest, records = publish(self.sandbox, files)
         self.digests[name] = digest
         listed = [record.to_dict() for record in records]

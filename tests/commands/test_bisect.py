@@ -195,6 +195,21 @@ def test_json(chain: Sandbox) -> None:
     assert (found["probes"][1]["measurement"], len(found["probes"][1]["digest"])) == ("s:report.p2", 64)
 
 
+def test_json_of_what_was_not_found(chain: Sandbox) -> None:
+    code, text, _ = bisect(chain, "--max", "2", "--json")
+    (found,) = json.loads(text)["bisections"]
+    assert (code, found["verdict"], found["step"]) == (1, "holds", None)
+
+
+def test_of_several_reports_one_must_be_named(chain: Sandbox) -> None:
+    chain.spec(SPEC.replace("CANDIDATES", "gguf") + SPEC[SPEC.index("  report:") :].replace("report:", "second:", 1)
+               .replace("CANDIDATES", "p1"))  # fmt: skip
+    code, text, ran = bisect(chain)
+    assert (code, ran) == (2, [])
+    assert "E-TARGET: 's' has several reports" in text and "s:second" in text
+    assert doitkit.run(chain, "bisect", "s:second", "--metric", "nll", "--max", "9")[0] == 1
+
+
 def test_each_end_is_searched_and_shares_what_was_measured(chain: Sandbox) -> None:
     text = SPEC.replace("CANDIDATES", "gguf, p2, other")
     chain.spec(text + "  other: {kind: gguf, from: {model: p4}, type: Q4_0}\n")

@@ -258,3 +258,17 @@ def test_the_grammar() -> None:
     assert conditions("bytes>=1e3")[0].value == 1000
     with pytest.raises(UsageError):
         conditions("bytes < 1 limit 3")
+
+
+def test_a_reference_that_was_measured_by_its_own_logits_compares(chains: Chains) -> None:
+    chains.built("logits", "logits", model="base")
+    found, how = {"perplexity": number(9.0, 8.0, 10.0, n=9)}, {"documents": 5}
+    chains.evaluated("other.base", "base", found, params=how, logits="logits")
+    for name in ("w8", "gguf@Q8_0"):
+        chains.evaluated(f"other.{name}", name, found, params=how, reference="logits")
+    chains.commit()
+    data = chains.sandbox.json("query", "where perplexity < 10")
+    assert names(data) == ["base", "gguf@Q8_0", "w8"]
+    assert [row["values"]["perplexity"]["differs"] for row in data["variants"]] == [[], [], []]
+    text = chains.sandbox.ok("query", "where kl_divergence < 1")
+    assert "not measured: s:base: kl_divergence (the others are compared with it)" in text

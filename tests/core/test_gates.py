@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ingot.core.gates import Gate, Other, Side, judge, passes, split_gate, worst
-from ingot.core.paired import Sums, combined, needed, paired
+from ingot.core.pairs import Sums, combined, needed, paired
 
 METRICS: Mapping[str, Mapping[str, object]] = {
     "kl_divergence": {"value": 0.2, "unit": "nats/token", "method": "m", "n": 10, "interval": [0.1, 0.3]},

@@ -94,5 +94,14 @@ def _show(screen: Screen, steps: Sequence[Step]) -> None:
 
 def _row(step: Step) -> tuple[str, ...]:
     before = "the same" if not step.recorded else "–" if step.replaces is None else step.replaces[:12]
-    passed = f"{plural(len(step.gates), 'gate')} pass{'es' * (len(step.gates) == 1)}" if step.gates else "no gate"
-    return step.target, step.digest[:12], before, passed
+    return step.target, step.digest[:12], before, _gates([judged.verdict.word for judged in step.gates])
+
+
+def _gates(words: Sequence[str]) -> str:
+    """``3 gates pass, 1 warns``: what could not be compared yet is counted by neither."""
+    passed, warned = words.count("pass"), words.count("warn")
+    if not passed and not warned:
+        return "no gate"
+    first = f"{plural(passed, 'gate')} pass{'es' * (passed == 1)}" if passed else ""
+    second = f"{warned if passed else plural(warned, 'gate')} warn{'s' * (warned == 1)}" if warned else ""
+    return ", ".join(filter(None, (first, second)))

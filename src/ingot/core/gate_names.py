@@ -18,11 +18,11 @@ from typing import Any, get_args
 from ingot.core.complaints import describe, unknown_fields
 from ingot.core.gate_nodes import Nodes, reference_of
 from ingot.core.gate_rules import read_presets, read_regression
-from ingot.core.gates import BOUNDS, Gate, Severity, Undecided
 from ingot.core.names import is_metric, nearest, suggestion
-from ingot.core.paired import Form
+from ingot.core.pairs import Form
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
+from ingot.core.verdicts import BOUNDS, Gate, Severity, Undecided
 from ingot.core.yaml_reader import Path
 
 SIDES = ("max", "min")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
-from ingot.core.paired import Form
+from ingot.core.pairs import Form
 
 Receipt = Mapping[str, Any]
 _FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}

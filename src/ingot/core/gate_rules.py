@@ -11,11 +11,11 @@ from ingot.core.complaints import describe, unknown_fields
 from ingot.core.directions import better
 from ingot.core.gate_nodes import Known, Nodes, instances_of, measurers, reference_of
 from ingot.core.gate_presets import KEPT, PRESETS, Limit
-from ingot.core.gates import Gate, Severity, Undecided
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
 from ingot.core.quality import is_score, telling
 from ingot.core.scalars import shorten
+from ingot.core.verdicts import Gate, Severity, Undecided
 from ingot.core.yaml_reader import Path
 
 _PRESETS: Path = ("gates", "presets")

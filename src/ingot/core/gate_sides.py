@@ -16,7 +16,7 @@ from ingot.core import quality
 from ingot.core.directions import better
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
-from ingot.core.paired import Sums
+from ingot.core.pairs import Sums
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def regression_gate(rule: Mapping[str, Any], name: str) -> Gate:
     return Gate(
         name,
         max=margin if lower else None,
-        min=None if lower else -margin,
+        min=None if lower else 0.0 - margin,
         bound="proven",
         severity=rule.get("severity", "fail"),
         undecided=rule.get("undecided", "warn"),

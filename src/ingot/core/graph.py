@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.gates import Gate, of_dicts
 from ingot.core.instances import Instance, bind, topological
 from ingot.core.stage_values import ELEMENT
+from ingot.core.verdicts import Gate, of_dicts
 
 if TYPE_CHECKING:
     from ingot.core.spec import ResolvedSpec

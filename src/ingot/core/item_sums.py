@@ -1,27 +1,52 @@
-"""What an evaluation found document by document, read back from its files: what two of them are paired by."""
+"""What an evaluation found document by document, read back from its files: what two of them are paired by.
+
+Each kind keeps it in its own form. Whatever is read must give the value that was recorded: a file of another form gives
+another value, or none, and nothing is paired by it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ingot.core.paired import ANSWERS, RATIOS, Documents, Sums, of_item, sums
+from ingot.core.pairs import ANSWERS, RATIOS, Documents, Ratio, Sums, of_item, sums
+
+#: Right or not, of ``predictions.jsonl``.
+_PREDICTED = {"accuracy": Ratio(lambda row: row["found"] == row["wanted"], lambda _row: 1.0)}
 
 
 def read_sums(folder: Path, metric: str, value: object) -> Sums | None:
-    """The sums of a metric that was recorded with a value; None where no file gives that value.
-
-    A file of another form than this reads gives another value, or none: nothing is paired by it.
-    """
+    """The sums of a metric that was recorded with a value; None where no file gives that value, or several do."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    wanted = (
-        ("documents.jsonl", RATIOS.get(metric)),
-        ("answers.jsonl", ANSWERS.get(metric)),
-        ("items.jsonl", of_item(metric)),
-    )
-    found = (sums(ratio, _rows(folder / name), value) for name, ratio in wanted if ratio and (folder / name).is_file())
-    return next((it for it in found if it is not None), None)
+    found = [sums(ratio, rows, value) for ratio, rows in _forms(folder, metric)]
+    known = {it.ids + it.tops: it for it in found if it is not None}
+    return next(iter(known.values())) if len(known) == 1 else None
+
+
+def _forms(folder: Path, metric: str) -> Iterator[tuple[Ratio, Documents]]:
+    for name, ratios in (("documents", RATIOS), ("answers", ANSWERS), ("predictions", _PREDICTED)):
+        if metric in ratios:
+            yield ratios[metric], _rows(folder / f"{name}.jsonl")
+    items = _rows(folder / "items.jsonl")
+    if items and "results" in items[0]:
+        yield from _of_harness(items, metric)
+    else:
+        yield of_item(metric), items
+
+
+def _of_harness(items: Documents, metric: str) -> Iterator[tuple[Ratio, Documents]]:
+    """Items of each task and filter of a harness: of its name for the metric, ours has more words before and after."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for item in items:
+        for name, result in dict(item["results"]).items():
+            if name in metric:
+                row = {"id": f"{item['item']} {item['doc']}", name: result}
+                groups.setdefault((str(item["task"]), str(item["filter"]), name), []).append(row)
+    for (_, _, name), rows in groups.items():
+        yield of_item(name) if name != "exact_match" else Ratio(lambda row: row["exact_match"], lambda _row: 1.0), rows
 
 
 def _rows(path: Path) -> Documents:

@@ -16,6 +16,8 @@ from ingot.core.lookup import Lookup, Receipt
 MAIN = "model"
 BESIDE = ("adapter",)
 _CANDIDATE, _REFERENCE = "candidate", "reference"
+#: What is compared with, or stands for the candidate itself: no condition under which it is measured.
+NO_CONDITION = (_CANDIDATE, _REFERENCE, "logits")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _kind(receipt: Receipt | None) -> str | None:
 def conditions(measurement: Mapping[str, Any]) -> dict[str, Any]:
     """What a measurement depends on besides whom it measures, and against whom: equal ones can be compared."""
     parts = measurement["key_parts"]
-    others = {role: value for role, value in parts.get("inputs", {}).items() if role not in (_CANDIDATE, _REFERENCE)}
+    others = {role: value for role, value in parts.get("inputs", {}).items() if role not in NO_CONDITION}
     return {name: value for name, value in parts.items() if name != "inputs"} | {"inputs": others}
 
 
@@ -123,8 +125,6 @@ def _task(name: str, report: str, measured: list[Mapping[str, Any]]) -> str:
     """``gsm8k`` of ``s:report.gguf@Q4_0.gsm8k``; names of instances may have dots, so the candidate's is taken away."""
     for item in measured:
         start = f"{report}.{str(item['target']).partition(':')[2]}"
-        if name == start:
-            return ""
         if name.startswith(f"{start}."):
             return name.removeprefix(f"{start}.")
-    return name.rpartition(".")[2]
+    return name.rpartition(":")[2].rpartition(".")[2]

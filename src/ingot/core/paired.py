@@ -1,126 +1,66 @@
-"""Intervals of what two measurements have to do with each other: their ratio or their difference.
+"""The difference of a metric between two models on the same documents, paired, with its 95 % interval.
 
-Where both hold sums of the same documents, the documents are drawn with replacement and both are computed of each draw
-(percentile bootstrap, 95 %; Efron & Tibshirani, *An Introduction to the Bootstrap*, ch. 13): what makes a document hard
-for one model makes it hard for the other, and that cancels. Otherwise the interval is put together from both, as if
-they were independent (Zou & Donner 2008: the ends of an interval recover the variance; ratios on the scale of
-logarithms). Of something without an interval it is taken that it is exact.
-
-Commands that only read load no numpy, so this is plain Python; documents beyond ``_BLOCKS`` are drawn in blocks of
-neighbours, which are neighbours by the hash of their content alone.
+Both evaluations keep the sums of each document. A resample draws documents, and takes both models' sums of the same
+ones, so what makes a document hard or easy cancels. Percentile bootstrap, as for every interval of ingot; the numbers
+are drawn by Python's own generator, since a reading command loads no numpy. With many documents the interval is that
+which the bootstrap comes to: normal, of the linearised difference (the delta method).
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
-Form = Literal["ratio", "difference"]
-Interval = tuple[float, float]
-
+SEED = 0
 RESAMPLES = 2000
-_BLOCKS = 200
-_SEED = 0
-#: Beyond so many times what was measured, a number of samples is no advice.
-_HOPELESS = 1e4
+#: With more documents the distribution of a mean is normal for all purposes, and resampling would take seconds.
+MOST_RESAMPLED = 100
+_LEVEL = 0.95
+#: How far a value that is summed up again may be from the recorded one, relative to it.
+_TOLERANCE = 1e-6
+#: By how much a sum is moved to see what that does.
+_NUDGE = 1e-6
+
+Documents = Sequence[Mapping[str, Any]]
+#: The sums of one document.
+_Row = tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Sums:
-    """One entry a document: a metric is ``sum(tops) / sum(bottoms)``, with ``exp`` e to the power of that."""
+class Sums(NamedTuple):
+    """A metric made of sums over documents: which fields are summed up, and what is made of the sums."""
 
-    ids: tuple[str, ...]
-    tops: tuple[float, ...]
-    bottoms: tuple[float, ...]
-    exp: bool = False
-
-    def value(self) -> float:
-        """The metric of all documents."""
-        return self._of(math.fsum(self.tops), math.fsum(self.bottoms))
-
-    def _of(self, top: float, bottom: float) -> float:
-        mean = top / bottom if bottom else math.nan
-        return math.exp(min(mean, 700.0)) if self.exp else mean
-
-    def draws(self) -> list[float]:
-        """The metric of each draw; the same documents are drawn for all sums of as many documents."""
-        count = len(self.ids)
-        tops, bottoms = _blocks(self.tops), _blocks(self.bottoms)
-        assert len(tops) == len(bottoms) == min(count, _BLOCKS)
-        top, bottom = tops.__getitem__, bottoms.__getitem__
-        return [self._of(sum(map(top, drawn)), sum(map(bottom, drawn))) for drawn in _drawn(len(tops))]
+    fields: tuple[str, ...]
+    finish: Callable[..., float]
 
 
-Row = Mapping[str, Any]
-Documents = Sequence[Row]
+def _share(one: float, other: float) -> float:
+    return one / other
 
 
-class Ratio(NamedTuple):
-    """A metric that is made of sums over documents: what each adds above and below the line of the fraction."""
-
-    top: Callable[[Row], float]
-    bottom: Callable[[Row], float]
-    exp: bool = False
-
-
-def _tokens(row: Row) -> float:
-    return float(row["tokens"])
-
-
-def _one(_row: Row) -> float:
-    return 1.0
-
-
-def _right(row: Row) -> float:
-    return float(row["exact"] if row["pattern"] is None else row["pattern"])
-
-
-#: What the lines of ``documents.jsonl`` give.
-RATIOS: Mapping[str, Ratio] = {
-    "nll": Ratio(lambda row: row["nll"], _tokens),
-    "perplexity": Ratio(lambda row: row["nll"], _tokens, exp=True),
-    "bits_per_byte": Ratio(lambda row: row["nll"] / math.log(2), lambda row: row["bytes"]),
-    "nll_difference": Ratio(lambda row: row["nll"] - row["ref_nll"], _tokens),
-    "kl_divergence": Ratio(lambda row: row["kl"], _tokens),
-    "top1_agreement": Ratio(lambda row: row["agree"], _tokens),
+SUMS: Mapping[str, Sums] = {
+    "nll": Sums(("nll", "tokens"), _share),
+    "perplexity": Sums(("nll", "tokens"), lambda nll, tokens: math.exp(nll / tokens)),
+    "bits_per_byte": Sums(("nll", "bytes"), lambda nll, size: nll / math.log(2) / size),
+    "nll_difference": Sums(("nll", "ref_nll", "tokens"), lambda nll, other, tokens: (nll - other) / tokens),
+    "bits_per_byte_difference": Sums(
+        ("nll", "bytes", "ref_nll", "ref_bytes"),
+        lambda nll, size, other, other_size: (nll / size - other / other_size) / math.log(2),
+    ),
+    "kl_divergence": Sums(("kl", "tokens"), _share),
+    "top1_agreement": Sums(("agree", "tokens"), _share),
 }
-#: What lines about one question each give: of ``answers.jsonl``, …
-ANSWERS: Mapping[str, Ratio] = {
-    "exact_match": Ratio(lambda row: row["exact"], _one),
-    "pattern_accuracy": Ratio(_right, _one),
-    "answers_ended": Ratio(lambda row: row["ended"], _one),
-}
-
-
-def of_item(metric: str) -> Ratio:
-    """… and of ``items.jsonl``, where an item has what it scored under the name of the metric."""
-    name = "exact" if metric == "exact_match" else metric
-    return Ratio(lambda row: row[name if name in row else metric], _one)
-
-
-def sums(ratio: Ratio, rows: Documents, value: float) -> Sums | None:
-    """The sums of what was recorded with a value; None where the rows do not give it, or are of another form."""
-    try:
-        ids = tuple(str(row["id"]) for row in rows)
-        tops, bottoms = (tuple(float(part(row)) for row in rows) for part in (ratio.top, ratio.bottom))
-        found = Sums(ids, tops, bottoms, ratio.exp)
-        same = math.isclose(found.value(), value, rel_tol=1e-6, abs_tol=1e-12)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return found if same and len(set(ids)) == len(ids) else None
 
 
 class Difference(NamedTuple):
     """After less before; no interval where there are too few documents for one."""
 
     value: float
-    interval: Interval | None
+    interval: tuple[float, float] | None
     documents: int
-    resamples: int
 
 
 def difference(metric: str, before: Documents, after: Documents, values: tuple[float, float]) -> Difference | None:
@@ -128,81 +68,63 @@ def difference(metric: str, before: Documents, after: Documents, values: tuple[f
 
     That is: the metric is not made of sums, the documents are others, or their sums do not give the recorded values.
     """
-    ratio = RATIOS.get(metric)
-    if ratio is None or not before:
+    sums = SUMS.get(metric)
+    if sums is None or not before or [it.get("id") for it in before] != [it.get("id") for it in after]:
         return None
-    first, second = sums(ratio, before, values[0]), sums(ratio, after, values[1])
-    if first is None or second is None or first.ids != second.ids:
+    try:
+        rows = [
+            tuple(float(it[name]) for it in pair for name in sums.fields) for pair in zip(before, after, strict=True)
+        ]
+        totals = [math.fsum(column) for column in zip(*rows, strict=True)]
+        ends = sums.finish(*totals[: len(sums.fields)]), sums.finish(*totals[len(sums.fields) :])
+        close = [math.isclose(*pair, rel_tol=_TOLERANCE, abs_tol=1e-12) for pair in zip(ends, values, strict=True)]
+        if not all(close):
+            return None
+        interval = _interval(sums, rows, totals) if len(rows) > 1 else None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    return Difference(values[1] - values[0], paired(second, first, "difference"), len(before), RESAMPLES)
+    return Difference(values[1] - values[0], interval, len(rows))
 
 
-def _blocks(values: tuple[float, ...]) -> tuple[float, ...]:
-    count = len(values)
-    if count <= _BLOCKS:
-        return values
-    edges = [index * count // _BLOCKS for index in range(_BLOCKS + 1)]
-    return tuple(math.fsum(values[low:high]) for low, high in pairwise(edges))
+def _interval(sums: Sums, rows: Sequence[_Row], totals: Sequence[float]) -> tuple[float, float]:
+    half = len(sums.fields)
+
+    def change(of: Sequence[float]) -> float:
+        return sums.finish(*of[half:]) - sums.finish(*of[:half])
+
+    if len(rows) > MOST_RESAMPLED:
+        return _linear(change, rows, totals)
+    columns = list(zip(*rows, strict=True))
+    found = sorted(change([sum(map(column.__getitem__, drawn)) for column in columns]) for drawn in _draws(len(rows)))
+    return _quantile(found, (1 - _LEVEL) / 2), _quantile(found, (1 + _LEVEL) / 2)
 
 
-@lru_cache(maxsize=2)
-def _drawn(count: int) -> tuple[tuple[int, ...], ...]:
-    import random
-
-    # What it gives for a seed is the same in every version of Python.
-    draw = random.Random(_SEED).random  # noqa: S311 - nothing secret is drawn
-    return tuple(tuple(int(draw() * count) for _ in range(count)) for _ in range(RESAMPLES))
+@cache
+def _draws(count: int) -> list[list[int]]:
+    """The same for all metrics and steps of as many documents."""
+    generator, documents = random.Random(SEED), range(count)  # noqa: S311 - nothing here is a secret
+    return [generator.choices(documents, k=count) for _ in range(RESAMPLES)]
 
 
-def together(ours: float, theirs: float, form: Form) -> float | None:
-    """The ratio or the difference of two values; None for a ratio to 0."""
-    if form == "difference":
-        return ours - theirs
-    return ours / theirs if theirs else None
+def _linear(
+    change: Callable[[Sequence[float]], float], rows: Sequence[_Row], totals: Sequence[float]
+) -> tuple[float, float]:
+    """What a document adds to the difference, to first order; the sum over independent documents is normal."""
+    slopes = []
+    for at, total in enumerate(totals):
+        step = _NUDGE * (abs(total) or 1.0)
+        up, down = ([*totals[:at], total + side * step, *totals[at + 1 :]] for side in (1, -1))
+        slopes.append((change(up) - change(down)) / (2 * step))
+    parts = [sum(slope * value for slope, value in zip(slopes, row, strict=True)) for row in rows]
+    mean = math.fsum(parts) / len(parts)
+    spread = math.sqrt(len(parts) / (len(parts) - 1) * math.fsum((part - mean) ** 2 for part in parts))
+    middle, reach = change(totals), NormalDist().inv_cdf((1 + _LEVEL) / 2) * spread
+    return middle - reach, middle + reach
 
 
-def paired(ours: Sums, theirs: Sums, form: Form) -> Interval | None:
-    """The 95 % interval over documents that both have; None for fewer than two, or where a draw has no ratio."""
-    if len(ours.ids) < 2:
-        return None
-    found = [together(one, two, form) for one, two in zip(ours.draws(), theirs.draws(), strict=True)]
-    values = sorted(value for value in found if value is not None and math.isfinite(value))
-    if len(values) < RESAMPLES:
-        return None
-    return _quantile(values, 0.025), _quantile(values, 0.975)
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """Of sorted values; between two neighbours in proportion, as numpy's default."""
-    place = share * (len(values) - 1)
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Between the two nearest, as numpy's default is."""
+    place = share * (len(ordered) - 1)
     low = math.floor(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
-
-
-def combined(ours: tuple[float, Interval | None], theirs: tuple[float, Interval | None], form: Form) -> Interval | None:
-    """The interval made of two; None where neither has one, or where a ratio's logarithm does not exist."""
-    (a, of_a), (b, of_b) = ours, theirs
-    if of_a is None and of_b is None:
-        return None
-    (low_a, high_a), (low_b, high_b) = of_a or (a, a), of_b or (b, b)
-    if form == "difference":
-        return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
-    if min(a, low_a, b, low_b) <= 0:
-        return None
-    below = math.hypot(math.log(a / low_a), math.log(high_b / b))
-    above = math.hypot(math.log(high_a / a), math.log(b / low_b))
-    return a / b * math.exp(-below), a / b * math.exp(above)
-
-
-def needed(value: float, interval: Interval, limit: float, samples: tuple[int, str] | None) -> str:
-    """``; about 96 documents would tell (24 were measured)``: widths shrink with the root of the number of samples."""
-    distance = abs(limit - value)
-    width = abs((interval[1] if limit > value else interval[0]) - value)
-    times = (width / distance) ** 2 if distance else math.inf
-    if times > _HOPELESS:
-        return ": the value is too near the limit for any number of samples"
-    if samples is None:
-        return f": about {max(times, 1):.2g} times as many would tell"
-    count, unit = samples
-    return f": about {math.ceil(count * max(times, 1)):,} {unit} would tell, {count:,} were measured"
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

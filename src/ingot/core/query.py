@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.core.directions import better
+from ingot.core.directions import AGAINST_ITSELF, better
+from ingot.core.lineage import inputs
 from ingot.core.query_text import SIZE, SPEED, WORDS, Condition, Order, Query
 from ingot.core.variants import Number, Variant, Way, names_of
 from ingot.errors import UsageError
@@ -147,6 +148,8 @@ def _default_front(metrics: Sequence[str], known: Sequence[str]) -> tuple[Front,
 
 
 def _is_reference(variant: Variant, name: str, variants: Sequence[Variant]) -> bool:
+    if any(inputs(receipt, "logits") for _, receipt in variant.measured_by):
+        return better(name) is not None and name in AGAINST_ITSELF
     return any(number.way.reference == variant.digest for other in variants for number in other.numbers(name))
 
 

@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 from ingot.core import stage
 from ingot.core.gate_presets import PRESETS
-from ingot.core.gates import BOUNDS, Severity, Undecided
 from ingot.core.roles import ANY_ROLE
 from ingot.core.spec_budget import SIZE_PATTERN
 from ingot.core.spec_prices import LONGEST, NUMBERS
+from ingot.core.verdicts import BOUNDS, Severity, Undecided
 
 _TARGET = "^[a-z0-9][a-z0-9_-]{0,63}$"
 _SPEC = "^[a-z0-9][a-z0-9._-]{0,63}$"

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.directions import AGAINST_ITSELF
-from ingot.core.lineage import inputs
+from ingot.core.lineage import NO_CONDITION, inputs
 from ingot.core.lookup import Receipt
 from ingot.core.scan import Scan
 
@@ -198,7 +198,7 @@ def _way(receipt: Receipt, name: str) -> Way:
     reference = (
         next((str(it["digest"]) for it in inputs(receipt, _REFERENCE)), None) if name in AGAINST_ITSELF else None
     )
-    others = {role: inputs(receipt, role) for role in receipt["inputs"] if role not in (_CANDIDATE, _REFERENCE)}
+    others = {role: inputs(receipt, role) for role in receipt["inputs"] if role not in NO_CONDITION}
     data = _text({role: [item["digest"] for item in items] for role, items in sorted(others.items()) if items})
     settings = {key: value for key, value in params.items() if key not in _TIMING and key != "resamples"}
     return Way(str(receipt["kind"]), int(receipt["revision"]), _text(settings), data, reference)

@@ -230,7 +230,7 @@ class Waterfalls:
 
     def _paired(self, one: Link, other: Link, metric: str, values: tuple[float, float]) -> paired.Difference | None:
         task, _, name = metric.rpartition(".")
-        if name not in paired.RATIOS:
+        if name not in paired.SUMS:
             return None
         receipts = self.measured[task][one.digest], self.measured[task][other.digest]
         return paired.difference(name, self._documents(receipts[0]), self._documents(receipts[1]), values)
@@ -239,7 +239,11 @@ class Waterfalls:
         """What an evaluation keeps of each document; nothing where its artifact is not whole."""
         digest = str(receipt["digest"])
         if digest not in self._read:
-            self._read[digest] = list(self._lines(receipt, "documents.jsonl"))
+            rows = list(self._lines(receipt, "documents.jsonl"))
+            if "windows" in receipt["metrics"]:
+                # Windows are numbered: that they hold the same text shows in what it takes.
+                rows = [{**row, "id": [row.get("id"), row.get("tokens"), row.get("bytes")]} for row in rows]
+            self._read[digest] = rows
         return self._read[digest]
 
     def _lines(self, receipt: Receipt, name: str) -> Iterator[Mapping[str, Any]]:
@@ -248,8 +252,8 @@ class Waterfalls:
             return
         if store.presence(digest, receipt["files"])[0] == "present":
             for line in (store.object_path(digest) / name).read_text(encoding="utf-8").splitlines():
-                value = json.loads(line)
-                if isinstance(value, dict):
+                value = _object(line)
+                if value is not None:
                     yield value
 
     def _why(self, link: Link, metric: str) -> str | None:
@@ -266,11 +270,19 @@ def reasons_of(project: Project, receipt: Mapping[str, Any]) -> Mapping[str, str
     store, digest = project.store, str(receipt["digest"])
     if store.presence(digest, receipt["files"])[0] != "present":
         return {}
+    path = store.object_path(digest) / "evaluation.json"
+    value = _object(path.read_text(encoding="utf-8")) if path.is_file() else None
+    reasons = None if value is None else value.get("not_measured")
+    return reasons if isinstance(reasons, dict) else {}
+
+
+def _object(text: str) -> Mapping[str, Any] | None:
+    """What an artifact says as a JSON object; None where it is none."""
     try:
-        value = json.loads((store.object_path(digest) / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value.get("not_measured", {}) if isinstance(value, dict) else {}
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def unknown_metric(metric: str, known: Sequence[str]) -> UsageError:
