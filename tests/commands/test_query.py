@@ -147,6 +147,22 @@ def test_a_number_that_compares_is_taken_before_a_newer_one_that_does_not(chains
     assert (value["kl_divergence"]["value"], value["kl_divergence"]["differs"]) == (0.001, [])
 
 
+def test_what_was_measured_again_replaces_what_was_measured_before(chains: Chains) -> None:
+    """Three of four were measured with other settings since: these count, although all were measured before."""
+    for name in ("w8", "gguf@Q8_0", "coreml@int4"):
+        again = metrics(0.03, 100, None)
+        chains.evaluated(f"report.{name}", name, again, reference="base", params={"documents": 8})
+    chains.commit()
+    data = chains.sandbox.json("query", "where kl_divergence < 9")
+    values = {row["targets"][0]: row["values"]["kl_divergence"] for row in data["variants"]}
+    assert {name: (value["value"], bool(value["differs"])) for name, value in values.items()} == {
+        "s:gguf@Q8_0": (0.03, False), "s:gguf@Q4_0": (0.2, True), "s:coreml@int4": (0.03, False), "s:w8": (0.03, False),
+    }  # fmt: skip
+    # Of all that was ever measured, what was measured of most is what compares.
+    old = chains.sandbox.json("query", "where kl_divergence < 9", "--all")["variants"]
+    assert not any(row["values"]["kl_divergence"]["differs"] for row in old)
+
+
 def test_the_newest_result_of_each_target_or_all(chains: Chains) -> None:
     chains.built("w8", "quantize", model="base", digest="ab" * 32)
     chains.commit()

@@ -130,6 +130,10 @@ def read(project: Project, lookup: Scan, *, every: bool, spec: str | None = None
         if target not in variant.targets:
             variant.targets.append(target)
     for receipt in lookup.measuring(found):
+        newest = project.index.latest.get(str(receipt["target"]))
+        if not every and newest is not None and newest["digest"] != receipt["digest"]:
+            # It was measured again since, in another way perhaps: what was replaced has no say.
+            continue
         found[_candidate(receipt)].measured_by.append((_task(receipt), receipt))
     return [variant for variant in found.values() if variant.measured_by or forms.is_model(variant.kind)]
 
