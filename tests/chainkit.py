@@ -68,6 +68,7 @@ class Chains:
         reference, data = changes.pop("reference", None), changes.pop("data", DATA)
         inputs = {"candidate": self.item(candidate), "data": {"target": f"{self.spec}:data", "digest": data}}
         inputs |= {} if reference is None else {"reference": self.item(reference)}
+        inputs |= {"logits": self.item(changes.pop("logits"))} if "logits" in changes else {}
         kind, why = changes.pop("kind", "evaluate"), changes.pop("not_measured", {})
         written: dict[str, Any] = {"kind": kind, "candidate": self.digests[candidate], "metrics": dict(metrics)}
         files = {"evaluation.json": json.dumps(written | {"name": name, "not_measured": why}).encode()}

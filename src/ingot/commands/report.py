@@ -72,6 +72,7 @@ class Report(IngotCommand):
                     "names": names,
                     "report": report,
                     "gates": [_gate_json(verdict) for verdict in verdicts_of(project, receipt)],
+                    "waterfalls": _waterfalls(project, receipt, names),
                 }
                 for receipt, names, report in found
             ]
@@ -80,6 +81,8 @@ class Report(IngotCommand):
             for receipt, _, report in found:
                 verdicts = verdicts_of(project, receipt)
                 _show(screen, receipt, report, verdicts, markdown=options["markdown"])
+                if not options["markdown"]:
+                    _show_waterfall(screen, project, receipt)
                 _show_gates(screen, verdicts, markdown=options["markdown"])
         for receipt in absent:
             # Beside the reports and not among them: standard output may be JSON or Markdown for a program.
@@ -131,6 +134,28 @@ def _show_gates(screen: Screen, verdicts: Sequence[Verdict], *, markdown: bool) 
         screen.line("\n## Gates\n" if markdown else "")
     for verdict in verdicts:
         screen.line(f"- {verdict}" if markdown else f"gate: {verdict}")
+
+
+def _waterfalls(project: Project, receipt: Json, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """What each step of the chains did, metric by metric."""
+    from ingot.core.waterfall import Waterfalls
+    from ingot.core.waterfall_view import to_json
+
+    found = Waterfalls(project, dict(receipt))
+    return [to_json(found.of(metric), names) for metric in found.metrics]
+
+
+def _show_waterfall(screen: Screen, project: Project, receipt: Json) -> None:
+    """What each step did to the first metric of which a step was measured."""
+    from ingot.core.waterfall import Waterfalls
+    from ingot.core.waterfall_view import waterfall_table
+
+    found = Waterfalls(project, dict(receipt))
+    shown = next((each for each in map(found.of, found.metrics) if each.steps), None)
+    if shown is not None:
+        drawn = waterfall_table(shown, names_of(receipt), screen.width)
+        for text in ("", *drawn.lines(), *drawn.notes):
+            screen.line(text)
 
 
 def _receipts(project: Project, arguments: Sequence[str]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from ingot.core.lookup import Lookup, Receipt
 MAIN = "model"
 BESIDE = ("adapter",)
 _CANDIDATE, _REFERENCE = "candidate", "reference"
+#: What is compared with, or stands for the candidate itself: no condition under which it is measured.
+NO_CONDITION = (_CANDIDATE, _REFERENCE, "logits")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _kind(receipt: Receipt | None) -> str | None:
 def conditions(measurement: Mapping[str, Any]) -> dict[str, Any]:
     """What a measurement depends on besides whom it measures, and against whom: equal ones can be compared."""
     parts = measurement["key_parts"]
-    others = {role: value for role, value in parts.get("inputs", {}).items() if role not in (_CANDIDATE, _REFERENCE)}
+    others = {role: value for role, value in parts.get("inputs", {}).items() if role not in NO_CONDITION}
     return {name: value for name, value in parts.items() if name != "inputs"} | {"inputs": others}
 
 

@@ -49,12 +49,12 @@ class Lookup:
     """The entries of one project's logs, read once."""
 
     def __init__(self, project: Project) -> None:
-        self._project = project
+        self.project = project
 
     @cached_property
     def _lines(self) -> dict[str, list[bytes]]:
         found: dict[str, list[bytes]] = {}
-        for log in logs_in(self._project.root / "registry"):
+        for log in logs_in(self.project.root / "registry"):
             checkpoint = log.checkpoint()
             if checkpoint is not None:
                 log.verified(checkpoint, START, found.setdefault(log.origin, []))
@@ -167,7 +167,7 @@ class Lookup:
 
     def receipt(self, entry: Entry) -> Receipt:
         """The receipt of a build's entry, with its place."""
-        receipt = receipt_of(entry.statement, self._project.registry.read_evidence)
+        receipt = receipt_of(entry.statement, self.project.registry.read_evidence)
         return receipt | {"origin": entry.origin, "index": entry.index}
 
     def result_of(self, entry: Entry) -> Receipt | None:
@@ -184,7 +184,7 @@ class Lookup:
 
         The same bytes may have been built and measured more than once.
         """
-        found = [build for build in self._project.index.builds(key) if build["digest"] == digest]
+        found = [build for build in self.project.index.builds(key) if build["digest"] == digest]
         exact = [build for build in found if place is not None and place_of(given_by(build)) == place_of(place)]
         return next(reversed(exact or found), None)
 
@@ -195,7 +195,7 @@ class Lookup:
 
     def newest(self, target: str) -> Receipt | None:
         """The receipt of a target's newest result; None when it was never built."""
-        place = self._project.index.latest.get(target)
+        place = self.project.index.latest.get(target)
         return None if place is None else self.result(str(place["key"]), str(place["digest"]), place)
 
 

@@ -95,7 +95,7 @@ def _below(waterfall: Waterfall, root: Link, names: Names, notes: list[str]) -> 
     """The rows of a tree: its root, then depth first; a chain that shares steps with another shares their rows."""
     first = next((step for step in waterfall.steps if step.start.digest == root.digest), None)
     start = first.before if first else None
-    value = DASH if start is None else "0 by definition" if start.defined and not start.value else _value(start.value)
+    value = DASH if start is None else _value(start.value) + (" by definition" if start.defined else "")
     yield (name_of(root, names), "", "", value, _mb(first.bytes[0] if first else None))
     todo = [(step, 1) for step in reversed(waterfall.steps) if step.start.digest == root.digest]
     yield from _unmeasured(waterfall, root, 1, names, notes)
