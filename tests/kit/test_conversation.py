@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -21,7 +20,7 @@ from ingot.kit import hf
 from ingot.kit.backends import Next
 from ingot.kit.chat import Example, Row, Template
 from ingot.kit.runtime import opening
-from ingot.kit.runtime.conversation import Conversation, Words, pick
+from ingot.kit.runtime.conversation import Conversation, Words
 from stagekit import run_stage
 
 END = 256
@@ -93,27 +92,6 @@ def test_a_tokenizer_that_drops_the_first_space_is_read_in_context(stories: Path
     pieces = [words.add(token) for token in whole[len(prompt) :]] + [words.rest()]
     assert "".join(pieces) == " a time there was a dög 🐶 ."
     assert not any("\ufffd" in piece for piece in pieces)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 80))
-def test_tokens_said_lately_lose_what_llama_cpp_takes_from_them(seed: int, count: int) -> None:
-    numbers = np.random.default_rng(seed)
-    row, said = numbers.normal(0, 1, 20).astype(np.float32), numbers.integers(0, 20, count).tolist()
-    sampler = llama_cpp.llama_sampler_init_penalties(20, 64, 1.1, 0.0, 0.0)
-    for token in said:
-        llama_cpp.llama_sampler_accept(sampler, token)
-    candidates = (llama_cpp.llama_token_data * 20)(*[(index, float(value), 0.0) for index, value in enumerate(row)])
-    listed = llama_cpp.llama_token_data_array(candidates, 20, -1, False)
-    llama_cpp.llama_sampler_apply(sampler, listed)
-    llama_cpp.llama_sampler_free(sampler)
-    wanted = max(range(20), key=lambda index: (candidates[index].logit, -index))
-    assert pick(row, said[-64:]) == wanted
-
-
-def test_logits_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(RefusedInput) as caught:
-        pick(np.array([1, np.nan, 2], np.float32), [])
-    assert caught.value.code == "E-EVAL-NAN"
 
 
 def test_what_was_said_is_asked_again_with_the_next_question() -> None:

@@ -89,6 +89,18 @@ SAMPLES: dict[str, Sample] = {
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
+    "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),
+    "match": Sample({}, {"candidate": "fetch", "data": "dataset", "samples": "samples"}),
+    "judge": Sample(
+        {},
+        {
+            "candidate": "fetch",
+            "reference": "fetch",
+            "samples": "samples",
+            "reference_samples": "samples",
+            "judge": "merge",
+        },
+    ),
     "report": Sample(
         {"documents": 4},
         {"data": "dataset", "reference": "fetch", "candidates": ("fetch",), "evaluations": ("evaluate",)},

@@ -19,6 +19,7 @@ from ingot.kit import answers
 from ingot.kit.backends import Next
 from ingot.kit.bootstrap import share_interval
 from ingot.kit.chat import Example, Row, Template
+from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
 from ingot.stages.evaluate import Evaluate
 from stagekit import digest_of, run_stage, stage_of
@@ -131,7 +132,7 @@ def test_an_answer_stops_at_its_end_and_at_the_most_tokens(matcher: Matcher) -> 
     assert (ended.answer, ended.tokens, ended.ended, ended.exact) == ("yes", 3, True, True)
     assert (cut.answer, cut.tokens, cut.ended, cut.pattern) == ("yes, ", 5, False, False)
     backend = Scripted({"q": "yes\0"})
-    assert answers.generate(backend, [ord("q")], 3) == ([121, 101, 115], False)
+    assert generate(backend, [ord("q")], Decoding(3)) == Generation((121, 101, 115), "yes", "limit")
     assert backend.steps == 3, "nothing is computed that cannot become a part of the answer"
 
 
@@ -144,6 +145,13 @@ def test_a_pattern_that_never_ends_gives_an_error_and_no_figure(matcher: Matcher
     with pytest.raises(RefusedInput) as refused:
         asked({"a": ("b", r"(a+)+b|b", "a" * 40)}, matcher, 40)
     assert refused.value.code == "E-PATTERN-LIMIT"
+
+
+def test_the_answer_to_a_preference_is_the_one_that_was_chosen(matcher: Matcher) -> None:
+    chat = [{"role": "user", "content": "a?"}]
+    for row in ({"prompt": "a?"}, {"messages": chat}):
+        asked_for = [({"id": "1", **row, "chosen": "this", "rejected": "that"}, Example([], 1))]
+        assert [question.wanted for question in answers.questions(asked_for, None, matcher)] == ["this"]
 
 
 def test_what_cannot_be_asked_is_refused(matcher: Matcher) -> None:

@@ -32,6 +32,7 @@ FORMATS: Mapping[str, str] = {
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
+    "samples": "answers of a model (`samples`): `samples.jsonl`, and `evaluation.json` with what was counted in them.",
     "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
     "questions were asked `answers.jsonl` with what was answered.",
     "report": "a `report`: `report.json`, one row a candidate.",

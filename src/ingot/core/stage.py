@@ -80,6 +80,7 @@ Format = Literal[
     "tokenizer",
     "packed",
     "calibration",
+    "samples",
     "evaluation",
     "report",
 ]

@@ -1,7 +1,7 @@
 """Ask a model questions and compare its answers: exactly, and with a pattern of what is right.
 
 A question is a row's prompt, as the candidate's own template and tokenizer give it. The answer is what greedy decoding
-adds to it, one token after the other, until a token that ends a turn or ``max_tokens``. White space around an answer
+adds to it (``kit.generate``), until a token that ends a turn or ``max_tokens``. White space around an answer
 does not count, and an answer of nothing else is never right.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend, likeliest
+from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import share_interval
-from ingot.kit.chat import Example, Row
+from ingot.kit.chat import Example, Row, answered
+from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
 
 
@@ -58,7 +59,8 @@ def questions(chosen: Sequence[tuple[Row, Example]], pattern: str | None, matche
                 "the rows of the data set are plain text, so there is nothing to ask",
                 hint="leave 'answers' out, or use a data set of prompts and completions or of chats",
             )
-        wanted = str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
+        given = answered(row)
+        wanted = str(given["messages"][-1]["content"] if "messages" in given else given["completion"])
         its = str(row["pattern"]) if row.get("pattern") is not None else pattern
         if its is not None and not matcher.matches(its, wanted):
             raise RefusedInput(
@@ -88,32 +90,19 @@ def ask(
                 f"{backend.context}",
                 hint="set answers.max_tokens, or max_length, to less",
             )
-        tokens, ended = generate(backend, ids, max_tokens)
-        answers.append(_judged(question, backend.text(tokens), (len(tokens), ended), matcher))
+        answers.append(_judged(question, generate(backend, ids, Decoding(max_tokens)), matcher))
         right += answers[-1].right
         progress(number, len(asked), "questions", right=f"{100 * right / number:.0f} %")
     return answers
 
 
-def generate(backend: Backend, ids: Sequence[int], most: int) -> tuple[list[int], bool]:
-    """At most ``most`` tokens of greedy decoding, and whether the model ended by itself; its end token is left out."""
-    found: list[int] = []
-    token = likeliest(backend.prefill(ids))
-    while not backend.ends(token):
-        found.append(token)
-        if len(found) == most:
-            return found, False
-        token = likeliest(backend.step(token))
-    return found, True
-
-
-def _judged(question: Question, text: str, length: tuple[int, bool], matcher: Matcher) -> Answer:
-    said = text.strip()
+def _judged(question: Question, made: Generation, matcher: Matcher) -> Answer:
+    said = made.text.strip()
     exact = bool(said) and said == question.wanted.strip()
     matched = None
     if question.pattern is not None:
         matched = bool(said) and matcher.matches(question.pattern, said)
-    return Answer(str(question.row.get("id", "")), text, *length, exact, matched)
+    return Answer(str(question.row.get("id", "")), made.text, len(made.tokens), made.ended == "end", exact, matched)
 
 
 def metrics(answers: Sequence[Answer], max_tokens: int) -> dict[str, Metric]:

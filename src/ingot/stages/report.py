@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from ingot.core.names import suggestion
 from ingot.core.stage import ELEMENT, Format, Given, Hidden, Keyless, Measure, Metric, Metrics, Progress, Role, Stage
 from ingot.errors import RefusedInput
-from ingot.stages._task import MODELS, implied_by, read_evaluation, task_kinds
+from ingot.stages._task import MODELS, implied_by, lacking, read_evaluation, task_kinds
 from ingot.stages.evaluate import Settings
 
 
@@ -40,7 +40,7 @@ class Report(Settings, Stage):
         "candidates": Role(MODELS, many=True),
         "judge": Role(("hf", "gguf"), optional=True),
         "judgements": Role(("dataset",), optional=True),
-        "evaluations": Role(("evaluation",), many=True, optional=True),
+        "evaluations": Role(("evaluation", "samples"), many=True, optional=True),
     }
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("rows", "candidates"),
@@ -61,6 +61,11 @@ class Report(Settings, Stage):
         roles = {"candidate": ELEMENT, "data": "data", "reference": "reference"}
         evaluate = Hidden("evaluate", ("reference", "candidates"), roles, "evaluations", self.settings())
         return (evaluate, *(hidden for name, task in self.tasks.items() for hidden in implied_by(name, task)))
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """The roles that its tasks need and that are not filled."""
+        for name, task in self.tasks.items():
+            yield from lacking(name, task, roles)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Write report.json: one row a candidate, the reference first, each candidate once, and its tasks in it."""

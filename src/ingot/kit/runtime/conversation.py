@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from ingot.errors import UsageError
-from ingot.kit.backends import Backend, Next, likeliest, not_finite
+from ingot.kit.backends import Backend
+from ingot.kit.generate import Decoding, Stream
 
-#: llama.cpp's own figures: small models go round in circles otherwise.
-_PENALTY, _LATELY = 1.1, 64
+#: llama.cpp's own figure: small models go round in circles otherwise.
+_PENALTY = 1.1
 #: So many tokens of the prompt tell a tokenizer whether an answer begins a word or goes on.
 _CONTEXT = 8
 _UNFINISHED = "\ufffd"
@@ -44,48 +43,21 @@ class Conversation:
             what = f"the conversation has {len(ids)} tokens and the context is {self.context}"
             raise UsageError("E-CONTEXT", what, hint="ask again in a new run, or give a larger --context")
         words = Words(self._backend, ids)
-        answer, count = "", 0
-        for token in generate(self._backend, ids, min(tokens, room)):
-            count += 1
+        answer = ""
+        stream = Stream(self._backend, ids, Decoding(min(tokens, room), penalty=_PENALTY))
+        for token in stream:
             piece = words.add(token)
             answer += piece
             yield piece
         rest = words.rest()
         self._history = [*said, {"role": "assistant", "content": answer + rest}]
-        self.cut = count == room < tokens
+        self.cut = len(stream.tokens) == room < tokens
         yield rest
 
     def _row(self, said: Sequence[dict[str, str]]) -> dict[str, object]:
         if self._backend.template.source is None:
             return {"prompt": said[-1]["content"], "completion": ""}
         return {"messages": [*said, {"role": "assistant", "content": ""}]}
-
-
-def generate(backend: Backend, ids: Sequence[int], most: int) -> Iterator[int]:
-    """The tokens of an answer, at most ``most``, until the model ends it; the token that does is left out."""
-    said: list[int] = []
-    row = backend.prefill(ids)
-    while not backend.ends(token := pick(row, said[-_LATELY:])):
-        said.append(token)
-        yield token
-        if len(said) == most:
-            return
-        row = backend.step(token)
-
-
-def pick(row: Next, lately: Sequence[int]) -> int:
-    """The likeliest token, after what was said lately lost a tenth. RefusedInput (E-EVAL-NAN) where none is likely.
-
-    The penalty is the one of https://arxiv.org/abs/1909.05858, as llama.cpp has it: a positive logit is divided by it
-    and a negative one multiplied.
-    """
-    row = row.copy()
-    found = sorted(set(lately))
-    row[found] = np.where(row[found] > 0, row[found] / _PENALTY, row[found] * _PENALTY)
-    token = likeliest(row)
-    if not np.isfinite(row[token]):
-        raise not_finite()
-    return token
 
 
 class Words:
