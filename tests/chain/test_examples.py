@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from projectkit import DOIT, REPO, Sandbox
+from stagekit import stage_of
 
 SPECS = sorted((REPO / "specs").rglob("*.yaml"))
 
@@ -79,6 +81,25 @@ def test_the_itera_variants_are_compared_in_one_report(shipped: Sandbox) -> None
     student = targets["student"]["at_least"]
     assert student["memory_bytes"] == 4 * student["bytes"], "weights, gradients and two moments, all in float32"
     assert plan["refused"] == []
+
+
+def test_the_agent_is_held_to_its_four_gates_over_questions_that_can_be_answered(shipped: Sandbox) -> None:
+    plan = shipped.json("plan", "tool-use-gates")
+    targets = {item["target"].partition(":")[2]: item for item in plan["targets"]}
+    asked = {name for name, item in targets.items() if item["kind"] == "tool_calls"}
+    assert asked == {"report.gguf@Q8_0.tools", "report.gguf@Q4_K_M.tools"}
+    spec = YAML(typ="safe", pure=True).load(REPO / "specs" / "examples" / "tool-use-gates.yaml")
+    assert spec["gates"] == {
+        f"report.gguf@Q4_K_M.tools.{metric}": bound
+        for metric, bound in (
+            ("f1_lax", {"min": 0.9}), ("privacy", {"min": 1.0}), ("control_integration", {"max": 0}),
+            ("fixture_hit_rate", {"min": 0.95}),
+        )
+    }  # fmt: skip
+    task = {name: value for name, value in spec["targets"]["report"]["tasks"]["tools"].items() if name != "kind"}
+    measured = stage_of("tool_calls", task).measured(frozenset({"candidate"}))
+    assert {gate.rpartition(".")[2] for gate in spec["gates"]} <= set(measured)
+    assert targets["report"]["gate"] == "unknown", "nothing is measured yet"
 
 
 #: Of each role: weights, bytes of keys and values a token (in fp16), and its contexts.

@@ -21,6 +21,7 @@ from ingot.kit.render import Renderer
 from plantkit import pickled, zipped
 from stagekit import run_stage
 from tinymodels import chat_model, dataset
+from toolskit import lines
 
 
 def duplicate_key(folder: Path) -> None:
@@ -100,6 +101,8 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("calibrate", {"documents": 4}, "model", ("data",)),
     ("evaluate", {}, "candidate", ("data",)),
     ("evaluate", {}, "reference", ("data", "candidate")),
+    ("tool_calls", {"questions": [{"path": "questions"}]}, "candidate", ()),
+    ("classify", {}, "candidate", ("data",)),
     ("samples", {"documents": 1, "max_tokens": 2}, "candidate", ("data",)),
     ("judge", {}, "judge", JUDGED),
 )
@@ -115,6 +118,7 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     model, _ = run_stage("prune", {"sparsity": 0.05}, {"model": dense}, folder, name="model")  # recover wants zeros
     rows = dataset(folder / "rows")
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
+    question = {"id": "irrelevance", "question": [[{"role": "user", "content": "Hello."}]], "function": []}
     asked = {"documents": 1, "max_tokens": 2, "context": 64}
     said, _ = run_stage("samples", asked, {"candidate": model, "data": rows}, folder, name="said")
     return {
@@ -123,6 +127,7 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "reference": model,
         "samples": said,
         "reference_samples": said,
+        "questions": lines(folder / "questions", question),
         "data": rows,
         "calibration": rows,
         "adapter": adapter,
@@ -155,7 +160,7 @@ def test_no_kind_hands_a_bad_folder_to_a_library(
     for number, (kind, params, role, others) in enumerate(tried):
         inputs = {**{name: good[name] for name in others}, role: bad}
         with pytest.raises(RefusedInput) as caught:
-            run_stage(kind, params, inputs, tmp_path, seed=1, name=f"out{number}")
+            run_stage(kind, params, inputs, tmp_path, sources=[good["questions"]], seed=1, name=f"out{number}")
         assert caught.value.code == HF_PLANTS[plant], f"{kind} {role}: {caught.value}"
         assert list((tmp_path / f"out{number}").rglob("*.safetensors")) == []
     cases(len(tried))

@@ -71,10 +71,10 @@ def test_each_prompt_has_draws_of_its_own_whichever_others_are_asked() -> None:
     backend = Bytes(chances=dict.fromkeys(range(65, 91), 1 / 26))
     prompts = [Prompt(name, name, {"prompt": name}) for name in ("a", "b", "c")]
     decoding = Decoding(20, temperature=1.0, seed=5)
-    every = samples.answer(backend, prompts, decoding, 100, Recorder())
+    every = samples.answer(backend, prompts, samples.How(decoding, 100), Recorder())
     assert len({item.answer for item in every}) == 3
-    assert samples.answer(backend, prompts[1:2], decoding, 100, Recorder()) == every[1:2]
-    other = samples.answer(backend, prompts, replace(decoding, seed=6), 100, Recorder())
+    assert samples.answer(backend, prompts[1:2], samples.How(decoding, 100), Recorder()) == every[1:2]
+    other = samples.answer(backend, prompts, samples.How(replace(decoding, seed=6), 100), Recorder())
     assert all(one.answer != two.answer for one, two in zip(every, other, strict=True))
 
 
@@ -82,7 +82,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_named() -> None:
     prompts = [Prompt("short", "a", {"prompt": "a"}), Prompt("long", "b", {"prompt": "b" * 31})]
     for context, backend in ((40, Bytes("x")), (100, Bytes("x", context=40))):
         with pytest.raises(RefusedInput, match="prompt long of 31 tokens and an answer of 10") as caught:
-            samples.answer(backend, prompts, Decoding(10), context, Recorder())
+            samples.answer(backend, prompts, samples.How(Decoding(10), context), Recorder())
         assert caught.value.code == "E-SAMPLES-CONTEXT"
 
 

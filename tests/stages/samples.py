@@ -39,6 +39,19 @@ TEMPLATE = (
 )
 
 
+QUESTION = {
+    "id": "q",
+    "question": [[{"role": "user", "content": "On!"}]],
+    "function": [
+        {
+            "name": "on",
+            "description": "",
+            "parameters": {"type": "dict", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
+        }
+    ],
+}
+
+
 @dataclass(frozen=True)
 class Sample:
     """The parameters of a kind's sample and where its inputs come from: names of other samples."""
@@ -89,6 +102,22 @@ SAMPLES: dict[str, Sample] = {
     "pack": Sample({"level": 3}, {"artifact": "fetch"}),
     "command": Sample({"command": ["sh", "-c", "cat a.txt > {out}/b.txt"], "files": ["a.txt"]}, {}, ("files",)),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "fetch"}),
+    "tool_calls": Sample(
+        {
+            "questions": [{"path": "questions.jsonl"}],
+            "answers": [{"path": "answers.jsonl"}],
+            "fixtures": {"path": "fixtures.jsonl"},
+            "system": "{functions}",
+            "decoding": "required",
+            "max_calls": 1,
+            "privacy": {"arguments": ["password"]},
+            "max_length": 512,
+            "max_tokens": 80,
+        },
+        {"candidate": "fetch"},
+        ("questions.jsonl", "answers.jsonl", "fixtures.jsonl"),
+    ),
+    "classify": Sample({"documents": 2}, {"candidate": "fetch", "data": "dataset"}),
     "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),
     "match": Sample({}, {"candidate": "fetch", "data": "dataset", "samples": "samples"}),
     "judge": Sample(
@@ -115,6 +144,12 @@ def prepare(stories: Path, work: Path) -> None:
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     (work / "src" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STORIES))
+    (work / "src" / "questions.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (work / "src" / "answers.jsonl").write_text(
+        json.dumps({"id": "q", "ground_truth": [{"on": {"on": [True]}}]}) + "\n"
+    )
+    result = {"call": {"name": "on", "arguments": {"on": True}}, "result": "Done."}
+    (work / "src" / "fixtures.jsonl").write_text(json.dumps(result) + "\n")
     (work / "src" / "files").mkdir()
     (work / "src" / "files" / "a.txt").write_text("a\n")
 

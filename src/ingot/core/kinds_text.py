@@ -34,7 +34,8 @@ FORMATS: Mapping[str, str] = {
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
     "samples": "answers of a model (`samples`): `samples.jsonl`, and `evaluation.json` with what was counted in them.",
     "evaluation": "an `evaluation`: `evaluation.json`, `documents.jsonl` with the sums of each document, and where "
-    "questions were asked `answers.jsonl` with what was answered.",
+    "questions were asked `answers.jsonl` with what was answered; of other kinds than `evaluate`, beside "
+    "`evaluation.json`, what their descriptions say.",
     "report": "a `report`: `report.json`, one row a candidate.",
 }
 

@@ -1,14 +1,16 @@
 """Rows of a data set as text and as token ids: the one place where training and evaluation get them.
 
 A row is ``{"messages": […]}`` (chat), ``{"prompt", "completion"}`` (completion) or ``{"text"}`` (text). A preference is
-``{"messages" or "prompt", "chosen", "rejected"}``; read as a text to learn or to score it is what was chosen. Its full
-text is tokenized once, as llama.cpp would tokenize the same text; what is learned and scored is what follows the
-tokens that the full text shares with the prompt.
+``{"messages" or "prompt", "chosen", "rejected"}``; read as a text to learn or to score it is what was chosen. A chat
+row may hold ``tools``, the functions that its template tells of. Its full text is tokenized once, as llama.cpp would
+tokenize the same text; what is learned and scored is what follows the tokens that the full text shares with the
+prompt.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,16 @@ class Template:
         source = tokenizer.get_chat_template() if tokenizer.chat_template else None
         return cls(source, tokenizer.bos_token or "", tokenizer.eos_token or "")
 
-    def apply(self, messages: Sequence[Row], *, add_generation_prompt: bool = False) -> str:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it tells a model of functions that it can call: it speaks of ``tools``."""
+        return re.search(r"\btools\b", self.source or "") is not None
+
+    def apply(self, messages: Sequence[Row], *, add_generation_prompt: bool = False, tools: Sequence[Row] = ()) -> str:
         """The text of a conversation, as transformers' ``apply_chat_template(tokenize=False)`` renders it.
+
+        ``tools`` are functions that the model can call, as their JSON schemas; a template is told of none where there
+        are none.
 
         RefusedInput: E-CHAT-TEMPLATE without a template, E-CHAT-RENDER when the template refuses the messages,
         E-TEMPLATE-UNSAFE and E-TEMPLATE-LIMIT when it tries what none may, or takes too much (``kit.render``).
@@ -53,6 +63,7 @@ class Template:
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self.bos,
             "eos_token": self.eos,
+            **({"tools": list(tools)} if tools else {}),
         }
         return _RENDERER.render(self.source, variables)
 
@@ -74,7 +85,7 @@ def render(row: Row, template: Template) -> tuple[str, str]:
     """
     row = answered(row)
     if "messages" in row:
-        return prompt_of(row, template), template.apply(row["messages"])
+        return prompt_of(row, template), template.apply(row["messages"], tools=row.get("tools", ()))
     if "prompt" in row:
         return row["prompt"], f"{row['prompt']}{row['completion']}{template.eos}"
     return "", row["text"]
@@ -84,7 +95,7 @@ def prompt_of(row: Row, template: Template) -> str:
     """The text of what a row asks: in chat rows all but the last turn, whatever that one says."""
     row = answered(row)
     if "messages" in row:
-        return template.apply(row["messages"][:-1], add_generation_prompt=True)
+        return template.apply(row["messages"][:-1], add_generation_prompt=True, tools=row.get("tools", ()))
     return str(row.get("prompt", ""))
 
 

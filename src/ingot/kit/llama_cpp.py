@@ -172,6 +172,19 @@ class Model:
             data += buffer.raw[: max(0, length)]
         return data.decode("utf-8", "replace")
 
+    def piece(self, token: int) -> tuple[bytes, bool]:
+        """The bytes of a token, and whether it is one that no text has: a control token, or none at all."""
+        attributes = int(llama_cpp.llama_vocab_get_attr(self._vocab, token))
+        special, room = True, 256
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = int(llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, special))
+            if length >= 0:
+                break
+            room = -length
+        unsaid = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+        return buffer.raw[:length], bool(attributes & (unsaid | llama_cpp.LLAMA_TOKEN_ATTR_UNUSED))
+
     def ends_turn(self, token: int) -> bool:
         """Whether generation stops at this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ingot.core.digest import read_json, sha256_bytes
 from ingot.core.stage import Metric, Progress
@@ -20,7 +22,7 @@ from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
 from ingot.kit.chat import Row, answered, read_rows
-from ingot.kit.generate import Decoding, generate
+from ingot.kit.generate import Allowed, Decoding, generate
 
 #: Words of a window in which distinct ones are counted: shares in texts of unlike length do not compare.
 WINDOW = 25
@@ -96,14 +98,22 @@ def wanted_text(row: Row) -> str:
     return str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
 
 
-def answer(
-    backend: Backend, prompts: Sequence[Prompt], decoding: Decoding, context: int, progress: Progress
-) -> list[Sample]:
+@dataclass(frozen=True)
+class How:
+    """How prompts are answered, in a context of so many tokens; ``masks`` gives each answer one of its own."""
+
+    decoding: Decoding
+    context: int
+    masks: Callable[[], Allowed] | None = None
+
+
+def answer(backend: Backend, prompts: Sequence[Prompt], how: How, progress: Progress) -> list[Sample]:
     """The answers of a model, in the order of the prompts, each with draws of its own.
 
     RefusedInput: E-SAMPLES-CONTEXT where a prompt and its answer do not fit the context, and those of ``generate``.
     """
-    context, found = min(context, backend.context), []
+    decoding, context = how.decoding, min(how.context, backend.context)
+    found: list[Sample] = []
     for number, prompt in enumerate(prompts, 1):
         ids = backend.question(prompt.asked_of(backend))
         if len(ids) + decoding.max_tokens > context:
@@ -113,7 +123,8 @@ def answer(
                 f"the context of {context}",
                 hint="set 'max_tokens' to less, or where the model reads more, 'context' to more",
             )
-        made = generate(backend, ids, replace(decoding, seed=_seed(decoding.seed, prompt.id)))
+        allowed = None if how.masks is None else how.masks()
+        made = generate(backend, ids, replace(decoding, seed=_seed(decoding.seed, prompt.id)), allowed)
         found.append(Sample(prompt.id, prompt.text, made.text.strip(), len(made.tokens), made.ended))
         progress(number, len(prompts), "answers")
     return found
@@ -161,6 +172,18 @@ def repetition(said: Sequence[str]) -> float | None:
     """The share of an answer's runs of four words that stood in it before (https://arxiv.org/abs/1908.04319)."""
     grams = [tuple(said[at : at + _GRAM]) for at in range(len(said) - _GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def valid(found: Sequence[Sample], schema: Mapping[str, Any]) -> Metric:
+    """The share of answers that are JSON of a schema."""
+    from ingot.kit.schemas import Schema
+
+    checked, right = Schema(schema, "json_schema"), 0
+    for item in found:
+        with suppress(ValueError, RecursionError):
+            right += not checked.faults(read_json(item.answer.encode()))
+    how = "share of answers that are JSON of `json_schema`; 95 % interval: Wilson's"
+    return Metric(right / len(found), "1", how, len(found), share_interval(right, len(found)))
 
 
 def metrics(found: Sequence[Sample], max_tokens: int) -> tuple[dict[str, Metric], dict[str, str]]:

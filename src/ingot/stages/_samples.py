@@ -43,6 +43,12 @@ class Asked(Frozen):
         default="float32", description="what Hugging Face models compute in"
     )
 
+    json_schema: dict[str, Any] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="JSON schema that each answer is held to: nothing else can be said; null leaves answers free",
+    )
+
     @field_validator("prompts")
     @classmethod
     def _each_once(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:

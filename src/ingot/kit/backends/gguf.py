@@ -47,6 +47,11 @@ class GgufBackend:
         self.context = self._model.trained_context
         self.template = self._model.template
 
+    @property
+    def model(self) -> Model:
+        """The open file."""
+        return self._model
+
     def encode(self, row: chat.Row, max_length: int) -> chat.Example:
         """The row's token ids by llama.cpp's tokenizer, of the text that the file's template renders."""
         prompt, full = chat.render(row, self.template)
