@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +189,32 @@ def reported(story: Story) -> None:
     story.build("report", "report", inputs, files={"report.json": json.dumps(report)}, metrics={"rows": metric(6)})
 
 
+def verdict(gate: str, limit: float, value: float | None, *, passed: bool | None) -> Verdict:
+    """A limit from above, judged."""
+    target, _, name = gate.rpartition(".")
+    made: dict[str, Any] = {
+        "gate": gate,
+        "target": target,
+        "metric": name,
+        "side": "max",
+        "limit": limit,
+        "value": value,
+    }
+    if passed is None:
+        made["reason"] = f"nothing measures {name!r} there"
+    return Verdict(**made, **_judged(passed))
+
+
+def _judged(passed: bool | None) -> dict[str, Any]:
+    if "finding" in {field.name for field in fields(Verdict)}:
+        return {"finding": {True: "kept", False: "broken", None: "unknown"}[passed]}
+    return {"passed": passed}
+
+
 VERDICTS = (
-    Verdict("report.gguf@Q4_0.kl_divergence", "report.gguf@Q4_0", "kl_divergence", "max", 0.5, "value", 0.9, False),
-    Verdict("report.merged.kl_divergence", "report.merged", "kl_divergence", "max", 0.5, "value", 0.02, True),
-    Verdict("report.merged.bits", "report.merged", "bits", "max", 5, reason="nothing measures 'bits' there"),
+    verdict("report.gguf@Q4_0.kl_divergence", 0.5, 0.9, passed=False),
+    verdict("report.merged.kl_divergence", 0.5, 0.02, passed=True),
+    verdict("report.merged.bits", 5, None, passed=None),
 )
 
 

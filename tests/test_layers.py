@@ -26,7 +26,7 @@ ALLOWED = {
     "view": {"errors", "version", "core", "view"},
 }
 HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers",
-         "onnx", "onnxruntime", "onnxscript")  # fmt: skip
+         "onnx", "onnxruntime", "onnxscript", "altair", "vl_convert", "huggingface_hub")  # fmt: skip
 
 
 def layer_of(path: Path) -> str:
@@ -100,6 +100,7 @@ COMMANDS: tuple[list[str], ...] = (
     ["history", "--json"],
     ["why", "s:a"],
     ["diff", "s:a", "s:a"],
+    ["help", "report"],
     ["audit", "--json"],
     ["schema"],
     ["doctor"],

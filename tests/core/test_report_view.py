@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingot.core.report_view import markdown, steps, table
+from ingot.core.report_view import headline, markdown, steps, table
 
 BASE, MERGED, Q4, COREML = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 NAMES = {BASE: ["base"], MERGED: ["merged"], Q4: ["gguf@Q4_K_M"], COREML: ["coreml"]}
@@ -145,3 +145,34 @@ def test_without_reference_and_without_names(report: dict[str, Any]) -> None:
 def test_empty_report() -> None:
     report: dict[str, Any] = {"format": 1, "reference": None, "data": "e" * 64, "rows": []}
     assert table(report, {}, 80).rows == ()
+
+
+def test_the_best_metric_of_each_task_has_a_column_with_its_name(report: dict[str, Any]) -> None:
+    score = {"exact_match": metric(0.5, 0.4, 0.6), "tokens": metric(9)}
+    task = {"evaluation": "f" * 64, "kind": "harness", "metrics": score, "not_measured": {}}
+    report["rows"][2]["tasks"] = [task]
+    report["rows"][3]["tasks"] = [{**task, "metrics": {}, "not_measured": {"exact_match": "no answer ended"}}]
+    shown = table(report, {**NAMES, "f" * 64: ["report.gguf@Q4_K_M.gsm8k"]}, None)
+    at = [column.title for column in shown.columns].index("gsm8k exact_match")
+    assert [cells[at] for cells in shown.rows] == ["–", "–", "0.500 [0.400, 0.600]", "–[2]"]
+    assert shown.notes[1] == "[2] no answer ended"
+    assert "tokens" not in [column.title for column in shown.columns], "counts are no scores"
+
+
+def test_what_gates_say_has_a_column_where_there_are_any(report: dict[str, Any]) -> None:
+    assert "gates" not in [column.key for column in table(report, NAMES, None).columns]
+    shown = table(report, NAMES, None, {"merged": "pass", "gguf@Q4_K_M": "FAIL"})
+    assert [cells[-1] for cells in shown.rows] == ["–", "pass", "FAIL", "–"]
+
+
+@pytest.mark.parametrize(
+    ("names", "best"),
+    [
+        (["acc", "acc_norm"], "acc_norm"),
+        (["x_accuracy", "b"], "x_accuracy"),
+        (["tokens", "zeta"], "zeta"),
+        (["tokens"], None),
+    ],
+)
+def test_a_task_is_told_by_its_best_known_metric(names: list[str], best: str | None) -> None:
+    assert headline(dict.fromkeys(names)) == best

@@ -94,6 +94,10 @@ class Book:
             self._found[known] = None if receipt is None else self._shared(receipt)
         return self._found[known]
 
+    def known(self, target: str, digest: str) -> Entry | None:
+        """What was found of a target's result before; nothing is looked up."""
+        return self._found.get((target, digest))
+
     def take(self, receipt: Json) -> Entry:
         """The entry of a receipt that is at hand already."""
         known = (str(receipt["target"]), str(receipt["digest"]))

@@ -24,23 +24,22 @@ _PRESENCE = {
 
 def entries(book: Book) -> Html:
     """One section for all entries; each opens when something leads to it."""
-    known = {(entry.target, entry.digest): entry for entry in book.entries}
     told = tag(
         "p",
         "Every number above leads to one of these builds. The log is append-only and signed; ",
         code("doit audit"),
         " proves that no entry was altered and that artifacts are what their entries say.",
     )
-    return section("entries", "Registry entries", told, [_entry(book, entry, known) for entry in book.entries])
+    return section("entries", "Registry entries", told, [_entry(book, entry) for entry in book.entries])
 
 
-def _entry(book: Book, entry: Entry, known: dict[tuple[str, str], Entry]) -> Html:
+def _entry(book: Book, entry: Entry) -> Html:
     title = tag("summary", code(entry.target), f" {entry.receipt['kind']} ", tag("small", entry.place))
     return tag(
         "details",
         title,
         facts(list(_facts(book, entry))),
-        _inputs(entry, known),
+        _inputs(book, entry),
         _metrics(entry),
         _files(entry),
         _params(entry),
@@ -99,10 +98,10 @@ def _machine(receipt: Any) -> str:
     return "; ".join(parts)
 
 
-def _inputs(entry: Entry, known: dict[tuple[str, str], Entry]) -> Html | None:
+def _inputs(book: Book, entry: Entry) -> Html | None:
     rows: list[Sequence[Child]] = []
     for role, target, digest in entry.inputs():
-        found = known.get((target, digest))
+        found = book.known(target, digest)
         name = code(target) if found is None else link(f"#{found.id}", code(target))
         rows.append([role, name, code(digest[:16])])
     return html.table(f"Inputs of {entry.target}", ["role", "target", "digest"], rows) if rows else None

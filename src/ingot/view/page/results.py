@@ -136,7 +136,7 @@ def _cell(page: Page, row: Row, name: str, reasons: dict[str, int]) -> Html:
         if reason is None:
             return tag("span", DASH, aria_label="does not apply", role="img")
         at = reasons.setdefault(reason, len(reasons) + 1)
-        return link(f"#why-{at}", f"not measured ({at})")
+        return link(f"#why-{at}", f"not measured\u00a0({at})", class_="absent")
     badges = [join(" ", verdict_word(verdict)) for verdict in page.verdict_of(row, name)]
     return join(number(score), badges)
 

@@ -42,13 +42,15 @@ def beside(verdict: Verdict) -> str:
 
 
 def limit(verdict: Verdict) -> str:
-    """The limit as the metric is written; of a ratio or difference the bare number, with what it is compared with."""
+    """The limit as the metric is written; beside another measurement ``≤ 1.05 × base`` or ``≤ active +0.01``."""
     sign = "≤" if verdict.side == "max" else "≥"
     form = getattr(verdict, "form", None)
     if form is None:
         return f"{sign} {written(verdict.metric, verdict.limit)}".replace(" ", "\u00a0")
-    of = {"ratio": "×", "difference": "more than" if verdict.side == "max" else "less than"}[form]
-    return f"{sign} {figure(verdict.limit)} {of} {getattr(verdict, 'other', '')}"
+    other = getattr(verdict, "other", "")
+    if form == "ratio":
+        return f"{sign} {figure(verdict.limit)} × {other}"
+    return f"{sign} {other} {figure(verdict.limit, signed=True)}"
 
 
 def value(verdict: Verdict) -> str:
