@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -63,6 +64,23 @@ def _others(receipts: Sequence[Any], count: int) -> Iterator[dict[str, Any]]:
         yield receipt
 
 
+def _appends(project: Path, repeats: int) -> Iterator[tuple[str, float]]:
+    """The time of one append, durable and signed: the first of a process, which verifies the log, and a later one."""
+    from ingot import registry as public
+    from ingot.core.statement import build_statement
+
+    firsts, laters = [], []
+    for _ in range(repeats):
+        registry = public.open_log(project).registry
+        receipt = copy.deepcopy(dict(public.latest(min(public.open_log(project).index.latest), project)))
+        for statement in [build_statement(it) for it in _others([receipt], 2)]:
+            start = time.perf_counter()
+            registry.append([statement])
+            (firsts if len(firsts) == len(laters) else laters).append(time.perf_counter() - start)
+    yield "first append of a process", statistics.median(firsts)
+    yield "append", statistics.median(laters)
+
+
 def main() -> None:
     """Run the benchmark and print one line a command."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,12 +98,22 @@ def main() -> None:
         start = time.perf_counter()
         entries = _grow(project, options.entries)
         print(f"{entries:,} entries, {options.targets} targets; signed in {time.perf_counter() - start:.1f} s")
+        for title, seconds in _appends(project, options.repeats):
+            print(f"{title:<32} {seconds * 1000:8.1f} ms")
         print(f"{'first plan after the log grew':<32} {timed([doit, 'plan'], project, env):8.3f} s")
         # The results of the spec as it stands are found again, and the log says so.
         print(f"{'doit (300 results found again)':<32} {timed([doit], project, env):8.3f} s")
         for title, arguments in _COMMANDS:
             print(f"{title:<32} {median([doit, *arguments], project, env, options.repeats):8.3f} s")
         print(f"{'doit audit':<32} {median([doit, 'audit'], project, env, 3):8.3f} s")
+        proof = project / "proof.tlog-proof"
+        made = median([doit, "registry", "proof", "chains:t005", "--output", str(proof)], project, env, 3)
+        print(f"{'doit registry proof T':<32} {made:8.3f} s")
+        print(
+            f"{'doit registry verify':<32} {median([doit, 'registry', 'verify', str(proof)], project, env, 3):8.3f} s"
+        )
+        tiles = timed([doit, "registry", "export", str(folder / "tiles")], project, env)
+        print(f"{'doit registry export (tiles)':<32} {tiles:8.3f} s")
         (project / "specs" / "in.txt").write_text("some other text\n" * 200)
         stale = median([doit, "plan", "--json"], project, env, options.repeats)
         print(f"{'doit plan, all stale, predicted':<32} {stale:8.3f} s")

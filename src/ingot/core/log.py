@@ -109,6 +109,13 @@ class Log:
         """The public key, as text."""
         return self.folder / "log.vkey"
 
+    def signed_note(self) -> bytes:
+        """The checkpoint as it lies on the disk; RegistryDamaged (E-REG-NOTE) when the log has none."""
+        data = read_small(self.checkpoint_path)
+        if data is None:
+            raise RegistryDamaged("E-REG-NOTE", f"{self.origin} has no checkpoint")
+        return data
+
     def note(self) -> Note | None:
         """The checkpoint's note, parsed but not verified; None when the log has none."""
         data = read_small(self.checkpoint_path)
