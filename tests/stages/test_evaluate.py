@@ -208,7 +208,7 @@ def test_another_tokenizer_is_compared_in_bits_per_byte(stories: Path, data: Pat
     """On the bytes that the reference read; what is a number per token has its reason instead."""
     other = lettered(stories, tmp_path / "other")
     inputs = {"candidate": other, "data": data, "reference": stories}
-    params = {**FAST, "max_length": 48}
+    params: dict[str, Any] = {**FAST, "max_length": 48}
     with pytest.raises(RefusedInput) as refused:
         run_stage("evaluate", params, inputs, tmp_path, name="refused")
     assert refused.value.code == "E-EVAL-TOKENS"
