@@ -29,6 +29,12 @@ DATA = "data: {kind: dataset, sources: [{python_stdlib: topics}]}"
 
 ERRORS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     ("top field", "format: 1\nname: s\nsede: 1\ntargets:\n  w: {kind: fetch}\n", [("E-SPEC-FIELD", "3:1", "sede")]),
+    ("a task of lm-eval", "task: a\noutput_type: b\nmetric_list: []\n", [("E-SPEC-TASK", "1:1", "task")]),
+    (
+        "task as a field",
+        "format: 1\nname: s\ntask: a\ntargets: {w: {kind: fetch}}\n",
+        [("E-SPEC-FIELD", "3:1", "task")],
+    ),
     ("format missing", "name: s\ntargets: {w: {kind: fetch}}\n", [("E-SPEC-MISSING", "1:1", "format")]),
     ("format 2", "format: 2\nname: s\ntargets: {w: {kind: fetch}}\n", [("E-SPEC-FORMAT", "1:9", "format")]),
     ("format true", "format: true\nname: s\ntargets: {w: {kind: fetch}}\n", [("E-SPEC-FORMAT", "1:9", "format")]),

@@ -104,6 +104,7 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
     chain = load_chain(path, project_root)
     value, file = chain.document.value, chain.files[0][0]
     problems = Problems(chain.document, chain.problems)
+    _refuse_tasks(value, problems)
     name, seed, description = _head(value, problems)
     drafts = _drafts(value, problems)
     read_roles(drafts, problems)
@@ -126,6 +127,15 @@ def _load(path: Path, project_root: Path) -> ResolvedSpec:
     }
     digest = sha256_bytes(canonical_json(meaning))
     return ResolvedSpec(name, seed, description, targets, gates, digest, file, tuple(chain.files), prices, budget)
+
+
+def _refuse_tasks(value: Mapping[str, Any], problems: Problems) -> None:
+    """SpecError with one problem, not one a field, for a file of another kind that often lies beside specs."""
+    found = next((key for key in ("task", "group", "dataset_path") if key in value), None)
+    if found is not None and "targets" not in value:
+        what = "this is a task of lm-eval and no spec"
+        problems.add((found,), "E-SPEC-TASK", what, "keep folders of tasks outside of specs/", key=True)
+        problems.raise_any()
 
 
 def _head(value: Mapping[str, Any], problems: Problems) -> tuple[str, int, str]:
