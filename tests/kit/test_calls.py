@@ -563,7 +563,7 @@ def test_a_template_is_told_of_tools_as_transformers_tells_it(stories: Path) -> 
     tokenizer.chat_template = TOOL_TEMPLATE
     tools = [Function(told, "here").tool for told in (WEATHER, MAIL)]
     made = {"type": "function", "function": call("weather", city="Zürich <&>", days=2).to_dict()}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "", "tool_calls": [made]},
         {"role": "tool", "name": "weather", "content": "Sun."},
