@@ -152,6 +152,12 @@ def test_hidden_targets_take_the_reports_settings() -> None:
     assert others.params == first.params == Report(documents=7).settings()
 
 
+def test_a_device_is_that_of_what_is_measured_and_not_of_the_report() -> None:
+    report = Report(device="cuda")
+    assert report.device_wanted() is None
+    assert {hidden.params["device"] for hidden in report.hidden()} == {"cuda"}
+
+
 def test_the_name_of_the_references_logits_is_taken() -> None:
     with pytest.raises(ValueError, match="is the name of the reference's logits"):
         Report(tasks={"logits": {"kind": task_kinds()[0] if task_kinds() else "quiz"}})

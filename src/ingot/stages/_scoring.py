@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ingot.core.stage import Frozen, Given, Progress
+from ingot.stages._placed import Placed
 
 if TYPE_CHECKING:
     from ingot.kit.backends import Scorable
@@ -36,7 +37,7 @@ class Windows(Frozen):
         return self
 
 
-class Scoring(Frozen):
+class Scoring(Placed):
     """What is scored, in which precision and where."""
 
     documents: Annotated[int, Field(ge=2)] = Field(
@@ -50,9 +51,6 @@ class Scoring(Frozen):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="what Hugging Face models compute in; float32 adds no rounding of its own"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where Hugging Face models compute; auto prefers a GPU"
     )
 
     def scoring(self) -> dict[str, Any]:
@@ -94,11 +92,3 @@ class Scoring(Frozen):
 
         progress.phase("load")
         return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads, device=self.device)
-
-    def where(self, backend: Scorable) -> dict[str, object]:
-        """What a receipt notes of what has computed."""
-        from ingot.kit import device
-        from ingot.kit.backends import gpu_of
-
-        found = device.resolve("cpu" if gpu_of(backend) is None else self.device)
-        return {**device.described(found), "runtime": backend.runtime}

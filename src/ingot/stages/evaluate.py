@@ -137,10 +137,6 @@ class Evaluate(Settings, Task):
         if {"reference", "logits"} <= roles:
             yield "logits", "'logits' are those of the candidate itself, which is then compared with nothing"
 
-    def device_wanted(self) -> Device:
-        """Where Hugging Face models compute; anything else has a runtime of its own."""
-        return self.device
-
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """A reference that is a model, which is held beside a candidate of any form."""
         del device

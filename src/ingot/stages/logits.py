@@ -52,10 +52,6 @@ class Logits(Scoring, Stage):
         other = {"documents", "windows"} - {self.unit}
         return tuple(name for name in super().measured(roles) if name not in other)
 
-    def device_wanted(self) -> Device:
-        """Where the reference computes."""
-        return self.device
-
     def least_memory(self, inputs: Mapping[str, Least], device: Device) -> int:
         """The reference."""
         del device

@@ -10,7 +10,20 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from ingot.core.names import suggestion
-from ingot.core.stage import ELEMENT, Format, Given, Hidden, Keyless, Measure, Metric, Metrics, Progress, Role, Stage
+from ingot.core.stage import (
+    ELEMENT,
+    Device,
+    Format,
+    Given,
+    Hidden,
+    Keyless,
+    Measure,
+    Metric,
+    Metrics,
+    Progress,
+    Role,
+    Stage,
+)
 from ingot.errors import RefusedInput
 from ingot.stages._task import MODELS, implied_by, read_evaluation, task_kinds
 from ingot.stages.evaluate import Settings
@@ -65,6 +78,10 @@ class Report(Settings, Stage):
         description="what every candidate is asked besides, by name: `{kind: KIND, …}` with the parameters of that "
         "kind; measured under `REPORT.CANDIDATE.NAME`",
     )
+
+    def device_wanted(self) -> Device | None:
+        """It computes nothing: its ``device`` is that of what it implies."""
+        return None
 
     def hidden(self) -> tuple[Hidden, ...]:
         """The reference's logits, an ``evaluate`` of it by them and one of each candidate against them, and the tasks.
