@@ -35,7 +35,7 @@ def test_every_kind_says_once_what_it_measures(kind: str) -> None:
         "| `target_modules` | `all-linear` or list of text |",
         "| `sources[].path` | a path | none |",
         "| `sources[].python_stdlib` | `docstrings`, `topics` | none |",
-        "- `evaluations`: a list of targets; takes evaluation; filled by ingot",
+        "- `evaluations`: a list of targets; takes evaluation or samples; filled by ingot",
         "| `sources[].fields.messages` | text | none |",
         "| `dedup.threshold` | number, greater than 0, at most 1 | `0.8` |",
         "| `files` | list of paths | none |",

@@ -244,3 +244,34 @@ def test_the_weights_of_a_packed_checkpoint_are_not_its_words(tmp_path: Path) ->
         receipt = recorded("gguf", out, {}, model=model)
         derived = derive(receipt, {receipt["digest"]: out, receipt["inputs"]["model"]["digest"]: model}.get)
         assert derived.keys() == {"bytes", "tensors_f32"} | wanted
+
+
+def lines(path: Path, *items: object) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return {"digest": "d", "inputs": {}, "metrics": {}}
+
+
+def test_what_was_said_matched_and_judged_is_counted_again(tmp_path: Path) -> None:
+    def derived(kind: str, name: str, *items: object) -> dict[str, float]:
+        return derive({**lines(tmp_path / name, *items), "kind": kind}, {"d": tmp_path}.get)
+
+    said = [{"tokens": 3, "ended": "end"}, {"tokens": 4, "ended": "limit"}]
+    assert derived("samples", "samples.jsonl", *said) == {"samples": 2, "tokens": 7, "ended": 1 / 2}
+    scored = [{"exact": True, "rouge_l": 0.5}, {"exact": False, "rouge_l": 0.25}]
+    assert derived("match", "items.jsonl", *scored) == {"exact_match": 1 / 2, "rouge_l": 0.375}
+    assert derived("match", "items.jsonl", {"exact": True, "rouge_l": None}) == {"exact_match": 1}
+    orders = [("first", "second"), ("second", "first"), ("first", "first"), ("tie", "tie"), (None, None)]
+    pairs = [{"first_shown": one, "second_shown": two} for one, two in orders]
+    assert derived("judge", "pairs.jsonl", *pairs) == {
+        "pairs": 5, "win_rate": 1 / 5, "loss_rate": 1 / 5, "tie_rate": 3 / 5,
+        "agreement": 3 / 4, "position_bias": 2 / 8,
+    }  # fmt: skip
+    assert set(derived("judge", "pairs.jsonl", pairs[-1])) == {"pairs", "win_rate", "loss_rate", "tie_rate"}
+    assert derived("judge", "pairs.jsonl") == {}
+    for kind, name, item in (
+        ("samples", "samples.jsonl", {"ended": "end"}),
+        ("match", "items.jsonl", {"rouge_l": "high"}),
+        ("judge", "pairs.jsonl", ["first"]),
+    ):
+        with pytest.raises(ValueError, match=r"a line has no number for|does not list objects"):
+            derived(kind, name, item)

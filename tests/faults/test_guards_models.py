@@ -75,6 +75,7 @@ WEIGHT_PLANTS = {duplicate_key, truncated, a_pickle_by_that_name}
 #: Kinds and roles that read a model's configuration and no weights.
 CONFIG_READERS = {("lora_gguf", "model"), ("student", "tokenizer")}
 STUDENT: dict[str, Any] = {"layers": 1, "width": 16, "heads": 1, "steps": 1}
+JUDGED = ("candidate", "reference", "samples", "reference_samples")
 #: Kind, parameters, the role that reads the planted model, what the other roles get.
 READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("convert", {"dtype": "float32"}, "model", ()),
@@ -102,7 +103,11 @@ READERS: tuple[tuple[str, dict[str, Any], str, tuple[str, ...]], ...] = (
     ("evaluate", {}, "reference", ("data", "candidate")),
     ("harness", {"path": "tasks", "tasks": ["story"]}, "candidate", ()),
     ("logits", {}, "reference", ("data",)),
+    ("samples", {"documents": 1, "max_tokens": 2}, "candidate", ("data",)),
+    ("judge", {}, "judge", JUDGED),
 )
+#: Kinds and roles that take a model and read nothing of it: what it said lies in another role.
+BY_DIGEST = {("match", "candidate"), ("judge", "candidate"), ("judge", "reference")}
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +118,14 @@ def good(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     model, _ = run_stage("prune", {"sparsity": 0.05}, {"model": dense}, folder, name="model")  # recover wants zeros
     rows = dataset(folder / "rows")
     adapter, _ = run_stage("adapter", {"steps": 1, "rank": 2}, {"model": model, "data": rows}, folder, seed=1)
+    asked = {"documents": 1, "max_tokens": 2, "context": 64}
+    said, _ = run_stage("samples", asked, {"candidate": model, "data": rows}, folder, name="said")
     return {
         "model": model,
         "candidate": model,
+        "reference": model,
+        "samples": said,
+        "reference_samples": said,
         "data": rows,
         "calibration": rows,
         "adapter": adapter,
@@ -133,7 +143,8 @@ def test_every_kind_that_reads_a_model_is_here() -> None:
         # no model.
         if {"hf", "gguf", "any"} & set(what.accepts) and kind not in {"report", "command", "pack"} and role != "imatrix"
     }
-    assert found == {(kind, role) for kind, _params, role, _others in READERS}
+    assert found - BY_DIGEST == {(kind, role) for kind, _params, role, _others in READERS}
+    assert found >= BY_DIGEST
 
 
 @pytest.mark.fault("M4", "a bad model folder in front of every kind that reads one")
@@ -194,6 +205,8 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
         ("convert", {"model": bad}),
         ("evaluate", {"candidate": bad, "data": good["data"]}),
         ("calibrate", {"model": bad, "data": good["data"]}),
+        ("samples", {"candidate": bad, "data": good["data"]}),
+        ("judge", {**{role: good[role] for role in JUDGED}, "judge": bad}),
     )
     for kind, inputs in readers:
         with pytest.raises(RefusedInput) as caught:
@@ -203,7 +216,7 @@ def test_no_kind_hands_a_bad_gguf_to_a_library(
     done = subprocess.run(chat, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(caught.value.code)
-    cases(4)
+    cases(6)
 
 
 @pytest.mark.fault("M1", "a pickle under any name is fetched")

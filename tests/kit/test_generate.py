@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,60 +11,15 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytekit import END, Bytes
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Next
 from ingot.kit.backends.gguf import GgufBackend
 from ingot.kit.backends.hf import HfBackend
-from ingot.kit.chat import Example, Row, Template
 from ingot.kit.generate import Decoding, Generation, Stream, drawn, generate, penalized
-
-END = 256
-
-
-class Bytes:
-    """A backend whose tokens are bytes; each is followed by what a table says, with its chances."""
-
-    container, precision, parameters, bytes, runtime = "bytes", "", 1, 1, "bytes"
-
-    def __init__(self, says: str = "", *, context: int = 1000, chances: Mapping[int, float] | None = None) -> None:
-        self.says, self.context, self.chances = says, context, chances
-        self.template = Template(None)
-        self.left: list[int] = []
-        self.read = 0
-
-    def question(self, row: Row) -> list[int]:
-        return list(row["prompt"].encode())
-
-    def encode(self, row: Row, max_length: int) -> Example:
-        raise NotImplementedError
-
-    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
-        raise NotImplementedError
-
-    def ends(self, token: int) -> bool:
-        return token == END
-
-    def text(self, ids: Sequence[int]) -> str:
-        return bytes(token for token in ids if token < END).decode("utf-8", "replace")
-
-    def prefill(self, ids: Sequence[int]) -> Next:
-        self.left = [*self.says.encode(), END]
-        return self.step(ids[-1])
-
-    def step(self, token: int) -> Next:
-        del token
-        self.read += 1
-        if self.chances is not None:
-            row = np.full(END + 1, -np.inf, np.float32)
-            row[list(self.chances)] = np.log(list(self.chances.values()))
-            return row
-        row = np.zeros(END + 1, np.float32)
-        row[self.left.pop(0)] = 9
-        return row
 
 
 def said(says: str, **decoding: object) -> Generation:
@@ -120,9 +75,19 @@ def test_a_mask_allows_and_ends() -> None:
         assert set(made.text) <= set("78")
 
 
+def test_what_is_complete_is_not_continued() -> None:
+    backend = Bytes("abc")
+    made = generate(backend, [1], Decoding(2), lambda tokens: np.full(END, len(tokens) < 2))
+    assert (made.text, made.ended, backend.read) == ("ab", "complete", 2)
+    assert generate(backend, [1], Decoding(2), lambda _: np.zeros(END, np.bool_)) == Generation((), "", "complete")
+    assert backend.read == 2, "where nothing is allowed the prompt is not read"
+
+
 def test_a_mask_may_allow_the_end_alone() -> None:
     def end(tokens: Sequence[int]) -> npt.NDArray[np.bool_]:
-        return np.arange(END + 5) == (END if tokens else ord("x"))
+        mask = np.zeros(END + 5, np.bool_)  # longer than the vocabulary: what is not there cannot be taken
+        mask[[END if tokens else ord("x"), END + 3]] = True
+        return mask
 
     assert generate(Bytes("Yes."), [1], Decoding(50), end) == Generation(tuple(b"x"), "x", "end")
 

@@ -94,6 +94,18 @@ SAMPLES: dict[str, Sample] = {
     ),
     "logits": Sample({"documents": 4}, {"reference": "fetch", "data": "dataset"}),
     "evaluate": Sample({"documents": 4}, {"candidate": "fetch", "data": "dataset", "reference": "logits"}),
+    "samples": Sample({"documents": 2, "max_tokens": 30, "context": 128}, {"candidate": "fetch", "data": "dataset"}),
+    "match": Sample({}, {"candidate": "fetch", "data": "dataset", "samples": "samples"}),
+    "judge": Sample(
+        {},
+        {
+            "candidate": "fetch",
+            "reference": "fetch",
+            "samples": "samples",
+            "reference_samples": "samples",
+            "judge": "merge",
+        },
+    ),
     "report": Sample(
         {"documents": 4},
         {"data": "dataset", "reference": "fetch", "candidates": ("fetch",), "evaluations": ("evaluate",)},

@@ -147,6 +147,13 @@ def test_a_pattern_that_never_ends_gives_an_error_and_no_figure(matcher: Matcher
     assert refused.value.code == "E-PATTERN-LIMIT"
 
 
+def test_the_answer_to_a_preference_is_the_one_that_was_chosen(matcher: Matcher) -> None:
+    chat = [{"role": "user", "content": "a?"}]
+    for row in ({"prompt": "a?"}, {"messages": chat}):
+        asked_for = [({"id": "1", **row, "chosen": "this", "rejected": "that"}, Example([], 1))]
+        assert [question.wanted for question in answers.questions(asked_for, None, matcher)] == ["this"]
+
+
 def test_what_cannot_be_asked_is_refused(matcher: Matcher) -> None:
     for row, code in (
         ({"id": "1", "text": "a"}, "E-EVAL-ANSWERS"),

@@ -91,7 +91,7 @@ def test_it_writes_only_below_out_and_leaves_its_inputs_alone(kind: str, two_run
 def test_two_runs_give_one_digest_or_the_kind_says_why_not(kind: str, two_runs: tuple[Results, Results]) -> None:
     if load_kind(kind).reproducibility == "device_dependent":
         # Kinds that measure speed, run a program of which nothing is known, or add in the order of the processor.
-        assert kind in {"calibrate", "command", "evaluate", "harness", "imatrix", "logits"}
+        assert kind in {"calibrate", "command", "evaluate", "harness", "imatrix", "judge", "logits", "samples"}
     if kind not in {"command", "evaluate"}:  # on one machine the order is one
         assert two_runs[0][kind]["digest"] == two_runs[1][kind]["digest"]
 

@@ -32,6 +32,7 @@ FORMATS: Mapping[str, str] = {
     "tokenizer": "a tokenizer (`tokenizer`): `tokenizer.json`, `tokenizer_config.json`, its chat template.",
     "packed": "a packed artifact (`packed`): `pack.json`, and each file below `zstd/` or, not shrunk, `stored/`.",
     "calibration": "a calibration of confidence (`calibration`): `calibration.json` and `reliability.svg`.",
+    "samples": "answers of a model (`samples`): `samples.jsonl`, and `evaluation.json` with what was counted in them.",
     "logits": "a reference's `logits`: `logits.json`, `units.jsonl` and `logits.bin`, its next-token distributions.",
     "evaluation": "an `evaluation`: `evaluation.json`, and JSON lines with what was found of each document, item or "
     "question (`documents.jsonl`, `items.jsonl`, `answers.jsonl`).",

@@ -183,10 +183,7 @@ def _answers(path: Path) -> Derived:
     """The shares of right answers, from what was found of each."""
     if not path.is_file():
         return {}
-    lines = [read_json(line) for line in path.read_bytes().splitlines()]
-    answers = [line for line in lines if isinstance(line, dict)]
-    if not answers or len(answers) != len(lines):
-        raise ValueError("answers.jsonl lists no answers")
+    answers = _lines(path)
     exact = [answer.get("exact") is True for answer in answers]
     patterns = [answer.get("pattern") for answer in answers]
     result: Derived = {
@@ -197,6 +194,59 @@ def _answers(path: Path) -> Derived:
         right = sum(same if pattern is None else pattern is True for same, pattern in zip(exact, patterns, strict=True))
         result["pattern_accuracy"] = right / len(answers)
     return result
+
+
+def _samples(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """How many answers, of how many tokens, and how many of them ended."""
+    found = _lines(folder / "samples.jsonl")
+    ended = sum(item.get("ended") in ("end", "stop") for item in found)
+    return {"samples": len(found), "tokens": sum(_numbers(found, "tokens")), "ended": ended / len(found)}
+
+
+def _match(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """The shares and means of what was found of each answer; BLEU is no mean."""
+    found = _lines(folder / "items.jsonl")
+    result: Derived = {"exact_match": sum(item.get("exact") is True for item in found) / len(found)}
+    if any(item.get("rouge_l") is None for item in found):
+        return result
+    return result | {"rouge_l": sum(_numbers(found, "rouge_l")) / len(found)}
+
+
+def _judge(_receipt: Receipt, folder: Path, _folders: Folders) -> Derived:
+    """What counts of each pair, from the two verdicts on it."""
+    if not (folder / "pairs.jsonl").read_bytes():
+        return {}
+    pairs = [(item.get("first_shown"), item.get("second_shown")) for item in _lines(folder / "pairs.jsonl")]
+    won, lost = pairs.count(("first", "second")), pairs.count(("second", "first"))
+    asked = [pair for pair in pairs if None not in pair]
+    count = len(pairs)
+    result: Derived = {
+        "pairs": count,
+        "win_rate": won / count,
+        "loss_rate": lost / count,
+        "tie_rate": (count - won - lost) / count,
+    }
+    if asked:
+        bias = sum(pair.count("first") - pair.count("second") for pair in asked)
+        agreed = won + lost + asked.count(("tie", "tie"))
+        result |= {"position_bias": bias / (2 * len(asked)), "agreement": agreed / len(asked)}
+    return result
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """The JSON objects of a file, one a line and at least one. ValueError where it is not that."""
+    lines = [read_json(line) for line in path.read_bytes().splitlines()]
+    found: list[Mapping[str, Any]] = [line for line in lines if isinstance(line, dict)]
+    if not found or len(found) != len(lines):
+        raise ValueError(f"{path.name} does not list objects")
+    return found
+
+
+def _numbers(found: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [item.get(name) for item in found]
+    if not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"a line has no number for {name}")
+    return values  # type: ignore[return-value]  # checked above
 
 
 def _input_facts(receipt: Receipt, role: str, folders: Folders) -> WeightFacts | None:
@@ -223,11 +273,14 @@ _RULES: Mapping[str, Callable[[Receipt, Path, Folders], Derived]] = {
     "evaluate": _evaluate,
     "fetch": _files,
     "gguf": _gguf,
+    "judge": _judge,
     "lora_gguf": _lora_gguf,
+    "match": _match,
     "merge": _merge,
     "onnx": _onnx,
     "pack": _pack,
     "prune": _prune,
     "quantize": _quantize,
     "recover": _prune,
+    "samples": _samples,
 }

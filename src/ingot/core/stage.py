@@ -82,6 +82,7 @@ Format = Literal[
     "packed",
     "calibration",
     "logits",
+    "samples",
     "evaluation",
     "report",
 ]

@@ -23,9 +23,11 @@ from ingot.kit.backends import Backend, Next, likeliest, not_finite
 #: in its context (``context``), or the mask allows nothing more (``complete``).
 Ended = Literal["end", "stop", "limit", "context", "complete"]
 
-#: Which tokens may follow those generated so far: one truth value for each token of the vocabulary. What it is too
-#: short for (a padded vocabulary) is not allowed.
-Allowed = Callable[[Sequence[int]], npt.NDArray[np.bool_]]
+#: One truth value for each token of the vocabulary. What it is too short for (a padded vocabulary) is not allowed.
+Mask = npt.NDArray[np.bool_]
+
+#: Which tokens may follow those generated so far; it is asked once for each of them, in order.
+Allowed = Callable[[Sequence[int]], Mask]
 
 #: So many tokens back a repetition is made less likely: llama.cpp's own figure.
 _LATELY = 64
@@ -86,11 +88,16 @@ class Stream:
 
     def __iter__(self) -> Iterator[int]:
         """Each token once it is chosen; nothing is computed that cannot become a part of the answer."""
+        mask = self._mask()
+        if mask is not None and not mask.any():
+            self.ended = "complete"
+            return
         row = self._backend.prefill(self._ids)
-        while (token := self._next(row)) is not None:
+        while (token := self._next(row, mask)) is not None:
             self.tokens.append(token)
             yield token
-            self.ended = self._over()
+            mask = self._mask()
+            self.ended = self._over(mask)
             if self.ended is not None:
                 return
             row = self._backend.step(token)
@@ -100,28 +107,22 @@ class Stream:
         text = self._backend.text(self.tokens)
         return Generation(tuple(self.tokens), text[: self._stop_in(text)], self.ended or "limit")
 
-    def _next(self, row: Next) -> int | None:
-        """The next token; None where the answer ends instead."""
+    def _next(self, row: Next, mask: Mask | None) -> int | None:
+        """The next token; None where the model ends the answer instead."""
         if self._decoding.penalty != 1:
             row = penalized(row, self.tokens[-_LATELY:], self._decoding.penalty)
-        if self._allowed is not None:
-            mask = self._mask(len(row))
-            if not mask.any():
-                self.ended = "complete"
-                return None
-            row = np.where(mask, row, np.float32(-np.inf))
+        if mask is not None:
+            wide = np.zeros(len(row), np.bool_)
+            wide[: len(mask)] = mask[: len(row)]
+            row = np.where(wide, row, np.float32(-np.inf))
         token = self._choose(row)
         if self._backend.ends(token):
             self.ended = "end"
             return None
         return token
 
-    def _mask(self, width: int) -> npt.NDArray[np.bool_]:
-        assert self._allowed is not None, "there is a mask"
-        found = np.zeros(width, np.bool_)
-        mask = self._allowed(self.tokens)[:width]
-        found[: len(mask)] = mask
-        return found
+    def _mask(self) -> Mask | None:
+        return None if self._allowed is None else self._allowed(self.tokens)
 
     def _choose(self, row: Next) -> int:
         token = likeliest(row)
@@ -129,9 +130,11 @@ class Stream:
             raise not_finite()
         return token if self._decoding.temperature == 0 else drawn(row, self._decoding, self._random)
 
-    def _over(self) -> Ended | None:
+    def _over(self, mask: Mask | None) -> Ended | None:
         if self._decoding.stop and self._stopped():
             return "stop"
+        if mask is not None and not mask.any():
+            return "complete"
         if len(self.tokens) >= self._decoding.max_tokens:
             return "limit"
         return "context" if len(self.tokens) >= self._room else None

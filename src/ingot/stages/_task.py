@@ -8,7 +8,7 @@ A kind of task is one file of ``stages/`` like any other: a subclass of ``Task``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,6 +44,15 @@ class Task(Stage):
         roles = {role: cls.wiring.get(role, role) for role in cls.inputs}
         return (Hidden(cls.kind, cls.per, roles, "evaluations", params, name, cls.besides, ("tasks", name)),)
 
+    @classmethod
+    def lacks(cls, name: str, params: Mapping[str, object], roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """What a report with these roles lacks for this task: (role, one sentence)."""
+        for hidden in cls.implied(name, params):
+            for role, source in hidden.roles.items():
+                needed = not load_kind(hidden.kind).inputs[role].optional
+                if needed and source != ELEMENT and ":" not in source and source not in roles:
+                    yield source, f"the task {name!r} of the kind {cls.kind!r} needs the role {source!r}"
+
     def settings(self) -> dict[str, Any]:
         """The parameters as plain data."""
         return self.model_dump(mode="json", by_alias=True)
@@ -56,9 +65,20 @@ def task_kinds() -> tuple[str, ...]:
 
 def implied_by(name: str, written: Mapping[str, Any]) -> tuple[Hidden, ...]:
     """The hidden targets of a task as a report writes it: ``{kind: KIND, …}``."""
+    kind, params = _read(written)
+    return kind.implied(name, params)
+
+
+def lacking(name: str, written: Mapping[str, Any], roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """What a report with these roles lacks for a task as it writes it."""
+    kind, params = _read(written)
+    return kind.lacks(name, params, roles)
+
+
+def _read(written: Mapping[str, Any]) -> tuple[type[Task], dict[str, Any]]:
     kind = load_kind(str(written["kind"]))
     assert issubclass(kind, Task), f"{kind.kind} is no task"
-    return kind.implied(name, {key: value for key, value in written.items() if key != "kind"})
+    return kind, {key: value for key, value in written.items() if key != "kind"}
 
 
 @dataclass(frozen=True)

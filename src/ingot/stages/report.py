@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -25,7 +25,7 @@ from ingot.core.stage import (
     Stage,
 )
 from ingot.errors import RefusedInput
-from ingot.stages._task import MODELS, implied_by, read_evaluation, task_kinds
+from ingot.stages._task import MODELS, implied_by, lacking, read_evaluation, task_kinds
 from ingot.stages.evaluate import Settings
 
 
@@ -63,7 +63,7 @@ class Report(Settings, Stage):
         "candidates": Role(MODELS, many=True),
         "judge": Role(("hf", "gguf"), optional=True),
         "judgements": Role(("dataset",), optional=True),
-        "evaluations": Role(("evaluation",), many=True, optional=True),
+        "evaluations": Role(("evaluation", "samples"), many=True, optional=True),
     }
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("rows", "candidates"),
@@ -104,6 +104,11 @@ class Report(Settings, Stage):
             others,
             *(hidden for name, task in self.tasks.items() for hidden in implied_by(name, task)),
         )
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """The roles that its tasks need and that are not filled."""
+        for name, task in self.tasks.items():
+            yield from lacking(name, task, roles)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
         """Write report.json: one row a candidate, the reference first, each candidate once, and its tasks in it."""

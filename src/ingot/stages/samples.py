@@ -1,0 +1,81 @@
+"""``samples``: what a model answers to held-out prompts, or to prompts of the spec, to be read side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ingot.core.stage import Format, Given, Hidden, Measure, Metrics, Progress, Reproducibility, Role
+from ingot.stages._samples import Asked, asked
+from ingot.stages._task import MODELS, Found, Task, write_evaluation
+
+if TYPE_CHECKING:
+    from ingot.kit.generate import Decoding
+    from ingot.kit.samples import Prompt
+
+
+class Samples(Asked, Task):
+    """Generates an answer to each prompt."""
+
+    kind: ClassVar[str] = "samples"
+    reproducibility: ClassVar[Reproducibility] = "device_dependent"
+    produces: ClassVar[Format] = "samples"
+    inputs: ClassVar[Mapping[str, Role]] = {
+        "candidate": Role(MODELS),
+        "data": Role(("dataset",), optional=True),
+    }
+    tools: ClassVar[tuple[str, ...]] = (
+        "compressed-tensors", "coremltools", "gguf", "jinja2", "llama-cpp-python", "numpy", "onnx", "onnxruntime",
+        "safetensors", "torch", "transformers",
+    )  # fmt: skip
+    extra: ClassVar[str | None] = "all"
+    preload: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("samples", "answers"),
+        Measure("tokens", "tokens"),
+        Measure("ended", "1"),
+        Measure("distinct_answers", "1"),
+        Measure("distinct_words", "1", "where an answer has 25 words"),
+        Measure("repetition", "1", "where an answer has four words"),
+    )
+
+    @classmethod
+    def implied(cls, name: str, params: Mapping[str, object]) -> tuple[Hidden, ...]:
+        """One hidden target a candidate; with prompts of the spec it does not depend on the data."""
+        return (asked(cls.per, "evaluations", params, name, ("tasks", name)),)
+
+    def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Prompts come from one place."""
+        if self.prompts and "data" in roles:
+            yield "data", "the prompts are those of the spec, so no data set is read"
+        if not self.prompts and "data" not in roles:
+            yield "data", "without 'prompts' the held-out prompts of a data set are answered"
+
+    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+        """Answer every prompt; writes samples.jsonl and evaluation.json."""
+        from ingot.kit import samples
+        from ingot.kit.backends import open_backend
+
+        prompts = self._prompts(given)
+        progress.phase("load")
+        backend = open_backend(given.one("candidate"), dtype=self.dtype, context=self.context, threads=given.threads)
+        progress.phase("answer")
+        found = samples.answer(backend, prompts, self._decoding(), self.context, progress)
+        samples.write(out / "samples.jsonl", found)
+        metrics, missing = samples.metrics(found, self.max_tokens)
+        measured = Found(backend.container, backend.precision, metrics, missing)
+        write_evaluation(self.kind, self.settings(), given, out, measured)
+        return metrics
+
+    def _prompts(self, given: Given) -> list[Prompt]:
+        from ingot.kit import samples
+
+        if self.prompts:
+            return samples.written(self.prompts)
+        return samples.held_out(given.one("data"), self.documents)
+
+    def _decoding(self) -> Decoding:
+        from ingot.kit.generate import Decoding
+
+        return Decoding(self.max_tokens, self.stop, self.temperature, self.top_p, self.seed)
