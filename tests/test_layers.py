@@ -26,7 +26,7 @@ ALLOWED = {
     "view": {"errors", "version", "core", "view"},
 }
 HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers",
-         "onnx", "onnxruntime", "onnxscript")  # fmt: skip
+         "onnx", "onnxruntime", "onnxscript", "lm_eval", "datasets", "llguidance", "altair")  # fmt: skip
 
 
 def layer_of(path: Path) -> str:
