@@ -26,7 +26,8 @@ ALLOWED = {
     "view": {"errors", "version", "core", "view"},
 }
 HEAVY = ("torch", "numpy", "transformers", "peft", "gguf", "llama_cpp", "coremltools", "safetensors", "tokenizers",
-         "onnx", "onnxruntime", "onnxscript", "altair", "vl_convert", "huggingface_hub")  # fmt: skip
+         "onnx", "onnxruntime", "onnxscript", "altair", "vl_convert", "huggingface_hub", "lm_eval", "datasets",
+         "llguidance")  # fmt: skip
 
 
 def layer_of(path: Path) -> str:

@@ -90,7 +90,7 @@ def test_the_cogumi_chain_is_known_by_arithmetic_before_anything_is_fetched(ship
 def test_the_itera_variants_are_compared_in_one_report(shipped: Sandbox) -> None:
     plan = shipped.json("plan", "itera-lite")
     targets = {item["target"].partition(":")[2]: item for item in plan["targets"]}
-    compared = {name.partition(".")[2] for name in targets if name.startswith("report.")}
+    compared = {name.partition(".")[2] for name in targets if name.startswith("report.")} - {"student.logits"}
     assert compared == {"student", "fp16", "int8-embedding", "int4", "gguf@F16", "gguf@Q4_0"}
     sizes = {name: item["at_least"]["bytes"] for name, item in targets.items() if item["at_least"]}
     assert sizes["student"] > sizes["fp16"] > sizes["int8-embedding"] > sizes["int4"] > 0
