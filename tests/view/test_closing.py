@@ -106,8 +106,9 @@ def test_the_next_commands_have_real_names(run: Run) -> None:
     run.target("s:gguf@Q8_0", "gguf", fate="fresh")
     run.target("s:gguf@Q4_0", "gguf")
     run.target("s:report", "report", files=("report.json",))
-    assert run.page()[-3:] == [
+    assert run.page()[-4:] == [
         "what was measured, and how  doit show s:report",
+        "the same as a page          doit report s:report --open",
         "how it came to be           doit history s",
         'chat with it                doit chat s:gguf@Q4_0 "What is the capital of France?"',
     ]
@@ -214,7 +215,8 @@ def test_a_report_whose_gates_fail_is_shown_all_the_same(run: Run) -> None:
     run.board.end("s:report", "failed")
     page = run.page()
     assert page[1] == "s:report"
-    assert "doit show s:report" in page[-1]
+    assert "doit show s:report" in page[-2]
+    assert page[-1].endswith("doit report s:report --open")
     assert not any("doit plan" in line for line in page), "nothing is left to build"
 
 
