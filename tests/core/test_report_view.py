@@ -151,12 +151,15 @@ def test_the_best_metric_of_each_task_has_a_column_with_its_name(report: dict[st
     score = {"exact_match": metric(0.5, 0.4, 0.6), "tokens": metric(9)}
     task = {"evaluation": "f" * 64, "kind": "harness", "metrics": score, "not_measured": {}}
     report["rows"][2]["tasks"] = [task]
+    said = {"evaluation": "9" * 64, "kind": "samples", "metrics": {"distinct_answers": metric(0.7)}, "not_measured": {}}
+    report["rows"][2]["tasks"].append(said)
     report["rows"][3]["tasks"] = [{**task, "metrics": {}, "not_measured": {"exact_match": "no answer ended"}}]
     shown = table(report, {**NAMES, "f" * 64: ["report.gguf@Q4_K_M.gsm8k"]}, None)
     at = [column.title for column in shown.columns].index("gsm8k exact_match")
     assert [cells[at] for cells in shown.rows] == ["–", "–", "0.500 [0.400, 0.600]", "–[2]"]
     assert shown.notes[1] == "[2] no answer ended"
     assert "tokens" not in [column.title for column in shown.columns], "counts are no scores"
+    assert "distinct_answers" not in str(shown.columns), "samples are there to be read"
 
 
 def test_what_gates_say_has_a_column_where_there_are_any(report: dict[str, Any]) -> None:

@@ -83,6 +83,7 @@ def test_every_number_leads_to_the_entry_that_holds_it(page_facts: Page, reader:
         assert score.href in reader.hrefs()
         name = score.href[1:]
         shown = reader.texts[name]
+        assert shown.startswith(score.name.rpartition(".")[2]), "the line of this metric, and not the whole entry"
         assert number_text(score.metric["value"]) in shown, "the entry holds the very number"
         assert score.metric["method"] in shown
         whole = reader.texts[score.entry.id]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,26 @@ import pagekit
 from ingot.view.page import overview
 from ingot.view.page.facts import Page
 from pagekit import Rendered
+from projectkit import Sandbox
 
 pytest.importorskip("altair", reason="pip install 'ingot[report]'")
 pytest.importorskip("vl_convert", reason="pip install 'ingot[report]'")
 pytestmark = pytest.mark.skipif(chromekit.found() is None, reason="no Chromium or Chrome is on PATH")
 
+STORIES = """
+targets:
+  model: {kind: fetch, path: ../model}
+  base: {kind: convert, from: {model: model}, to: hf, dtype: float32}
+  rows: {kind: dataset, sources: [{path: ../rows.jsonl}], dedup: null, split: {eval: 0.3}, min_chars: 1}
+  gguf: {kind: gguf, from: {model: base}, matrix: {type: [F16, Q8_0]}}
+  report:
+    kind: report
+    from: {data: rows, reference: base, candidates: [gguf]}
+    documents: 4
+    answers: {documents: 4, max_tokens: 8}
+gates:
+  report.gguf@Q8_0.kl_divergence: {max: 0}
+"""
 _READY = "document.documentElement.getAttribute('data-charts')"
 
 
@@ -139,3 +156,31 @@ def test_the_registry_has_no_complaint(chrome: chromekit.Chrome, pages: dict[str
     assert tab.wait(_READY) is not None
     assert tab.complaints == []
     assert tab.requests == [pages["registry"].resolve().as_uri()]
+
+
+@pytest.mark.slow
+def test_a_report_that_was_really_built_comes_alive(
+    chrome: chromekit.Chrome, stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = Sandbox.make(tmp_path)
+    hidden = shutil.ignore_patterns("*.gguf", "SOURCE*", "LICENSE*")
+    shutil.copytree(stories, sandbox.root / "model", ignore=hidden)
+    rows = [{"prompt": f"Once upon a time {n}", "completion": " there was a little dog."} for n in range(24)]
+    sandbox.file("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    sandbox.spec(STORIES)
+    sandbox.doit()
+    sandbox.extra_env |= {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": ""}
+    told = sandbox.ok("report", "--open")
+    page = sandbox.root / "cache" / "reports" / "s" / "report" / "report.html"
+    assert f"no browser here: open {page.as_uri()}" in told
+    tab = chrome.open(page)
+    assert int(tab.wait(_READY)) >= 6
+    assert tab.complaints == []
+    assert tab.requests == [page.resolve().as_uri()]
+    text = tab.evaluate("document.body.innerText")
+    assert "fails ≤ 0" in text.replace("\u00a0", " "), "a quantized file is never quite its source"
+    assert "near-duplicates kept" not in text, "nothing was trained"
+    assert "Once upon a time" in text
+    first = page.read_bytes()
+    sandbox.ok("report", "--html")
+    assert page.read_bytes() == first

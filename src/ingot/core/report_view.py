@@ -108,6 +108,8 @@ HEADLINES = (
     "rouge_l", "pattern_accuracy",
 )  # fmt: skip
 _COUNTS = ("tokens", "documents", "items", "samples", "questions")
+#: Kinds of tasks whose answers are there to be read: none of their numbers says how good they are.
+UNSCORED = ("samples",)
 
 
 def names_of(receipt: Json) -> dict[str, list[str]]:
@@ -193,7 +195,8 @@ def _with_tasks(report: Json, names: Names) -> tuple[Json, list[_Shown]]:
         metrics, absent = dict(row["metrics"]), dict(row.get("not_measured", {}))
         for item in row.get("tasks", ()):
             task = task_of(next(iter(names.get(item["evaluation"], ())), item["kind"]))
-            found.setdefault(task, {}).update(dict.fromkeys([*item["metrics"], *item.get("not_measured", {})]))
+            known = [] if item["kind"] in UNSCORED else [*item["metrics"], *item.get("not_measured", {})]
+            found.setdefault(task, {}).update(dict.fromkeys(known))
             metrics |= {f"{task}.{name}": metric for name, metric in item["metrics"].items()}
             absent |= {f"{task}.{name}": reason for name, reason in item.get("not_measured", {}).items()}
         rows.append({**row, "metrics": metrics, "not_measured": absent})

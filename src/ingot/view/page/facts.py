@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.report_view import headline, names_of, task_of
+from ingot.core.report_view import UNSCORED, headline, names_of, task_of
 from ingot.view.page import lineage, marks, measures, verdicts
 from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
 
@@ -102,7 +102,7 @@ class Page:
         """The metric that says most of each task, in the order of the spec."""
         found: dict[str, None] = {}
         for name in self.task_names():
-            own = [task for row in self.rows for task in row.tasks if task.name == name]
+            own = [task for row in self.rows for task in row.tasks if task.name == name and task.kind not in UNSCORED]
             best = headline({metric: None for task in own for metric in (*task.scores, *task.not_measured)})
             if best is not None:
                 found[f"{name}.{best}"] = None

@@ -65,7 +65,7 @@ def _over_time(page: Page) -> Iterator[Figure]:
             for name in row.names
             for point in past(page.book.lookup, f"{page.target}.{name}", metric, name)
         ]
-        if len({(point["name"], point["digest"]) for point in points}) > len({point["name"] for point in points}):
+        if again(points):
             cells = [
                 [str(point["name"]), str(point["time"])[:19], written(metric, point["value"]), code(point["digest"])]
                 for point in points
@@ -74,6 +74,11 @@ def _over_time(page: Page) -> Iterator[Figure]:
             titles = ["candidate", "measured", measure(metric).title, "measurement"]
             yield Figure("over-time", title, "", charts.history(metric, points), titles, cells, (2,))
             return
+
+
+def again(points: Sequence[dict[str, Any]]) -> bool:
+    """Whether something was measured more than once: else time says nothing."""
+    return len({(point["name"], point["digest"]) for point in points}) > len({point["name"] for point in points})
 
 
 def past(lookup: Lookup, target: str, metric: str, name: str) -> list[dict[str, Any]]:

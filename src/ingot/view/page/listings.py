@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ingot.view.page import asked, html
-from ingot.view.page.facts import Page
+from ingot.view.page.facts import Page, Row
 from ingot.view.page.figures import section, word
 from ingot.view.page.html import Child, Html, code, join, tag
-from ingot.view.page.measures import interval
+from ingot.view.page.measures import DASH
 from ingot.view.page.results import number
 
 
@@ -46,31 +46,28 @@ def _sample(sample: asked.Sample, level: str) -> Html:
 
 
 def tasks(page: Page) -> Html | None:
-    """All that each task measured: a row a candidate and metric."""
-    rows: list[Sequence[Child]] = []
-    for row in page.rows:
+    """All that each task measured: a row a metric, a column a candidate."""
+    names = [row for row in page.rows if row.tasks]
+    found: dict[tuple[str, str], None] = {}
+    for row in names:
         for task in row.tasks:
-            for name, score in sorted(task.scores.items()):
-                count = score.metric.get("n")
-                rows.append(
-                    [
-                        task.name,
-                        task.kind,
-                        row.name,
-                        code(name),
-                        number(score),
-                        "" if count is None else f"{count:,}",
-                        interval(name, score.metric),
-                    ]
-                )
-            rows += [
-                [task.name, task.kind, row.name, code(name), "not measured", "", why]
-                for name, why in sorted(task.not_measured.items())
-            ]
-    if not rows:
+            found |= dict.fromkeys((task.name, metric) for metric in sorted({*task.scores, *task.not_measured}))
+    if not found:
         return None
-    titles = ["task", "kind", "candidate", "metric", "value", "n", "95 % interval, or why not"]
-    return html.table("Everything that tasks measured", titles, rows, numbers=(4, 5))
+    rows = [
+        [task, code(metric), *(_scored(row, f"{task}.{metric}") for row in names)] for task, metric in sorted(found)
+    ]
+    titles = ["task", "metric", *(code(row.name) for row in names)]
+    return html.table("Everything that tasks measured", titles, rows, numbers=range(2, len(titles)))
+
+
+def _scored(row: Row, metric: str) -> Child:
+    """What a task measured of a candidate, of how many; or why it did not."""
+    score = row.scores.get(metric)
+    if score is None:
+        return tag("small", row.not_measured.get(metric, DASH))
+    count = score.metric.get("n")
+    return join(number(score), tag("small", f" n {count:,}") if count is not None else None)
 
 
 def methods(page: Page) -> Html:

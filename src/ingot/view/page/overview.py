@@ -15,7 +15,7 @@ from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
 from ingot.view.page.document import Part, whole
 from ingot.view.page.entries import entries
 from ingot.view.page.figures import Figure, section, word
-from ingot.view.page.history import past
+from ingot.view.page.history import again, past
 from ingot.view.page.html import Child, Html, anchor, code, join, link, tag
 from ingot.view.page.jsonform import place
 from ingot.view.page.measures import MAIN, measure, written
@@ -223,7 +223,7 @@ def _over_time(overview: Overview, spec: str) -> Iterator[Figure]:
             points = [
                 point for name in names for point in past(overview.book.lookup, f"{report.id}.{name}", metric, name)
             ]
-            if drawn < _CHARTS and len({point["time"] for point in points}) > 1:
+            if drawn < _CHARTS and again(points):
                 drawn += 1
                 cells = [
                     [
