@@ -166,13 +166,14 @@ name: variants
 seed: 1
 targets:
   base: {{kind: fetch, path: model}}
-  dataset: {{kind: dataset, sources: [{{python_stdlib: topics}}], split: {{eval: 0.1}}}}
+  dataset: {{kind: dataset, sources: [{{python_stdlib: topics}}], split: {{eval: 0.1}}, form: text}}
   gguf: {{kind: gguf, from: {{model: base}}, matrix: {{type: [{types}]}}}}
   report:
     kind: report
     from: {{data: dataset, reference: base, candidates: [gguf]}}
     documents: 4
     max_length: 64
+    other_tokenizer: bits_per_byte
 """
 
 
