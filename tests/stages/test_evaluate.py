@@ -197,6 +197,69 @@ def test_another_tokenizer_is_refused(stories: Path, gguf: Path, data: Path, tmp
         assert "first difference at token" in refused.value.facts[0]
 
 
+def lettered(stories: Path, folder: Path) -> Path:
+    """The model with a tokenizer that knows no merges: more tokens for the same text."""
+    other = copy_model(stories, folder)
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return other
+
+
+def test_another_tokenizer_is_compared_in_bits_per_byte(stories: Path, data: Path, tmp_path: Path) -> None:
+    """On the bytes that the reference read; what is a number per token has its reason instead."""
+    other = lettered(stories, tmp_path / "other")
+    inputs = {"candidate": other, "data": data, "reference": stories}
+    params: dict[str, Any] = {**FAST, "max_length": 48}
+    with pytest.raises(RefusedInput) as refused:
+        run_stage("evaluate", params, inputs, tmp_path, name="refused")
+    assert refused.value.code == "E-EVAL-TOKENS"
+    assert "other_tokenizer: bits_per_byte" in (refused.value.hint or "")
+    params["other_tokenizer"] = "bits_per_byte"
+    scoring = {name: params[name] for name in ("max_length",)}
+    stored, _ = run_stage("logits", scoring, {"reference": stories, "data": data}, tmp_path, name="logits")
+    for number, reference in enumerate((stories, stored)):
+        out, metrics = run_stage("evaluate", params, {**inputs, "reference": reference}, tmp_path, name=f"o{number}")
+        evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+        gone = {"nll_difference", "kl_divergence", "kl_p99", "top1_agreement"}
+        assert set(evaluation["not_measured"]) == gone
+        assert "other tokens" in evaluation["not_measured"]["kl_p99"]
+        assert not gone & set(metrics)
+        lines = [json.loads(line) for line in (out / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert all(line["ref_bytes"] - 4 <= line["bytes"] <= line["ref_bytes"] for line in lines)
+        assert all(line["tokens"] > 48 for line in lines)
+        ours, theirs = (
+            sum(line[nll] for line in lines) / math.log(2) / sum(line[size] for line in lines)
+            for nll, size in (("nll", "bytes"), ("ref_nll", "ref_bytes"))
+        )
+        assert metrics["bits_per_byte"].value == pytest.approx(ours, rel=1e-12)
+        assert metrics["bits_per_byte_difference"].value == pytest.approx(ours - theirs, rel=1e-9)
+        interval = metrics["bits_per_byte_difference"].interval
+        assert interval is not None
+        assert 0 < interval[0] < metrics["bits_per_byte_difference"].value < interval[1]
+
+
+@pytest.mark.parametrize("plant", ["ünïcödé 日本語 text 🙂 with\n\nlines", "plain"])
+def test_bytes_are_those_of_the_text(plant: str, stories: Path, gguf: Path, tmp_path: Path) -> None:
+    """Whatever the letters; the same by both tokenizers."""
+    data = write_rows(tmp_path / "data", [{"text": plant}, {"text": f"{plant} {plant}"}])
+    for name, candidate in (("hf", stories), ("gguf", gguf)):
+        out, metrics = run_stage("evaluate", FAST, {"candidate": candidate, "data": data}, tmp_path, name=f"o-{name}")
+        lines = [json.loads(line) for line in (out / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+        size = len(plant.encode())
+        assert [line["bytes"] for line in lines] == [size, 2 * size + 1]
+        assert metrics["bits_per_byte"].n == 3 * size + 1
+
+
+def test_bits_per_byte_need_a_tokenizer_that_keeps_the_text(stories: Path, texts: list[str], tmp_path: Path) -> None:
+    """This one makes one space of two: nobody can say of which bytes a token then is."""
+    data = write_rows(tmp_path / "data", [{"text": "  two  spaces "}, {"text": texts[0]}])
+    out, metrics = run_stage("evaluate", FAST, {"candidate": stories, "data": data}, tmp_path)
+    assert "bits_per_byte" not in metrics
+    reasons = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["not_measured"]
+    assert "changes the text" in reasons["bits_per_byte"]
+
+
 def test_another_chat_template_is_refused(stories: Path, gguf: Path, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Tell a story."}, {"role": "assistant", "content": "Once upon a time."}]
     data = write_rows(tmp_path / "data", [{"messages": turns}, {"messages": turns[::-1][:1] + turns}])

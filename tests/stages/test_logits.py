@@ -18,7 +18,7 @@ from ingot.kit.backends.gguf import GgufBackend
 from ingot.kit.backends.hf import HfBackend
 from ingot.kit.scoring import codec
 from quantref import quantize
-from stagekit import run_stage
+from stagekit import run_stage, stage_of
 
 SCORING = {"documents": 12, "max_length": 128}
 
@@ -100,7 +100,28 @@ def test_variants_cost_one_pass_each_and_the_reference_one(
     _, alone = run_stage("evaluate", params, {"candidate": stories, "data": data}, tmp_path, name="alone")
     measured = {"tokens", "documents", "nll", "perplexity", "bits_per_byte", "calibration_error"}
     assert {name: own[name] for name in measured} == {name: alone[name] for name in measured}
-    assert set(own) == set(alone)
+    assert set(own) == set(alone) == set(measured_by("evaluate", params, "candidate", "data", "logits"))
+
+
+def measured_by(kind: str, params: dict[str, Any], *roles: str) -> tuple[str, ...]:
+    return stage_of(kind, params).measured(frozenset(roles))
+
+
+def test_what_is_said_to_be_measured_is_measured(stories: Path, data: Path, logits: Path, tmp_path: Path) -> None:
+    params = {**FAST, **SCORING}
+    inputs = {"candidate": stories, "data": data, "reference": logits}
+    _, found = run_stage("evaluate", params, inputs, tmp_path, name="against")
+    assert set(found) == set(measured_by("evaluate", params, *inputs))
+    _, made = run_stage("logits", SCORING, {"reference": stories, "data": data}, tmp_path, name="logits")
+    assert set(made) == set(measured_by("logits", SCORING, "reference", "data"))
+    assert "worst_kl_divergence" not in measured_by("report", {}, "data", "candidates")
+    assert "worst_kl_divergence" in measured_by("report", {}, "data", "candidates", "reference")
+
+
+def test_a_reference_and_logits_of_its_own_do_not_go_together() -> None:
+    stage = stage_of("evaluate", FAST)
+    assert [name for name, _ in stage.misfits(frozenset({"candidate", "data", "reference", "logits"}))] == ["logits"]
+    assert list(stage.misfits(frozenset({"candidate", "data", "logits"}))) == []
 
 
 def test_a_model_does_not_diverge_from_its_own_logits(stories: Path, data: Path, logits: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_windows_are_those_of_llama_perplexity(
     lines = [json.loads(line) for line in (out / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
     assert metrics["windows"].value == len(peer.nll) > 20
     assert {line["tokens"] for line in lines} == {peer.scored} == {31}
-    # llama.cpp's attention rounds to 16 bits on the way, otherwise in another order: a token more or less is 100 times it
+    # its attention rounds to 16 bits, in another order here: a token more or less would differ 100 times as much
     assert [line["nll"] for line in lines] == pytest.approx(peer.nll, rel=2e-3)
     assert metrics["perplexity"].value == pytest.approx(peer.perplexity, rel=5e-4)
 

@@ -83,6 +83,11 @@ class Report(Settings, Stage):
         """It computes nothing: its ``device`` is that of what it implies."""
         return None
 
+    def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
+        """Divergences only where there is a reference."""
+        absent = () if "reference" in roles else ("worst_kl_divergence",)
+        return tuple(name for name in super().measured(roles) if name not in absent)
+
     def hidden(self) -> tuple[Hidden, ...]:
         """The reference's logits, an ``evaluate`` of it by them and one of each candidate against them, and the tasks.
 

@@ -49,13 +49,10 @@ def same_text(backend: Scorable, row: Row, example: Example, size: int | None) -
 def _of_row(backend: Scorable, row: Row, ids: Sequence[int]) -> list[int] | None:
     pieces = backend.pieces(ids)
     _, full = chat.render(row, backend.template)
-    literal = sum(piece.literal for piece in pieces if piece.special)
     # the begin token of a chat is in its text, that of other rows is the tokenizer's
-    for added in (pieces[0].literal if pieces[0].special else 0, 0):
-        counted = _counted(pieces, len(full.encode("utf-8")) - literal + added)
-        if counted is not None:
-            return counted
-    return None
+    begun = bool(ids) and chat.special_tokens(row) and ids[0] == backend.begin
+    literal = sum(piece.literal for piece in pieces[begun:] if piece.special)
+    return _counted(pieces, len(full.encode("utf-8")) - literal)
 
 
 def _counted(pieces: Sequence[Piece], size: int) -> list[int] | None:
