@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ingot.core.stage import ELEMENT, Frozen, Given, Hidden
+from ingot.core.stage import ELEMENT, Given, Hidden
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 from ingot.stages._task import read_evaluation
 
 #: What the hidden samples of a task are called: ``REPORT.CANDIDATE.TASK.samples``.
@@ -17,7 +18,7 @@ SAMPLES = "samples"
 _Text = Annotated[str, Field(min_length=1, max_length=100_000)]
 
 
-class Asked(Frozen):
+class Asked(Placed):
     """Which prompts a model answers, and how."""
 
     documents: int = Field(

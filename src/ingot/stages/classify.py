@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Given, Measure, Metrics, Progress, Reproducibility, Role
+from ingot.core.stage import Done, Given, Measure, Progress, Reproducibility, Role
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def names(labels: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-class Classify(Task):
+class Classify(Placed, Task):
     """Classification of held-out documents whose answers are labels.
 
     `by: likelihood` takes the label that is the likeliest answer, `text` the one that greedy decoding says, `choice`
@@ -99,7 +100,7 @@ class Classify(Task):
             found += [f"{name}_share" for name in (*names(self.labels), *others)]
         return tuple(found)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Classify; writes evaluation.json, confusion.json and predictions.jsonl.
 
         RefusedInput: E-CLASSIFY-LABELS, E-CLASSIFY-ROWS, E-EVAL-EMPTY, E-EVAL-CONTEXT, E-EVAL-NAN.
@@ -109,7 +110,9 @@ class Classify(Task):
 
         rows, labels = self._rows(given)
         progress.phase("load")
-        backend = open_backend(given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads)
+        backend = open_backend(
+            given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads, device=self.device
+        )
         progress.phase("classify")
         found = classify.predict_all(rows, self._predict(backend, labels), progress)
         metrics = classify.metrics(found, labels, names(labels), self.resamples)
@@ -118,7 +121,7 @@ class Classify(Task):
         lines = [json.dumps(_line(one, labels), sort_keys=True, ensure_ascii=False) + "\n" for one in found]
         (out / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
         write_evaluation(self.kind, self.settings(), given, out, Found(backend.container, backend.precision, metrics))
-        return metrics
+        return Done(metrics, notes=self.where(backend))
 
     def _rows(self, given: Given) -> tuple[list[Labelled], tuple[str, ...]]:
         from ingot.kit import classify

@@ -10,17 +10,18 @@ from pydantic import Field, model_validator
 
 from ingot.core.stage import (
     ELEMENT,
+    Done,
     Frozen,
     Given,
     Hidden,
     Keyless,
     Measure,
-    Metrics,
     Progress,
     Reproducibility,
     Role,
 )
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 from ingot.stages._samples import SAMPLES, Asked, asked, said_by
 from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
@@ -69,7 +70,7 @@ class Verdicts(Frozen):
         return self
 
 
-class Judge(Task):
+class Judge(Placed, Task):
     """Win, tie and loss of a candidate against the reference, as a local model or judgements made elsewhere say."""
 
     kind: ClassVar[str] = "judge"
@@ -176,7 +177,7 @@ class Judge(Task):
         """The parameters as plain data; how the models were asked is told by the samples."""
         return self.model_dump(mode="json", exclude={SAMPLES})
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Judge every pair; writes judgements.jsonl, pairs.jsonl and evaluation.json."""
         from ingot.kit import samples
         from ingot.kit.judge import metrics as measure
@@ -186,7 +187,7 @@ class Judge(Task):
         if (told["settings"], told["data"]) != (theirs["settings"], theirs["data"]):
             raise RefusedInput("E-JUDGE-PAIRS", "the candidate and the reference were not asked alike")
         found = pairs.pairs(samples.read(given.one(SAMPLES)), samples.read(given.one(_THEIRS)))
-        judged, by = self._judged(found, given, progress)
+        judged, by, notes = self._judged(found, given, progress)
         pairs.write(out, judged)
         metrics, missing = measure.metrics(judged, by, self.resamples) if by else ({}, self._itself())
         settings = {**self.settings(), SAMPLES: told["settings"]}
@@ -194,28 +195,35 @@ class Judge(Task):
             settings[role] = next(iter(given.digests.get(role, ())), None)
         measured = Found(told["container"], told["precision"], metrics, missing)
         write_evaluation(self.kind, settings, given, out, measured)
-        return metrics
+        return Done(metrics, notes=notes)
 
-    def _judged(self, found: list[Pair], given: Given, progress: Progress) -> tuple[list[Judged], str]:
-        """The judgements, and in words whose they are; none where nobody but the candidate could judge."""
+    def _judged(
+        self, found: list[Pair], given: Given, progress: Progress
+    ) -> tuple[list[Judged], str, dict[str, object]]:
+        """The judgements, in words whose they are, and what a receipt notes of it.
+
+        There are none where nobody but the candidate could judge.
+        """
         folder = given.maybe("judgements")
         if folder is not None:
             from ingot.kit.judge import pairs
 
             progress.phase("compare")
-            return pairs.given(folder, found), "judgements made elsewhere"
+            return pairs.given(folder, found), "judgements made elsewhere", {}
         judge, candidate, reference = (given.digests.get(role) for role in ("judge", "candidate", "reference"))
         if not judge or judge == candidate:  # ingot fills no role of a hidden target with its own element
-            return [], ""
+            return [], "", {}
         from ingot.kit.backends import open_backend
         from ingot.kit.judge.ask import Questions, ask
 
         progress.phase("load")
-        backend = open_backend(given.one("judge"), dtype=self.dtype, context=self.context, threads=given.threads)
+        backend = open_backend(
+            given.one("judge"), dtype=self.dtype, context=self.context, threads=given.threads, device=self.device
+        )
         progress.phase("judge")
         questions = Questions(self.template, self.criteria, self.verdicts.words())
         by = f"a {backend.container} model judges" if judge != reference else "the reference itself judges"
-        return ask(backend, questions, found, self.context, progress), by
+        return ask(backend, questions, found, self.context, progress), by, self.where(backend)
 
     def _itself(self) -> dict[str, str]:
         return {

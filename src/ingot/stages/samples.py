@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ingot.core.stage import Format, Given, Hidden, Measure, Metrics, Progress, Reproducibility, Role
+from ingot.core.stage import Done, Format, Given, Hidden, Measure, Progress, Reproducibility, Role
 from ingot.stages._samples import Asked, asked
 from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
@@ -65,14 +65,16 @@ class Samples(Asked, Task):
         if not self.prompts and "data" not in roles:
             yield "data", "without 'prompts' the held-out prompts of a data set are answered"
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Answer every prompt; writes samples.jsonl and evaluation.json."""
         from ingot.kit import samples
         from ingot.kit.backends import open_backend
 
         prompts = self._prompts(given)
         progress.phase("load")
-        backend = open_backend(given.one("candidate"), dtype=self.dtype, context=self.context, threads=given.threads)
+        backend = open_backend(
+            given.one("candidate"), dtype=self.dtype, context=self.context, threads=given.threads, device=self.device
+        )
         progress.phase("answer")
         how = samples.How(self._decoding(), self.context, self._masks(backend))
         found = samples.answer(backend, prompts, how, progress)
@@ -82,7 +84,7 @@ class Samples(Asked, Task):
             metrics["json_valid"] = samples.valid(found, self.json_schema)
         measured = Found(backend.container, backend.precision, metrics, missing)
         write_evaluation(self.kind, self.settings(), given, out, measured)
-        return metrics
+        return Done(metrics, notes=self.where(backend))
 
     def _prompts(self, given: Given) -> list[Prompt]:
         from ingot.kit import samples

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ingot.core.stage import (
+    Done,
     Frozen,
     Given,
     Measure,
-    Metrics,
     Progress,
     Reproducibility,
     Role,
     Source,
 )
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 from ingot.stages._task import MODELS, Found, Task, write_evaluation
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Privacy(Frozen):
     )
 
 
-class ToolCalls(Task):
+class ToolCalls(Placed, Task):
     """Function calling as the Berkeley Function Calling Leaderboard (BFCL) measures it.
 
     The model is asked each question of the files with its functions, by its own chat template where that takes tools,
@@ -167,7 +168,7 @@ class ToolCalls(Task):
             left_out |= {"accuracy", *(m.metric for m in self.measures if m.metric.endswith(("_lax", "_strict")))}
         return tuple(measure.metric for measure in self.measures if measure.metric not in left_out)
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Ask all questions; writes evaluation.json and items.jsonl.
 
         RefusedInput: E-TOOLS-QUESTIONS, E-TOOLS-ANSWERS, E-TOOLS-FIXTURES, E-TOOLS-TEMPLATE, E-SCHEMA,
@@ -180,7 +181,9 @@ class ToolCalls(Task):
         progress.phase("read the questions")
         questions, fixtures = self._read(given)
         progress.phase("load")
-        backend = open_backend(given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads)
+        backend = open_backend(
+            given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads, device=self.device
+        )
         progress.phase("ask")
         played = play(backend, questions, fixtures, self._rules(backend), self._masks(backend))(progress)
         privacy = self.privacy
@@ -192,7 +195,7 @@ class ToolCalls(Task):
         (out / "items.jsonl").write_text("".join(lines), encoding="utf-8")
         found = Found(backend.container, backend.precision, metrics, missing)
         write_evaluation(self.kind, self.settings(), given, out, found)
-        return metrics
+        return Done(metrics, notes=self.where(backend))
 
     def _read(self, given: Given) -> tuple[list[Question], Fixtures | None]:
         from ingot.kit.tool_calls.questions import read_fixtures, read_questions
