@@ -342,7 +342,7 @@ def test_what_changes_after_the_hash_is_never_published(
         return records
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingot.core.store.record_files", hash_then_change)
+        patch.setattr("ingot.core.sealing.record_files", hash_then_change)
         with pytest.raises(DiskFailed, match="other content when it is read again") as caught:
             publish(store, FILES)
     assert caught.value.code == "E-CHANGED"

@@ -8,7 +8,6 @@ then, but it *exists* only once the registry has an entry that names it: readers
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import stat
@@ -19,11 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ingot.core import disk, locks, staging
-from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.digest import FileRecord, fast_hash_file, tree_digest, walk_files
+from ingot.core.filed import Filed
+from ingot.core.latest import Latest
 from ingot.core.seal import Seal
+from ingot.core.sealing import read_back, sealed, sync_tree
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
-from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
+from ingot.errors import DiskFailed, RefusedInput, StoreDamaged
 
 #: How long another process may keep a lock of the store, which is held for milliseconds.
 WAIT_S = 60.0
@@ -47,17 +49,13 @@ class Damage:
     detail: str
 
 
-class Store:
+class Store(Filed, Latest):
     """The folder ``cache/`` of a project. Opening it creates nothing; derived files count under ``seal`` alone."""
 
     def __init__(self, root: Path, seal: Seal | None = None) -> None:
         self.root = root
         self.seal = seal or Seal()
         self.stats = StatCache(root / "stat.json", self.seal)
-
-    def object_path(self, digest: str) -> Path:
-        """Where an object lies, or would lie."""
-        return self.root / "objects" / digest[:2] / digest
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -184,9 +182,9 @@ class Store:
         and makes room. Raises StageFailed (E-OUTPUT-EMPTY, E-OUTPUT-FILE), RefusedInput (names, links), DiskFailed
         (E-CHANGED: a file is not what was hashed a moment before).
         """
-        statuses, records = _sealed(built.out, hashed)
-        _sync_tree(built.out, records)
-        _read_back(built.out, records)
+        statuses, records = sealed(built.out, hashed)
+        sync_tree(built.out, records)
+        read_back(built.out, records)
         digest = tree_digest(records)
         target = self.object_path(digest)
         disk.make_dirs_durable(target.parent)
@@ -207,7 +205,7 @@ class Store:
 
         ``hashed`` as in ``publish``; whoever uses the files compares them. Raises as ``publish`` for what is none.
         """
-        _statuses, records = _sealed(built.out, hashed)
+        _statuses, records = sealed(built.out, hashed)
         with disk.explained(built.out):
             os.chmod(built.out, 0o555)
         return tree_digest(records), records
@@ -250,89 +248,7 @@ class Store:
             disk.rename_durable(path, target)
         return target
 
-    # --- results: what is known of each key (derived from the registry) --------------------------------------
-
-    def read_result(self, key: str) -> list[dict[str, Any]]:
-        """The receipts seen for a key, oldest first; empty when none is known."""
-        return self.result(key) or []
-
-    def result(self, key: str) -> list[dict[str, Any]] | None:
-        """As ``read_result``; None when there is a file and it is damaged, or was written by another (``seal``).
-
-        Results are not synced, so a power cut can damage them.
-        """
-        path = self.root / "results" / f"{key}.json"
-        try:
-            data = json.loads(self.seal.unwrap(f"results/{key}.json", path.read_bytes()) or b"")
-        except FileNotFoundError:
-            return []
-        except ValueError:
-            return None
-        except OSError as error:
-            raise disk.failure(error, path) from error
-        builds = data.get("builds") if isinstance(data, dict) and data.get("format") == 1 else None
-        return builds if isinstance(builds, list) else None
-
-    def file_results(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """File all results anew, by key; what is not among them is dropped. Called under the lock of who files.
-
-        Each file is replaced whole and none is missing meanwhile: others read without the lock, and one that found
-        nothing would build again what is there.
-        """
-        folder = self.root / "results"
-        disk.make_dirs(folder)
-        for key, builds in results.items():
-            self._file(key, builds)
-        with disk.explained(folder):
-            for name in sorted(set(os.listdir(folder)) - {f"{key}.json" for key in results}):
-                (folder / name).unlink(missing_ok=True)
-
-    def add_result(self, key: str, receipt: Mapping[str, Any]) -> None:
-        """File one receipt under its key; the same entry (origin, index) is filed once."""
-        builds = self.read_result(key)
-        place = (receipt["origin"], receipt["index"])
-        if place not in [(build["origin"], build["index"]) for build in builds]:
-            disk.make_dirs(self.root / "results")
-            self._file(key, [*builds, receipt])
-
-    def _file(self, key: str, builds: Sequence[Mapping[str, Any]]) -> None:
-        listed = sorted(builds, key=lambda build: (_since(build), str(build["origin"]), int(build["index"])))
-        text = json.dumps({"format": 1, "key": key, "builds": listed}, separators=(",", ":"), sort_keys=True)
-        name = f"results/{key}.json"
-        disk.write_file_atomic(self.root / name, self.seal.wrap(name, text.encode()), durable=False)
-
-    # --- for people ------------------------------------------------------------------------------------------
-
-    def link_latest(self, spec: str, name: str, digest: str) -> Path:
-        """Point ``cache/latest/<spec>/<target>`` at an object; returns the link."""
-        folder = self.root / "latest" / spec
-        # Whatever the umask, others may not put links where a person looks for results.
-        disk.make_dirs(folder)
-        link = folder / name
-        goal = os.path.relpath(self.object_path(digest), folder)
-        if not link.is_symlink() or os.readlink(link) != goal:
-            disk.replace_link(link, goal)
-        return link
-
-    def has_latest(self, spec: str, name: str, digest: str) -> bool:
-        """Whether the link of a target points at this object."""
-        folder = self.root / "latest" / spec
-        try:
-            return os.readlink(folder / name) == os.path.relpath(self.object_path(digest), folder)
-        except OSError:
-            return False
-
-    def is_linked(self, spec: str, name: str) -> bool:
-        """Whether a target has a link at all."""
-        return (self.root / "latest" / spec / name).is_symlink()
-
-    def unlink_latest(self, spec: str, name: str) -> bool:
-        """Remove the link of a target; whether there was one."""
-        link = self.root / "latest" / spec / name
-        if not link.is_symlink():
-            return False
-        link.unlink()
-        return True
+    # --- what people ask for, and what builds need ------------------------------------------------------------
 
     def forget(self, target: str) -> None:
         """Ask for a new build of a target (``spec:name``) although its result is at hand; a power cut may undo it."""
@@ -378,86 +294,3 @@ def _odd(name: str, status: os.stat_result, record: Mapping[str, Any]) -> Damage
     if status.st_size != record["size"]:
         return Damage(name, f"has {status.st_size} bytes, not {record['size']}")
     return None
-
-
-def _since(result: Mapping[str, Any]) -> str:
-    """When a result was built, or accepted under its key."""
-    return str(result["accepted"]["time"] if "accepted" in result else result["timings"]["finished"])
-
-
-def _refuse_empty_folders(root: Path) -> None:
-    """An empty folder is in no file list, so it would silently be lost (E-OUTPUT-FILE)."""
-    for path in root.rglob("*"):
-        if path.is_dir() and not any(path.iterdir()):
-            raise StageFailed("E-OUTPUT-FILE", f"the stage left an empty folder: {path.relative_to(root)}")
-
-
-def _sealed(root: Path, hashed: Sequence[FileRecord]) -> tuple[dict[str, os.stat_result], tuple[FileRecord, ...]]:
-    """Make what was built read-only, and hash what has not been; StageFailed (E-OUTPUT-EMPTY) when there is nothing."""
-    with disk.explained(root):
-        statuses = _seal(root)
-        records = record_files(root, hashed)
-    if not records:
-        raise StageFailed("E-OUTPUT-EMPTY", "the stage wrote no file")
-    return statuses, records
-
-
-def _seal(root: Path) -> dict[str, os.stat_result]:
-    """Make all files and folders below ``root`` read-only and give the files' stats by name.
-
-    The root itself stays writable until it is renamed. What cannot be an artifact is refused before anything changes.
-    """
-    try:
-        folder = stat.S_ISDIR(os.lstat(root).st_mode)
-    except FileNotFoundError:
-        raise StageFailed("E-OUTPUT-EMPTY", "the stage removed its output folder") from None
-    if not folder:
-        # A link would lead the changes of modes below to files that are not ours.
-        raise StageFailed("E-OUTPUT-FILE", "the stage put something else in the place of its output folder")
-    os.chmod(root, 0o755)
-    _refuse_empty_folders(root)
-    names = list(walk_files(root))
-    for name in names:
-        if os.lstat(root / name).st_nlink != 1:
-            raise StageFailed("E-OUTPUT-FILE", f"the stage left a hard link: {name}")
-    for name in names:
-        os.chmod(root / name, 0o444)
-    for path in root.rglob("*"):
-        if path.is_dir():
-            os.chmod(path, 0o555)
-    return {name: os.lstat(root / name) for name in names}
-
-
-def _sync_tree(root: Path, records: Iterable[FileRecord]) -> None:
-    """fsync every file, then every folder from the leaves up, the root last."""
-    folders = {root}
-    for record in records:
-        path = root / record.path
-        disk.fsync_file(path)
-        folders.update(parent for parent in path.parents if root in (parent, *parent.parents))
-    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
-        disk.fsync_dir(folder)
-
-
-#: Larger files stay in memory when they are read back: reading them from the medium would take seconds.
-_FROM_MEDIUM_MAX = 1 << 30
-
-
-def _read_back(root: Path, records: Iterable[FileRecord]) -> None:
-    """Read what was hashed and synced again, from the medium where the system allows it (E-CHANGED when it differs).
-
-    A bit that changed in memory between hash and write, or a program that still writes, is found before anything is
-    published.
-    """
-    for record in records:
-        path = root / record.path
-        with disk.explained(path):
-            if record.size <= _FROM_MEDIUM_MAX:
-                disk.forget_cached(path)
-            same = os.lstat(path).st_size == record.size and fast_hash_file(path) == record.xxh3_128
-        if not same:
-            raise DiskFailed(
-                "E-CHANGED",
-                f"a file that was just written has other content when it is read again: {path}",
-                hint="run doit again; else memory or disk are failing, or the stage left a program running that writes",
-            )
