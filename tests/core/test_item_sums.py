@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from ingot.core.item_sums import read_sums
+from ingot.core.pairs import RESAMPLES
 
 Rows = list[dict[str, Any]]
 DOCUMENTS: Rows = [
-    {"id": "a", "tokens": 10, "nll": 20.0, "bytes": 40, "ref_nll": 18.0, "kl": 1.0, "agree": 9},
-    {"id": "b", "tokens": 30, "nll": 90.0, "bytes": 80, "ref_nll": 87.0, "kl": 2.0, "agree": 20},
+    {"id": "a", "tokens": 10, "nll": 20.0, "bytes": 40, "ref_nll": 18.0, "ref_bytes": 40, "kl": 1.0, "agree": 9},
+    {"id": "b", "tokens": 30, "nll": 90.0, "bytes": 80, "ref_nll": 87.0, "ref_bytes": 60, "kl": 2.0, "agree": 20},
 ]
 ANSWERS: Rows = [
     {"id": "a", "exact": True, "pattern": None, "ended": True},
@@ -49,6 +51,8 @@ HARNESS: Rows = [
         ("documents", DOCUMENTS, "kl_divergence", 3 / 40),
         ("documents", DOCUMENTS, "top1_agreement", 29 / 40),
         ("documents", DOCUMENTS, "bits_per_byte", 110 / 120 / 0.6931471805599453),
+        ("documents", DOCUMENTS, "perplexity", math.exp(110 / 40)),
+        ("documents", DOCUMENTS, "bits_per_byte_difference", (110 / 120 - 105 / 100) / math.log(2)),
         ("answers", ANSWERS, "exact_match", 1 / 3),
         ("answers", ANSWERS, "pattern_accuracy", 2 / 3),
         ("answers", ANSWERS, "answers_ended", 2 / 3),
@@ -95,3 +99,22 @@ def test_what_fits_twice_pairs_nothing(tmp_path: Path) -> None:
     rows += [item("two", 0, {"acc": 0.0}), item("two", 1, {"acc": 1.0})]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_sums(tmp_path, "acc", 0.5) is None
+
+
+def test_a_difference_of_fractions_is_drawn_as_one(tmp_path: Path) -> None:
+    """Of documents that are all alike no draw differs, and the interval is the value itself."""
+    rows = [{**DOCUMENTS[0], "id": name} for name in "abc"]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_sums(tmp_path, "bits_per_byte_difference", (20 - 18) / 40 / math.log(2))
+    assert found is not None and found.draws() == pytest.approx([found.value()] * RESAMPLES)
+
+
+def test_windows_are_named_by_what_they_hold(tmp_path: Path) -> None:
+    names = []
+    for size in (40, 40, 41):
+        rows = [{**row, "id": f"{at:08d}", "bytes": size} for at, row in enumerate(DOCUMENTS)]
+        (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = read_sums(tmp_path, "nll", 110 / 40)
+        assert found is not None
+        names.append(found.ids)
+    assert names[0] == names[1] != names[2]

@@ -138,7 +138,7 @@ def test_a_measurement_that_is_not_up_to_date_answers_nothing(reported: Sandbox)
     reported.spec(text.replace("candidates: [gguf]}", "candidates: [gguf]}, documents: 9"))
     error = refused(reported, GateFailed, "s:gguf")
     assert error.code == "E-GATE-UNKNOWN"
-    assert "s:report.gguf is stale" in error.facts[0]
+    assert "s:report.gguf is waiting" in error.facts[0]
 
 
 def test_a_measurement_counts_though_its_own_bytes_are_gone(reported: Sandbox) -> None:

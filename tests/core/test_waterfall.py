@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import pytest
 
 from chainkit import Chains, digest_of, documents, number
 from ingot import registry
-from ingot.core import paired
 from ingot.core.directions import better
 from ingot.core.waterfall import Waterfalls
 from ingot.core.waterfall_view import to_json, waterfall_table
@@ -192,46 +189,9 @@ def test_json_is_plain_and_whole(chains: Chains) -> None:
     assert {*step["after"]} == {"value", "unit", "interval", "n", "evaluation", "origin", "index", "defined"}
 
 
-@pytest.mark.parametrize("count", [40, 400], ids=["resampled", "linear"])
-def test_the_paired_interval_is_that_of_numpy(count: int) -> None:
-    """Of the same method, drawn by another generator: the ends agree within what resampling leaves open."""
-    from ingot.kit.bootstrap import ratio_interval
-
-    draw = random.Random(3)
-    tokens = [draw.randint(5, 60) for _ in range(count)]
-    before: list[dict[str, Any]] = [
-        {"id": str(at), "tokens": each, "nll": each * draw.uniform(2, 5)} for at, each in enumerate(tokens)
-    ]
-    after: list[dict[str, Any]] = [{**row, "nll": row["nll"] + row["tokens"] * draw.gauss(0.05, 0.1)} for row in before]
-    values = tuple(sum(row["nll"] for row in side) / sum(tokens) for side in (before, after))
-    ours = paired.difference("nll", before, after, (values[0], values[1]))
-    theirs = ratio_interval([b["nll"] - a["nll"] for a, b in zip(before, after, strict=True)], tokens, 20000)
-    assert ours is not None and ours.interval is not None and theirs is not None
-    assert ours.interval == pytest.approx(theirs, abs=0.1 * (theirs[1] - theirs[0]))
-
-
-def test_every_metric_of_sums_is_paired() -> None:
-    before = [{"id": "a", "tokens": 2, "nll": 4.0, "bytes": 8, "ref_nll": 3.0, "ref_bytes": 8, "kl": 0.5, "agree": 1}]
-    after = [{**before[0], "nll": 6.0, "kl": 1.5, "agree": 2}]
-    for metric, ends in {
-        "nll": (2.0, 3.0),
-        "perplexity": (math.exp(2), math.exp(3)),
-        "bits_per_byte": (0.5 / math.log(2), 0.75 / math.log(2)),
-        "nll_difference": (0.5, 1.5),
-        "bits_per_byte_difference": (0.125 / math.log(2), 0.375 / math.log(2)),
-        "kl_divergence": (0.25, 0.75),
-        "top1_agreement": (0.5, 1.0),
-    }.items():
-        found = paired.difference(metric, before, after, ends)
-        assert found is not None, metric
-        assert (found.value, found.interval) == (ends[1] - ends[0], None), "one document has no spread"
-    assert paired.SUMS.keys() == {"nll", "perplexity", "bits_per_byte", "nll_difference", "bits_per_byte_difference",
-                                  "kl_divergence", "top1_agreement"}  # fmt: skip
-
-
 def test_windows_of_other_text_pair_nothing(chains: Chains) -> None:
     count = number(3, unit="windows")
-    rows = [[{**row, "bytes": size} for row in WORST] for size in (40, 41)]
+    rows = [[{**row, "id": f"{at:08d}", "bytes": size} for at, row in enumerate(WORST)] for size in (40, 41)]
     chains.evaluated("report.w1", "pruned", {**metrics(WORST, 300), "windows": count}, rows[0], reference="base")
     for name, each in (("gguf@Q8_0", rows[0]), ("gguf@Q4_0", rows[1])):
         found = {**metrics(WORST, 300), "windows": count}

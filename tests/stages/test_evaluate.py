@@ -325,6 +325,19 @@ def test_a_quantized_folder_is_read_as_what_it_is(stories: Path, data: Path, tmp
     assert 0 < metrics["kl_divergence"].value < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+def test_a_model_written_untied_counts_its_weights_once_and_tells_both_dtypes(
+    stories: Path, data: Path, tmp_path: Path
+) -> None:
+    """Only the embeddings are of one byte; ``quantize`` and ``evaluate`` divide by the same number of weights."""
+    params = {"scheme": "FP16", "overrides": [{"modules": ["embed_tokens", "lm_head"], "scheme": "W8A16"}]}
+    quantized, made = run_stage("quantize", params, {"model": stories}, tmp_path, name="quantized")
+    out, metrics = run_stage("evaluate", FAST, {"candidate": quantized, "data": data}, tmp_path)
+    assert json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["precision"] == "W8A16+float16"
+    assert metrics["parameters"].value == 260_032
+    assert metrics["bits_per_weight"].value == pytest.approx(made["bits_per_weight"].value)
+
+
 _CONVERT = """
 import sys
 from pathlib import Path

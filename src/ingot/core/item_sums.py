@@ -7,12 +7,14 @@ another value, or none, and nothing is paired by it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ingot.core.pairs import ANSWERS, RATIOS, Documents, Ratio, Sums, of_item, sums
 
+#: Of the number of a window.
+_DIGITS = 8
 #: Right or not, of ``predictions.jsonl``.
 _PREDICTED = {"accuracy": Ratio(lambda row: row["found"] == row["wanted"], lambda _row: 1.0)}
 
@@ -27,7 +29,9 @@ def read_sums(folder: Path, metric: str, value: object) -> Sums | None:
 
 
 def _forms(folder: Path, metric: str) -> Iterator[tuple[Ratio, Documents]]:
-    for name, ratios in (("documents", RATIOS), ("answers", ANSWERS), ("predictions", _PREDICTED)):
+    if metric in RATIOS:
+        yield RATIOS[metric], [_named(row) for row in _rows(folder / "documents.jsonl")]
+    for name, ratios in (("answers", ANSWERS), ("predictions", _PREDICTED)):
         if metric in ratios:
             yield ratios[metric], _rows(folder / f"{name}.jsonl")
     items = _rows(folder / "items.jsonl")
@@ -47,6 +51,13 @@ def _of_harness(items: Documents, metric: str) -> Iterator[tuple[Ratio, Document
                 groups.setdefault((str(item["task"]), str(item["filter"]), name), []).append(row)
     for (_, _, name), rows in groups.items():
         yield of_item(name) if name != "exact_match" else Ratio(lambda row: row["exact_match"], lambda _row: 1.0), rows
+
+
+def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A document is named by its content. Windows are numbered: that they hold the same text shows in what it takes."""
+    name = row.get("id")
+    window = isinstance(name, str) and len(name) == _DIGITS and name.isdecimal()
+    return {**row, "id": f"{name} {row.get('tokens')} {row.get('bytes')}"} if window else row
 
 
 def _rows(path: Path) -> Documents:

@@ -31,16 +31,21 @@ _HOPELESS = 1e4
 
 @dataclass(frozen=True)
 class Sums:
-    """One entry a document: a metric is ``sum(tops) / sum(bottoms)``, with ``exp`` e to the power of that."""
+    """One entry a document: a metric is ``sum(tops) / sum(bottoms)``, with ``exp`` e to the power of that.
+
+    With ``less`` it is the difference of two such fractions.
+    """
 
     ids: tuple[str, ...]
     tops: tuple[float, ...]
     bottoms: tuple[float, ...]
     exp: bool = False
+    less: Sums | None = None
 
     def value(self) -> float:
         """The metric of all documents."""
-        return self._of(math.fsum(self.tops), math.fsum(self.bottoms))
+        found = self._of(math.fsum(self.tops), math.fsum(self.bottoms))
+        return found if self.less is None else found - self.less.value()
 
     def _of(self, top: float, bottom: float) -> float:
         mean = top / bottom if bottom else math.nan
@@ -52,7 +57,8 @@ class Sums:
         tops, bottoms = _blocks(self.tops), _blocks(self.bottoms)
         assert len(tops) == len(bottoms) == min(count, _BLOCKS)
         top, bottom = tops.__getitem__, bottoms.__getitem__
-        return [self._of(sum(map(top, drawn)), sum(map(bottom, drawn))) for drawn in _drawn(len(tops))]
+        found = [self._of(sum(map(top, drawn)), sum(map(bottom, drawn))) for drawn in _drawn(len(tops))]
+        return found if self.less is None else [a - b for a, b in zip(found, self.less.draws(), strict=True)]
 
 
 Row = Mapping[str, Any]
@@ -65,6 +71,7 @@ class Ratio(NamedTuple):
     top: Callable[[Row], float]
     bottom: Callable[[Row], float]
     exp: bool = False
+    less: Ratio | None = None
 
 
 def _tokens(row: Row) -> float:
@@ -79,12 +86,17 @@ def _right(row: Row) -> float:
     return float(row["exact"] if row["pattern"] is None else row["pattern"])
 
 
+def _bits(nll: str, size: str) -> Ratio:
+    return Ratio(lambda row: row[nll] / math.log(2), lambda row: row[size])
+
+
 #: What the lines of ``documents.jsonl`` give.
 RATIOS: Mapping[str, Ratio] = {
     "nll": Ratio(lambda row: row["nll"], _tokens),
     "perplexity": Ratio(lambda row: row["nll"], _tokens, exp=True),
-    "bits_per_byte": Ratio(lambda row: row["nll"] / math.log(2), lambda row: row["bytes"]),
+    "bits_per_byte": _bits("nll", "bytes"),
     "nll_difference": Ratio(lambda row: row["nll"] - row["ref_nll"], _tokens),
+    "bits_per_byte_difference": _bits("nll", "bytes")._replace(less=_bits("ref_nll", "ref_bytes")),
     "kl_divergence": Ratio(lambda row: row["kl"], _tokens),
     "top1_agreement": Ratio(lambda row: row["agree"], _tokens),
 }
@@ -105,13 +117,16 @@ def of_item(metric: str) -> Ratio:
 def sums(ratio: Ratio, rows: Documents, value: float) -> Sums | None:
     """The sums of what was recorded with a value; None where the rows do not give it, or are of another form."""
     try:
-        ids = tuple(str(row["id"]) for row in rows)
-        tops, bottoms = (tuple(float(part(row)) for row in rows) for part in (ratio.top, ratio.bottom))
-        found = Sums(ids, tops, bottoms, ratio.exp)
+        found = _sums(ratio, rows, ids := tuple(str(row["id"]) for row in rows))
         same = math.isclose(found.value(), value, rel_tol=1e-6, abs_tol=1e-12)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return found if same and len(set(ids)) == len(ids) else None
+
+
+def _sums(ratio: Ratio, rows: Documents, ids: tuple[str, ...]) -> Sums:
+    tops, bottoms = (tuple(float(part(row)) for row in rows) for part in (ratio.top, ratio.bottom))
+    return Sums(ids, tops, bottoms, ratio.exp, None if ratio.less is None else _sums(ratio.less, rows, ids))
 
 
 def _blocks(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import paired
 from ingot.core.directions import AGAINST_ITSELF, better
+from ingot.core.item_sums import read_sums
 from ingot.core.lineage import Lineage, Link, against, candidate, conditions, inputs, series_of
 from ingot.core.lookup import Lookup, Receipt
+from ingot.core.pairs import Sums, paired
 from ingot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Waterfalls:
         self._project, self.report = project, report
         self._lineage = Lineage(lookup or Lookup(project))
         self._reference: str | None = next((str(it["digest"]) for it in inputs(report, "reference")), None)
-        self._read: dict[str, paired.Documents] = {}
+        self._read: dict[tuple[str, str], Sums | None] = {}
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Receipt]]:
@@ -212,15 +213,17 @@ class Waterfalls:
         return None
 
     def _step(self, links: Sequence[Link], metric: str, before: Value, after: Value) -> Step:
-        change, interval, count = after.value - before.value, None, None
+        change = after.value - before.value
+        interval: tuple[float, float] | None = None
+        count: int | None = None
         basis: Basis = "exact" if before.n is None and after.n is None else "unpaired"
         if before.defined:
             basis = "reference"
             interval = after.interval and (after.interval[0] - before.value, after.interval[1] - before.value)
         else:
-            pair = self._paired(links[0], links[-1], metric, (before.value, after.value))
-            if pair is not None:
-                change, interval, basis, count = pair.value, pair.interval, "paired", pair.documents
+            one, other = (self._sums(link, metric) for link in (links[0], links[-1]))
+            if one is not None and other is not None and one.ids == other.ids:
+                interval, basis, count = paired(other, one, "difference"), "paired", len(one.ids)
         sizes = self._size(links[0]), self._size(links[-1])
         return Step(links[0], tuple(links[1:]), before, after, change, interval, basis, count, sizes)
 
@@ -228,33 +231,16 @@ class Waterfalls:
         value = self._value(link, "bytes")
         return None if value is None else value.value
 
-    def _paired(self, one: Link, other: Link, metric: str, values: tuple[float, float]) -> paired.Difference | None:
+    def _sums(self, link: Link, metric: str) -> Sums | None:
+        """What a measurement keeps of each document; None where its artifact is not whole, or keeps it otherwise."""
         task, _, name = metric.rpartition(".")
-        if name not in paired.SUMS:
-            return None
-        receipts = self.measured[task][one.digest], self.measured[task][other.digest]
-        return paired.difference(name, self._documents(receipts[0]), self._documents(receipts[1]), values)
-
-    def _documents(self, receipt: Receipt) -> paired.Documents:
-        """What an evaluation keeps of each document; nothing where its artifact is not whole."""
-        digest = str(receipt["digest"])
-        if digest not in self._read:
-            rows = list(self._lines(receipt, "documents.jsonl"))
-            if "windows" in receipt["metrics"]:
-                # Windows are numbered: that they hold the same text shows in what it takes.
-                rows = [{**row, "id": [row.get("id"), row.get("tokens"), row.get("bytes")]} for row in rows]
-            self._read[digest] = rows
-        return self._read[digest]
-
-    def _lines(self, receipt: Receipt, name: str) -> Iterator[Mapping[str, Any]]:
-        store, digest = self._project.store, str(receipt["digest"])
-        if not any(file["path"] == name for file in receipt["files"]):
-            return
-        if store.presence(digest, receipt["files"])[0] == "present":
-            for line in (store.object_path(digest) / name).read_text(encoding="utf-8").splitlines():
-                value = _object(line)
-                if value is not None:
-                    yield value
+        receipt = self.measured[task][link.digest]
+        digest, store = str(receipt["digest"]), self._project.store
+        if (digest, name) not in self._read:
+            whole = store.presence(digest, receipt["files"])[0] == "present"
+            value = receipt["metrics"][name]["value"]
+            self._read[digest, name] = read_sums(store.object_path(digest), name, value) if whole else None
+        return self._read[digest, name]
 
     def _why(self, link: Link, metric: str) -> str | None:
         """Why a candidate has no such measurement, in the words of its evaluation."""

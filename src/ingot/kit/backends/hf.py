@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class HfBackend(Words):
         super().__init__(hf.load_tokenizer(folder))
         self.model = hf.load_model(folder, dtype, attention=attention).to(self.device)
         # of the architecture: a quantized folder also holds scales and shapes
-        self.parameters = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
+        weights = sum(parameter.numel() for parameter in layers.skeleton(folder).parameters())
+        self.parameters = weights - _repeated(self.model)
         self.context = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 40)
         self.runtime = f"transformers computing in {dtype}{devices.words(self.device)}"
         self._cache: Any = None
@@ -97,6 +98,15 @@ class HfBackend(Words):
             )
 
 
+def _repeated(model: Any) -> int:
+    """Elements of an output layer that says the embedding once more: both were one until they were quantized."""
+    inner, head = model.get_input_embeddings(), model.get_output_embeddings()
+    one, other = getattr(inner, "weight", None), getattr(head, "weight", None)
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor) or one is other:
+        return 0
+    return other.numel() if one.dtype == other.dtype and one.equal(other) else 0
+
+
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer: those of the model's generation settings, and the tokenizer's."""
     found = getattr(model.generation_config, "eos_token_id", None)
@@ -107,19 +117,32 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 def precision(folder: Path, config: dict[str, Any]) -> str:
     """How the weights are stored, read from the folder: a quantization scheme (``W8A16``) or a dtype's name.
 
-    Of several dtypes it is the one that holds the most bytes.
+    Of several dtypes it is the one that holds the most bytes; where schemes leave out linear layers, as one that is
+    for the embeddings alone does, the dtype of these is told beside them (``W8A16+float16``).
     """
     scheme = config.get("quantization_config")
     if isinstance(scheme, dict):
         groups = scheme.get("config_groups")
         found = sorted({_scheme(group) for group in groups.values()}) if isinstance(groups, dict) else []
-        return "+".join(found) or _bitsandbytes(scheme) or str(scheme.get("quant_method", "quantized"))
+        plain = [_largest(folder, left)] if found and (left := _plain_linear(folder)) else []
+        return "+".join(found + plain) or _bitsandbytes(scheme) or str(scheme.get("quant_method", "quantized"))
+    return _largest(folder, None)
+
+
+def _plain_linear(folder: Path) -> set[str]:
+    """The weights of linear layers that have no scales."""
+    there = set(hf.tensor_names(folder))
+    return {f"{it}.weight" for it in layers.linear_weights(folder, there) if f"{it}.weight_scale" not in there}
+
+
+def _largest(folder: Path, names: Collection[str] | None) -> str:
+    """The dtype that holds the most bytes of these tensors (None: of all)."""
     sizes: Counter[str] = Counter()
     for _, entry in hf.entries(folder):
-        sizes[entry.dtype] += entry.end - entry.begin
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        if names is None or entry.name in names:
+            sizes[entry.dtype] += entry.end - entry.begin
     largest = max(sorted(sizes), key=sizes.__getitem__, default="")
-    return names.get(largest, largest)
+    return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(largest, largest)
 
 
 def _bitsandbytes(config: dict[str, Any]) -> str:
