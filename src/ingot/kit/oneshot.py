@@ -71,12 +71,13 @@ def apply(
         try:
             runner()
         except (RuntimeError, ValueError) as error:
-            if (full := _full_gpu(error)) is not None:
-                raise full from error
+            first = _first(error)
+            if isinstance(first, torch.OutOfMemoryError) or any(word in str(first) for word in _FULL):
+                raise torch.OutOfMemoryError(str(first)) from error
             raise StageFailed(
                 "E-ONESHOT",
                 "llm-compressor could not process the model",
-                facts=[f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", *warnings[-2:]],
+                facts=[f"{type(first).__name__}: {' '.join(str(first).split())[:300]}", *warnings[-2:]],
                 hint="models of the Llama kind are known to work; other methods need no tracing of the model",
             ) from error
         finally:
@@ -84,10 +85,14 @@ def apply(
     return warnings
 
 
-def _full_gpu(error: BaseException | None) -> torch.OutOfMemoryError | None:
-    """The error of a GPU that is full behind one of the library's own, which hides it when a traced layer fails."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__cause__ or error.__context__
+#: What libraries of CUDA say, beside torch's own error, when the GPU is full.
+_FULL = ("out of memory", "ALLOC_FAILED")
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error behind those that the library put over it: when a traced layer fails, its own shows generated code."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
     return error
 
 
