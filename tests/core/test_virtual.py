@@ -399,7 +399,12 @@ def test_what_cannot_be_streamed_is_copied_once_and_dropped(chains: Chains) -> N
 def test_a_copy_gives_a_digest_before_its_first_consumer_is_keyed(chains: Chains) -> None:
     only = REPORT.replace(", gguf]", "]")
     chains.sandbox.spec(chain(more=only))
-    chains.doit(*[f"s:{name}" for name in ("base", "adapter", "merged", "pruned", "report.base", "report.pruned")])
+    chains.doit(
+        *[
+            f"s:{name}"
+            for name in ("base", "adapter", "merged", "pruned", "report.base.logits", "report.base", "report.pruned")
+        ]
+    )
     found = receipts(chains.sandbox)
     assert "shared_with" not in found["s:pruned"], "its time is its own"
     assert found["s:merged"]["shared_with"] == ["s:pruned"]

@@ -10,10 +10,12 @@ measured otherwise answers nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import quality
 from ingot.core.directions import better
+from ingot.core.gate_presets import KEPT
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
 from ingot.core.pairs import Sums
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 Receipt = Mapping[str, Any]
 #: The roles in which a measurement holds what it measures, and what a report was made of.
 _CANDIDATES = frozenset((*CANDIDATES, *MEASUREMENTS))
+#: What the candidate itself said; how it was asked stands in the parameters of the measurement.
+_OF_CANDIDATES = frozenset((*_CANDIDATES, "samples"))
 #: The receipt of a node that counts now, by its id; None where there is none.
 Now = Callable[[str], Receipt | None]
 
@@ -54,7 +58,12 @@ class Sides:
     def judge(self, gate: Gate, node: Node, receipt: Receipt | None, now: Now) -> list[Verdict]:
         """The verdicts of one gate on what ``node`` measured."""
         side = None if receipt is None else side_of(self._project.store, receipt)
-        return judge(gate, side, self._other(gate, node, receipt, now))
+        other = self._other(gate, node, receipt, now)
+        if gate.metric != KEPT or side is None or other is None or other.side is None:
+            return judge(gate, side, other)
+        scores = [metric for metric in other.side.metrics if quality.is_score(metric)]
+        each = [replace(gate, name=f"{gate.target}.{metric}") for metric in scores]
+        return [verdict for one in each for verdict in judge(one, side, _to_keep(one.metric, other))]
 
     def _other(self, gate: Gate, node: Node, receipt: Receipt | None, now: Now) -> Other | None:
         if gate.form is None:
@@ -126,6 +135,13 @@ class Sides:
                 yield from judge(regression_gate(rule, f"{node.name}.{metric}"), side, other)
 
 
+def _to_keep(metric: str, other: Other) -> Other:
+    """The other of a score that is to be kept; without a side where that has none to keep."""
+    if other.side is None or other.side.metrics[metric].get("value") != 0:
+        return other
+    return Other(other.name, None, f"{metric!r} of {other.name} is 0, of which nothing can be lost", new=True)
+
+
 def _sampled(rule: Mapping[str, Any], theirs: Receipt, ours: Receipt | None) -> Sequence[str]:
     """The metrics by which two results are compared: both have an interval of them."""
     both = [theirs["metrics"]] + ([] if ours is None else [ours["metrics"]])
@@ -173,7 +189,7 @@ def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     parts = [(it["kind"], it["key_parts"].get("revision"), it["key_parts"].get("params")) for it in (one, two)]
     if parts[0] != parts[1]:
         return False
-    shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES
+    shared = (one["inputs"].keys() & two["inputs"].keys()) - _OF_CANDIDATES
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
     return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)
