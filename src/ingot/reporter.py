@@ -147,7 +147,6 @@ class LiveReporter:
         """A task failed or could not start: said once, here."""
         if self._stopping:
             return
-        session = self.session
         if fail.get_name() == "UnmetDependency":
             if task.actions:
                 self._board.end(task.name, "skipped")

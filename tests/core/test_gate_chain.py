@@ -309,7 +309,7 @@ def test_a_paired_interval_is_drawn_again_where_the_documents_are_here(sandbox: 
     assert codes(sandbox) == ["gate_differs"]
 
 
-# --- scores of tasks, which only measuring tells --------------------------------------------------------------------------
+# --- scores of tasks, which only measuring tells ------------------------------------------------------------------
 
 TASKS = """\
 targets:
