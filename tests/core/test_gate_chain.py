@@ -328,11 +328,11 @@ KEPT = (
 )
 
 
-def asked(sandbox: Sandbox, word: str, gates: str, metrics: Mapping[str, Metrics]) -> Fields:
+def asked(sandbox: Sandbox, word: str, gates: str, metrics: Mapping[str, Metrics], text: str = TASKS) -> Fields:
     """Build the candidate ``word`` with what its tasks and those of the reference measured; the verdicts by gate."""
     (sandbox.root / "ends").mkdir(exist_ok=True)
     (sandbox.root / "ends" / "ends.yaml").write_text("task: ends\n")
-    sandbox.spec(TASKS.replace("WORD", word) + gates)
+    sandbox.spec(text.replace("WORD", word) + gates)
     fill(sandbox, word, metrics)
     done = sandbox.doit("s")
     found = [line for line in done.stdout.splitlines() if line.startswith("gate ")]
@@ -372,3 +372,14 @@ def test_what_a_candidate_said_is_compared_with_what_others_said(sandbox: Sandbo
     metrics["report.gguf.asked"] = {"rouge_l": 0.45}
     earlier = asked(sandbox, "two", gates.replace("OTHER", "last_good"), metrics)
     assert [line.split(",")[0] for line in earlier["lines"]] == ["gate FAIL     -0.05"]
+    # A query compares them as well: none is marked as measured otherwise.
+    assert "measured otherwise" not in sandbox.ok("query", "best asked.rouge_l")
+
+
+def test_answers_that_were_asked_for_otherwise_do_not_compare(sandbox: Sandbox) -> None:
+    gates = "  report.gguf.asked.rouge_l: {min: 0, minus: last_good}\n"
+    asked(sandbox, "one", gates, {"report.gguf.asked": {"rouge_l": 0.5}})
+    longer = TASKS.replace("{kind: match}", "{kind: match, samples: {max_tokens: 9}}")
+    found = asked(sandbox, "two", gates, {"report.gguf.asked": {"rouge_l": 0.1}}, longer)
+    assert found["code"] == 0
+    assert "was not measured in the same way" in found["lines"][0]

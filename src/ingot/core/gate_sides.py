@@ -18,6 +18,7 @@ from ingot.core.directions import better
 from ingot.core.gate_presets import KEPT
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
+from ingot.core.lineage import asked
 from ingot.core.pairs import Sums
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Receipt = Mapping[str, Any]
 #: The roles in which a measurement holds what it measures, and what a report was made of.
 _CANDIDATES = frozenset((*CANDIDATES, *MEASUREMENTS))
-#: What the candidate itself said; how it was asked stands in the parameters of the measurement.
-_OF_CANDIDATES = frozenset((*_CANDIDATES, "samples"))
+#: What the candidate itself said: its words are its own, how it was asked is compared apart.
+_SAID = "samples"
 #: The receipt of a node that counts now, by its id; None where there is none.
 Now = Callable[[str], Receipt | None]
 
@@ -87,12 +88,20 @@ class Sides:
         """Another node of the spec: as it is now, or as it was when the same inputs were measured."""
         other = self._project.nodes[f"{node.spec}:{gate.other}"]
         found = now(other.id)
-        if receipt is not None and (found is None or not comparable(receipt, found, gate.metric)):
+        if receipt is not None and (found is None or not self._comparable(receipt, found, gate.metric)):
             earlier = self._standing().results(other.id)
-            found = next((it for it in earlier if comparable(receipt, it, gate.metric)), None)
+            found = next((it for it in earlier if self._comparable(receipt, it, gate.metric)), None)
         if found is None:
             return Other(gate.other, None, f"{other.id} has no measurement of the same data")
         return Other(gate.other, side_of(self._project.store, found))
+
+    def _comparable(self, one: Receipt, two: Receipt, metric: str) -> bool:
+        if not comparable(one, two, metric):
+            return False
+        if not all(_SAID in it["inputs"] for it in (one, two)):
+            return True
+        lookup = self._standing().lookup
+        return asked(one, lookup) == asked(two, lookup)
 
     def _earlier(self, which: str, target: str, present: str) -> Receipt | str:
         """The result of a target that the one at hand is compared with, or why there is none."""
@@ -112,10 +121,10 @@ class Sides:
         """The newest measurement of another result of a node's subject; of itself, where it measures itself."""
         if subject_of(node) == node.id:
             found = self._standing().lookup.build_of(dict(wanted))
-            return found if like is None or comparable(like, found, metric) else None
+            return found if like is None or self._comparable(like, found, metric) else None
         results = map(self._standing().lookup.build_of, self._standing().results(node.id))
         of_it = (it for it in results if subject_digest(node, it) == wanted["digest"])
-        return next((it for it in of_it if like is None or comparable(like, it, metric)), None)
+        return next((it for it in of_it if like is None or self._comparable(like, it, metric)), None)
 
     def regressions(self, node: Node, receipt: Receipt | None) -> Iterator[Verdict]:
         """How a candidate that ``node`` measures stands beside its active result; nothing where that says nothing."""
@@ -189,7 +198,7 @@ def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     parts = [(it["kind"], it["key_parts"].get("revision"), it["key_parts"].get("params")) for it in (one, two)]
     if parts[0] != parts[1]:
         return False
-    shared = (one["inputs"].keys() & two["inputs"].keys()) - _OF_CANDIDATES
+    shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES - {_SAID}
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
     return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)
