@@ -34,7 +34,7 @@ def never_built() -> Reason:
 
 def input_stale(names: Sequence[str]) -> Reason:
     """Inputs must be built first, so the key is not known yet."""
-    return Reason("input_stale", f"waits for {', '.join(name.partition(':')[2] for name in names)}")
+    return Reason("input_stale", f"waits for {_listed([name.partition(':')[2] for name in names])}")
 
 
 def artifact_missing(receipt: Mapping[str, Any]) -> Reason:

@@ -34,6 +34,8 @@ class Session:
         self.outcomes: dict[str, Built] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
         self.listeners: list[Listener] = []
+        #: Targets that were built, and whose gates do not pass: the run goes on and ends with exit code 1.
+        self.broken: dict[str, GateFailed] = {}
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
         self._force, self._parallel = False, 1
@@ -54,6 +56,7 @@ class Session:
         self._force, self._parallel, self._always = force, parallel, always
         # A command may run several times in one process: each run has a screen, and asks again what is lacking.
         self.listeners.clear()
+        self.broken.clear()
         self._checked, self.refused = False, None
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
