@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import checkpoints, disk, locks, passes, receipts, reuse
+from ingot.core import checkpoints, disk, key_locks, passes, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
@@ -95,23 +94,30 @@ class Builder:
                 found.append(item)
         return found
 
+    def _locked(self, group: Sequence[Planned]) -> AbstractContextManager[None]:
+        name = group[0].node.id
+        keys = [str(item.key) for item in group]
+        return key_locks.held(
+            self._project.store.root, keys, lambda why: self._listener(name, {"t": "waiting", "name": why})
+        )
+
     @contextmanager
-    def _locked(self, group: Sequence[Planned]) -> Iterator[None]:
-        """Hold the locks of these keys; always taken in one order, so that no two wait for each other."""
-        folder = self._project.store.root / "locks"
-        disk.make_dirs(folder)
+    def beside(self, planned: Planned) -> Iterator[tuple[dict[str, Any], Path]]:
+        """Build what a target is once more, beside what is there: its receipt, and the folder while one looks at it.
 
-        def waiting(holder: locks.Holder | None) -> None:
-            stopped = ", and is stopped" if holder is not None and holder.stopped else ""
-            who = "" if holder is None else f": {holder}{stopped}"
-            ours = holder is not None and holder.pid == os.getpid()
-            name = "it is built in one pass with others" if ours else f"another ingot builds this target{who}"
-            self._listener(group[0].node.id, {"t": "waiting", "name": name})
-
-        with ExitStack() as stack:
-            for key in sorted({str(item.key) for item in group}):
-                stack.enter_context(locks.held_for_long(folder / f"{key}.lock", waiting))
-            yield
+        Nothing is published or recorded, and nothing is taken over from an earlier result.
+        """
+        node = planned.node
+        with self._locked([planned]):
+            for name in self._lacking(node):
+                self._copy(node, name)
+            with self._project.store.staging() as staging:
+                log = self._log(node)
+                wish = Wish(force=True)
+                made = self._run_pass(Pass([planned], wish, self._project.store.measure, node.id), staging, log)
+                with suppress(OSError):
+                    log.unlink(missing_ok=True)
+                yield made.receipts[0], staging.out
 
     def _select(self, planned: Planned) -> Built:
         assert planned.receipt is not None

@@ -6,6 +6,8 @@
   was built from other roles; or the inputs of the entry are not those of its key parts
 - ``promote_differs``: a ``promote`` entry lists a gate that the measurement it names does not pass, or a value that
   this measurement did not record
+- ``reproduced_differs``: a ``reproduced`` entry says that the bytes agree, or not, and its digests say otherwise; or no
+  build gave the digest on record under its key
 - ``rollback_differs``: a ``rollback`` goes to a digest that was never promoted for its target
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 
 from ingot.core import acceptance, gates
 from ingot.core.digest import is_digest
-from ingot.core.key import key_of
+from ingot.core.key import forms_of, key_of
 from ingot.core.registry import Entry
 from ingot.core.standing import Decision
 from ingot.core.statement import decision_of
@@ -32,6 +34,8 @@ def check_form(entry: Entry) -> None:
         acceptance.filed(entry.statement, {"origin": entry.origin, "index": entry.index})
     if entry.type in ("promote", "rollback"):
         Decision.of(entry, ("", "", 0))
+    if entry.type == "reproduced" and not (is_digest(fields["found"]) and isinstance(fields["key"], str)):
+        raise TypeError("a reproduction without what came out")
     if entry.type == "promote":
         for gate in fields["gates"]:
             gates.split_gate(gate["gate"])
@@ -68,8 +72,20 @@ def contradictions(decisions: Sequence[Entry], builds: Sequence[tuple[Entry, Rec
         elif entry.type == "promote":
             for what in _promote_problems(entry, by_digest):
                 yield "promote_differs", entry, f"{name}: {what}"
+        elif entry.type == "reproduced":
+            for what in _reproduced_problems(entry, by_digest.get(digest, ())):
+                yield "reproduced_differs", entry, f"{name}: {what}"
         elif entry.type == "rollback" and (target, digest) not in promoted:
             yield "rollback_differs", entry, f"{name} goes to {digest[:16]}…, which was never promoted for it"
+
+
+def _reproduced_problems(entry: Entry, builds: Sequence[Receipt]) -> Iterator[str]:
+    fields = decision_of(entry.statement)
+    if fields["agrees"] is not (fields["found"] == fields["digest"]):
+        said = "agree" if fields["agrees"] else "differ"
+        yield f"{fields['found'][:16]}… came out, and it says that the bytes {said}"
+    if builds and not any(fields["key"] in forms_of(receipt) for receipt in builds):
+        yield f"no build of {fields['digest'][:16]}… has the key {fields['key'][:16]}…"
 
 
 def _subject(entry: Entry) -> tuple[str, str]:
