@@ -1,4 +1,4 @@
-"""``doit reproduce`` and ``doit audit --sample``: what comes out again is compared and recorded; nothing else changes."""
+"""``doit reproduce`` and ``audit --sample``: what comes out again is compared and recorded; nothing else changes."""
 
 from __future__ import annotations
 
