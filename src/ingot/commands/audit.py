@@ -34,7 +34,7 @@ class Audit(IngotCommand):
         "came out is recorded (doit reproduce says more)."
     )
     arguments: ClassVar[tuple[int, int | None]] = (0, 0)
-    cmd_options = (JSON_OPTION, value("sample", "build this share of the results again, such as 5%"))
+    cmd_options = (JSON_OPTION, value("sample", "build this share of the results again, such as 5%%"))
 
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
         """0, 4 or 5: the design's exit codes."""

@@ -171,9 +171,8 @@ def select(project: Project, names: Sequence[str], *, inputs: bool = False) -> l
         if not found:
             raise registry.unknown_target(name, _all_names(project))
         wanted.update(found)
-    if inputs:
-        wanted = _with_inputs(project, wanted)
-    return [node for node in project.nodes.values() if node.id in wanted]
+    chosen = [node for node in project.nodes.values() if node.id in wanted]
+    return project.with_inputs(chosen) if inputs else chosen
 
 
 def _matching(project: Project, name: str) -> Iterator[str]:
@@ -182,15 +181,6 @@ def _matching(project: Project, name: str) -> Iterator[str]:
             "*" in name and fnmatch.fnmatchcase(node.id, name)
         ):
             yield node.id
-
-
-def _with_inputs(project: Project, wanted: set[str]) -> set[str]:
-    """Inputs come before consumers in the graph, so one walk from its end finds all ancestors."""
-    result = set(wanted)
-    for node in reversed(project.nodes.values()):
-        if node.id in result:
-            result.update(f"{node.spec}:{name}" for names in node.inputs.values() for name in names)
-    return result
 
 
 def _all_names(project: Project) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import checkpoints, disk, key_locks, passes, receipts, reuse
+from ingot.core import checkpoints, disk, eviction, key_locks, passes, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
@@ -57,12 +58,22 @@ class Builder:
         self._listener = listener
         self._copies = Copies()
         self._jobs = Jobs(project, self._copies.folder)
+        self._living, self._alive = threading.Lock(), ExitStack()
+        self._is_alive = False
         #: What a pass built beside the target that it was begun for, by id.
         self.taken: dict[str, Built] = {}
 
     def close(self) -> None:
-        """Drop the scratch copies."""
+        """Drop the scratch copies, and let ``gc`` in again."""
         self._copies.close()
+        self._alive.close()
+
+    def _live(self) -> None:
+        """From the first build on until the end: nothing is taken out of the store that this run relies on."""
+        with self._living:
+            if not self._is_alive:
+                self._alive.enter_context(key_locks.living(self._project.store.root))
+                self._is_alive = True
 
     def ensure(self, planned: Planned, wish: Wish = AS_IT_IS) -> Built:
         """Bring one target up to date whose inputs are."""
@@ -70,6 +81,8 @@ class Builder:
             return self._leave_virtual(planned)
         if planned.state == "fresh" and not planned.restored and not wish.force:
             return self._select(planned)
+        self._live()
+        self._bring_back(planned.node)
         while True:
             group = self._group(planned, wish)
             with self._locked(group):
@@ -108,6 +121,8 @@ class Builder:
         Nothing is published or recorded, and nothing is taken over from an earlier result.
         """
         node = planned.node
+        self._live()
+        self._bring_back(node)
         with self._locked([planned]):
             for name in self._lacking(node):
                 self._copy(node, name)
@@ -118,6 +133,24 @@ class Builder:
                 with suppress(OSError):
                     log.unlink(missing_ok=True)
                 yield made.receipts[0], staging.out
+
+    def _bring_back(self, node: Node) -> None:
+        """Build the inputs whose bytes were evicted, where the plan did not foresee that they are needed."""
+        for name in eviction.inputs_of(node):
+            below = self._project.nodes[name]
+            if below.virtual:
+                self._bring_back(below)
+                continue
+            item = self._project.check(below)
+            if item.state == "evicted":
+                self._listener(node.id, {"t": "phase", "name": f"build {below.name} again, whose bytes were evicted"})
+                self._project.current[name] = self.ensure(item).receipt
+
+    def leave_evicted(self, planned: Planned) -> Built:
+        """Nothing needs the bytes of an evicted result: it stays in force, and no link leads to it."""
+        assert planned.receipt is not None
+        self._project.store.unlink_latest(planned.node.spec, planned.node.name)
+        return Built("fresh", planned.receipt)
 
     def _select(self, planned: Planned) -> Built:
         assert planned.receipt is not None
@@ -150,12 +183,14 @@ class Builder:
         for item in group:
             if item.presence == "damaged" and item.receipt is not None:
                 project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
+        # Publishing takes the marks of evicted results away.
+        gone = {item.digest for item in group if item.digest and project.store.is_evicted(item.digest)}
         log = self._log(group[0].node)
         with project.store.staging() as staging, self._resuming(group, staging) as (kept, left):
             what = Pass(group, wish, project.store.publish, group[0].node.id, kept, left)
             made = self._run_pass(what, staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
-            receipt.update(receipts.observed(item, receipt))
+            receipt.update(receipts.observed(item, receipt, evicted=item.digest in gone))
         flowed = self._new_flows(made.flowed, wish)
         self._record([*flowed, *made.receipts])
         if kept is not None:

@@ -1,13 +1,34 @@
-"""The locks of keys: of several processes and threads, one builds what stands under a key, and the others wait."""
+"""The locks of keys: of several processes and threads, one builds what stands under a key, and the others wait.
+
+Beside them, one lock that all builders hold together, and ``gc`` alone: what a living build relies on stays.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from ingot.core import disk, locks
+
+#: How long ``gc`` waits for a moment in which nothing is built.
+_PATIENCE_S = 1.0
+
+
+def living(store: Path) -> AbstractContextManager[None]:
+    """Held by whoever builds, together with others."""
+    return locks.shared(_living(store))
+
+
+def alone(store: Path) -> AbstractContextManager[None]:
+    """Held by whoever takes results out of the store; Busy (E-BUSY) while anybody builds."""
+    return locks.held(_living(store), "has been building in this project", _PATIENCE_S)
+
+
+def _living(store: Path) -> Path:
+    disk.make_dirs(store / "locks")
+    return store / "locks" / "living.lock"
 
 
 @contextmanager

@@ -196,6 +196,8 @@ class Store:
             self.quarantine(digest, listing)
         moved = presence != "present" and self._move_in(built.out, target)
         self._settle(target, moved=moved)
+        # From now on its absence would be a loss again.
+        (self.root / "evicted" / digest).unlink(missing_ok=True)
         if moved:
             for record in records:
                 # The stat is from before the file was read: what was written to it later is seen as a change.
@@ -346,6 +348,36 @@ class Store:
     def is_forgotten(self, target: str) -> bool:
         """Whether a new build was asked for."""
         return os.path.lexists(self.root / "forgotten" / target)
+
+    def evict(self, digest: str) -> None:
+        """Take the bytes of an object away for good, so that one knows that it was done on purpose.
+
+        In this order: the mark is durable, the object has lost its name, its bytes are gone. Killed in between, either
+        the object is whole, or it is evicted and what is left lies in ``trash/``, which the next eviction empties.
+        """
+        disk.make_dirs_durable(self.root / "evicted")
+        disk.write_file_atomic(self.root / "evicted" / digest, b"")
+        self.discard(digest)
+
+    def discard(self, digest: str) -> None:
+        """Take the bytes of an object away that nothing names."""
+        trash, path = self.root / "trash", self.object_path(digest)
+        disk.make_dirs_durable(trash)
+        with disk.explained(path):
+            os.chmod(path, 0o755)  # renaming a folder needs write permission on it: its '..' changes
+        disk.rename_durable(path, trash / f"{digest}-{secrets.token_hex(4)}")
+        disk.fsync_dir(path.parent)
+        self.empty_trash()
+
+    def empty_trash(self) -> None:
+        """Delete what evictions took out of the store, and what one that was killed left."""
+        trash = self.root / "trash"
+        for name in sorted(os.listdir(trash)) if trash.is_dir() else ():
+            staging.remove_tree(trash / name)
+
+    def is_evicted(self, digest: str) -> bool:
+        """Whether the bytes of a result were taken away on purpose; not so where they were lost with the cache."""
+        return os.path.lexists(self.root / "evicted" / digest)
 
     def require(
         self, digest: str, files: Collection[Mapping[str, Any]], *, reread: bool = True, later: Later = none_later
