@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ingot.core import key_locks
+from ingot.core import disk, key_locks
 from ingot.core.lookup import is_about
 from ingot.core.staging import bytes_below
 from ingot.core.standing import Standing
@@ -24,6 +24,7 @@ from ingot.core.statement import receipt_of
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
+    from ingot.core.store import Store
 
 Receipt = Mapping[str, Any]
 #: An artifact that no entry names may be about to get one; after so long it is rubbish.
@@ -104,20 +105,29 @@ def collect(project: Project, policy: Policy) -> Sorted:
 
     What is taken is decided under the same lock that keeps builds away.
     """
-    with key_locks.alone(project.store.root):
+    store = project.store
+    with key_locks.alone(store.root):
         project.index.sync()
         found = sort(project, policy)
-        project.store.empty_trash()
+        _finish_others(store)
         for item in found.evicted:
-            project.store.evict(item.digest)
+            store.evict(item.digest)
         for item in found.dropped:
-            project.store.discard(item.digest)
-        gone = {item.digest for item in found.evicted}
+            store.discard(item.digest)
         for node in project.nodes.values():
             latest = project.index.latest.get(node.id)
-            if latest is not None and latest["digest"] in gone:
-                project.store.unlink_latest(node.spec, node.name)
+            # Also what an earlier one has evicted, which was killed before it came to this.
+            if latest is not None and store.is_evicted(str(latest["digest"])):
+                store.unlink_latest(node.spec, node.name)
     return found
+
+
+def _finish_others(store: Store) -> None:
+    """What a killed ``gc`` left: bytes without a name, half a mark, an object that was to go and may stay now."""
+    disk.sweep_asides(store.root / "evicted")
+    store.empty_trash()
+    for digest in store.returned():
+        store.settle(digest)
 
 
 def _roots(project: Project, policy: Policy, builds: Sequence[Receipt], now: datetime) -> dict[str, dict[str, None]]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ingot.core import checkpoints, eviction
+from ingot.core import checkpoints, eviction, key_locks
 from ingot.core.build import Builder, Built, Listener
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
@@ -196,6 +196,14 @@ class Session:
                 hint="the measurements are published; a gate only judges them",
             )
 
+    def _settle(self) -> None:
+        """Make read-only what was evicted and has come back, where whoever brought it was killed before he did."""
+        store = self.project.store
+        if store.returned():
+            with key_locks.living(store.root):
+                for digest in store.returned():
+                    store.settle(digest)
+
     def close(self) -> None:
         """Keep what is derived and end the helpers."""
         self._builder.close()
@@ -205,6 +213,7 @@ class Session:
                 self.project.save()
                 # What dead builds left is dropped by a run that builds nothing too: it may be gigabytes.
                 self.project.store.sweep_staging()
+                self._settle()
                 checkpoints.sweep(self.project.store.root, self.project.built_here)
         finally:
             self.project.executor.close()

@@ -362,11 +362,11 @@ class Store:
     def discard(self, digest: str) -> None:
         """Take the bytes of an object away that nothing names."""
         trash, path = self.root / "trash", self.object_path(digest)
-        disk.make_dirs_durable(trash)
+        # Not durable: what lies here may be lost, and the bytes go only once the object's name is gone for good.
+        disk.make_dirs(trash)
         with disk.explained(path):
             os.chmod(path, 0o755)  # renaming a folder needs write permission on it: its '..' changes
         disk.rename_durable(path, trash / f"{digest}-{secrets.token_hex(4)}")
-        disk.fsync_dir(path.parent)
         self.empty_trash()
 
     def empty_trash(self) -> None:
@@ -374,6 +374,19 @@ class Store:
         trash = self.root / "trash"
         for name in sorted(os.listdir(trash)) if trash.is_dir() else ():
             staging.remove_tree(trash / name)
+
+    def returned(self) -> list[str]:
+        """Digests that are marked as evicted and whose objects are there: whoever moved one out or in was killed."""
+        folder = self.root / "evicted"
+        with disk.explained(folder):
+            marks = sorted(os.listdir(folder)) if folder.is_dir() else []
+        return [name for name in marks if os.path.lexists(self.object_path(name))]
+
+    def settle(self, digest: str) -> None:
+        """Take the mark of an object away that is there, once it is read-only. Called while nothing is evicted."""
+        if os.path.lexists(self.object_path(digest)):
+            self._settle(self.object_path(digest), moved=True)
+            (self.root / "evicted" / digest).unlink(missing_ok=True)
 
     def is_evicted(self, digest: str) -> bool:
         """Whether the bytes of a result were taken away on purpose; not so where they were lost with the cache."""
