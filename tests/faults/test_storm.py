@@ -13,7 +13,7 @@ import pytest
 import stormkit
 from ingot.core.statement import build_statement
 from projectkit import Sandbox
-from recordkit import object_of, receipts, registry_of, writable
+from recordkit import audited, object_of, receipts, registry_of, writable
 
 #: How long the storm of the full tier lasts.
 MINUTES = "INGOT_STORM_MINUTES"
@@ -61,7 +61,7 @@ def assert_teeth(sandbox: Sandbox, said: set[tuple[str, str]]) -> None:
     rotten = writable(object_of(sandbox, "s:t1")) / "out.txt"
     before = writable(rotten).read_bytes()
     rotten.write_bytes(before + b"x")
-    assert "artifact_damaged" in "\n".join(f"{it}" for it in stormkit.audited(sandbox).problems)
+    assert "artifact_damaged" in "\n".join(f"{it}" for it in audited(sandbox).problems)
     rotten.write_bytes(before)
     (sandbox.root / "cache" / "staging" / "person.txt").touch()
     assert "left behind" in found()

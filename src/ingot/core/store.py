@@ -150,6 +150,9 @@ class Store:
     def staging(self) -> AbstractContextManager[Staging]:
         """A fresh staging folder, locked as long as any process of the build lives; dropped at the end."""
         self._keep_from_git()
+        # Before they are needed: gc makes room on a disk that has no block left for a folder.
+        for name in ("evicted", "trash"):
+            disk.make_dirs(self.root / name)
         return staging.opened(self.root / "staging")
 
     def _keep_from_git(self) -> None:
