@@ -96,7 +96,7 @@ def step(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
 def promise(function: Any) -> Any:
     """Something that holds after whatever has happened."""
     function.is_promise = True
-    return cast(Any, invariant)()(_noted(function))
+    return cast("Any", invariant)()(_noted(function))
 
 
 class Life(RuleBasedStateMachine):
