@@ -89,6 +89,7 @@ class Story:
         inputs: dict[str, Any] = {"candidate": candidate, "data": "data"}
         if candidate != "base":
             inputs["reference"] = "base"
+        inputs |= more.pop("said", {})
         kind = more.pop("kind", "evaluate")
         told = {"format": 2, "kind": kind, "not_measured": more.pop("not_measured", {})}
         files = {"evaluation.json": json.dumps(told), **more.pop("files", {})}
@@ -171,13 +172,17 @@ def reported(story: Story) -> None:
         })  # fmt: skip
     rates = {"win_rate": metric(0.5, n=20), "tie_rate": metric(0.2, n=20), "loss_rate": metric(0.3, n=20)}
     confusion = {"confusion.json": json.dumps({"format": 1, "labels": ["a<b", "c"], "counts": [[8, 1, 1], [2, 7, 0]]})}
+    for name in ("base", "gguf@Q8_0"):
+        line = {"id": "j1", "prompt": "Who won?", "answer": f"{name} did"}
+        story.build(f"said.{name}", "samples", {"candidate": name}, files={"samples.jsonl": json.dumps(line) + "\n"})
     for task, kind, metrics, written in (
         (TASK, "harness", {"exact_match": metric(0.4, n=50, interval=[0.3, 0.5]), "tokens": metric(9, "tokens")}, {}),
         ("mood", "classify", {"accuracy": metric(0.8, n=19)}, confusion),
         ("better", "judge", rates, {}),
     ):
         notes = {"device": "cpu", "runtime": "llama.cpp"}
-        name = story.evaluation("gguf@Q8_0", metrics, task, kind=kind, files=written, notes=notes)
+        said = {"samples": "said.gguf@Q8_0", "reference_samples": "said.base"} if kind == "judge" else {}
+        name = story.evaluation("gguf@Q8_0", metrics, task, kind=kind, files=written, notes=notes, said=said)
         evaluations.append(name)
         told = {"evaluation": story.digests[name], "kind": kind, "metrics": metrics, "not_measured": {}}
         rows[3]["tasks"].append(told)

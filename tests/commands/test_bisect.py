@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import doitkit
-from ingot.core import project
+from decisionkit import opened, own_keys, report_spec
+from ingot.core import probes, project
 from ingot.core.executor import Executor, Listener, Outcome
 from ingot.errors import StageFailed
 from projectkit import Sandbox
@@ -255,3 +256,11 @@ def test_wrong_use(chain: Sandbox, arguments: tuple[str, ...], words: str) -> No
     assert Worth.ran == []
     if "kl_divergenc" in arguments:
         assert "did you mean kl_divergence" in text
+
+
+def test_a_reference_that_was_fetched_begins_the_chain(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a ``fetch`` or a ``command`` brings is no model by its kind; the report measures it all the same."""
+    own_keys(sandbox, monkeypatch)
+    report_spec(sandbox)
+    found = opened(sandbox)
+    assert probes.chain(found, found.nodes["s:report"], "gguf") == ("base", "gguf")

@@ -76,6 +76,21 @@ def test_right_answers_have_a_column_where_questions_were_asked(report: dict[str
     assert table(report, NAMES, 60).width() <= 60
 
 
+def test_bits_per_byte_have_columns_where_a_tokenizer_gives_other_tokens(report: dict[str, Any]) -> None:
+    """Else the table would show two perplexities that do not compare, and nothing that does."""
+    told = {"bits_per_byte": metric(0.9, 0.8, 1.0), "bits_per_byte_difference": metric(0.1, 0.05, 0.15)}
+    report["rows"][2]["metrics"] |= told
+    titles = [column.title for column in table(report, NAMES, None).columns]
+    assert not {"bits/byte", "Δ bits/byte"} & set(titles)
+    report["rows"][3]["metrics"] |= told
+    shown = table(report, NAMES, None)
+    titles = [column.title for column in shown.columns]
+    assert [shown.rows[3][titles.index(title)] for title in ("bits/byte", "Δ bits/byte")] == [
+        "0.9000 [0.8000, 1.0000]",
+        "+0.1000 [+0.0500, +0.1500]",
+    ]
+
+
 def test_not_measured_is_a_dash_with_its_reason(report: dict[str, Any]) -> None:
     shown = table(report, NAMES, None)
     by_key = {column.key: cell for column, cell in zip(shown.columns, shown.rows[3], strict=True)}

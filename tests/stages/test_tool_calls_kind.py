@@ -115,10 +115,22 @@ def test_what_is_asked_can_be_limited(model: Path, files: list[Path], tmp_path: 
     assert metrics["f1_lax"].interval is None, "of one question nothing is known of the spread"
 
 
+def test_a_complaint_about_a_file_names_the_file(model: Path, files: list[Path], tmp_path: Path) -> None:
+    files[0].write_text("{}\n")
+    with pytest.raises(RefusedInput) as caught:
+        run_stage("tool_calls", params(), {"candidate": model}, tmp_path, sources=files)
+    assert caught.value.what == "file 1, line 1: there is no 'id'"
+    assert caught.value.facts == ("questions, file 1: q", "answers, file 1: a")
+
+
 def test_a_model_that_cannot_be_asked_is_refused(stories: Path, model: Path, files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(RefusedInput) as caught:
         run_stage("tool_calls", params(told="template"), {"candidate": model}, tmp_path, sources=files, name="1")
     assert caught.value.code == "E-TOOLS-TEMPLATE"
+    with pytest.raises(RefusedInput) as caught:
+        run_stage("tool_calls", params(), {"candidate": stories}, tmp_path, sources=files, name="0")
+    assert caught.value.code == "E-CHAT-TEMPLATE"
+    assert "instruct model" in str(caught.value)
     with pytest.raises(RefusedInput) as caught:
         run_stage("tool_calls", params(max_tokens=500), {"candidate": model}, tmp_path, sources=files, name="2")
     assert caught.value.code == "E-EVAL-CONTEXT"

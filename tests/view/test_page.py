@@ -236,6 +236,11 @@ def test_near_duplicates_that_were_kept_are_marked(
     assert page.rows[0].scores["perplexity"].href is not None, "a report of format 1 finds its entries by the log"
 
 
+def test_what_was_judged_stands_beside_what_the_reference_said(reader: Reader) -> None:
+    assert "base did" in reader.texts["answers"]
+    assert "gguf@Q8_0 did" in reader.texts["answers"]
+
+
 def test_the_pareto_front_is_what_no_other_beats(page_facts: Page) -> None:
     rows = [row for row in page_facts.rows if not row.is_reference]
     assert [row.name for row in pareto("kl_divergence", rows)] == ["merged", "gguf@Q8_0", "gguf@Q4_0"]

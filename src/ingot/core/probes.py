@@ -62,12 +62,14 @@ def ends(project: Project, report: Node, target: str | None) -> list[str]:
 def chain(project: Project, report: Node, name: str) -> tuple[str, ...]:
     """The names of what a target is made of step by step, from the reference where it is an ancestor, itself last.
 
-    Only what a report can measure: an adapter alone is no model.
+    Only what a report can measure: an adapter alone is no model. What the report itself measures is one, whatever its
+    kind may bring (``fetch`` brings anything).
     """
     reference, found, following = report.inputs.get(_REFERENCE, ()), [], name
+    measured = (*reference, *report.inputs.get(_CANDIDATES, ()))
     while True:
         node = project.nodes[f"{report.spec}:{following}"]
-        if _can_be_measured(report, node):
+        if following in measured or _can_be_measured(report, node):
             found.append(following)
         (model,) = node.inputs.get(MAIN, ())[:1] or ("",)
         if not model or following in reference:

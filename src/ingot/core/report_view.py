@@ -93,6 +93,8 @@ _METRICS = (
     _shown("bytes", "MB", 1, _plain(1, 1e-6)),
     _shown("bits_per_weight", "bits/weight", 6, _plain(2)),
     _shown("perplexity", "perplexity", 2, _plain(3), interval=True),
+    _shown("bits_per_byte", "bits/byte", 1, _plain(4), interval=True),
+    _shown("bits_per_byte_difference", "Δ bits/byte", 1, _plain(4, sign="+"), interval=True),
     _shown("pattern_accuracy", "right %", 2, _plain(1, 100), interval=True),
     _shown("nll_difference", "Δ nats/token", 1, _plain(4, sign="+"), interval=True),
     _shown("kl_divergence", "KL", 3, _plain(4), interval=True),
@@ -102,6 +104,8 @@ _METRICS = (
 )
 #: Only where questions were asked: a column of dashes would say nothing to all others.
 _ASKED = "pattern_accuracy"
+#: What compares candidates where numbers per token do not: only where a tokenizer gives other tokens.
+_PER_BYTE = ("bits_per_byte", "bits_per_byte_difference")
 #: What says most of a task, best first; what only counts says nothing of it.
 HEADLINES = (
     "exact_match", "exact_match_strict", "pass_at_1", "acc_norm", "acc", "f1_lax", "accuracy", "win_rate",
@@ -145,8 +149,8 @@ def table(report: Json, names: Names, width: int | None = 140, verdicts: Mapping
     from the least important column on, then whole columns.
     """
     report, tasks = _with_tasks(report, names)
-    asked = any(_ASKED in {**row["metrics"], **row.get("not_measured", {})} for row in report["rows"])
-    metrics = [shown for shown in _METRICS if asked or shown.column.key != _ASKED] + tasks
+    left_out = _left_out(report["rows"])
+    metrics = [shown for shown in _METRICS if shown.column.key not in left_out] + tasks
     result = _build(report, names, metrics, verdicts)
     if width is None:
         return result
@@ -159,6 +163,13 @@ def table(report: Json, names: Names, width: int | None = 140, verdicts: Mapping
         if result.width() > width and column.priority > 0:
             result = result.without(column.key)
     return result
+
+
+def _left_out(rows: Sequence[Json]) -> tuple[str, ...]:
+    """The columns that would say nothing, or the same twice, in a report of these rows."""
+    asked = any(_ASKED in {**row["metrics"], **row.get("not_measured", {})} for row in rows)
+    others = any("nll_difference" in row.get("not_measured", {}) and _PER_BYTE[0] in row["metrics"] for row in rows)
+    return (*(() if asked else (_ASKED,)), *(() if others else _PER_BYTE))
 
 
 def steps(report: Json, names: Names) -> Table:

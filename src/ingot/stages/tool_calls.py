@@ -171,7 +171,7 @@ class ToolCalls(Placed, Task):
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Ask all questions; writes evaluation.json and items.jsonl.
 
-        RefusedInput: E-TOOLS-QUESTIONS, E-TOOLS-ANSWERS, E-TOOLS-FIXTURES, E-TOOLS-TEMPLATE, E-SCHEMA,
+        RefusedInput: E-TOOLS-QUESTIONS, E-TOOLS-ANSWERS, E-TOOLS-FIXTURES, E-TOOLS-TEMPLATE, E-CHAT-TEMPLATE, E-SCHEMA,
         E-EVAL-CONTEXT, E-EVAL-NAN.
         """
         from ingot.kit.backends import open_backend
@@ -202,13 +202,31 @@ class ToolCalls(Placed, Task):
 
         asked = len(self.questions)
         known = asked + len(self.answers)
-        questions = read_questions(given.sources[:asked], given.sources[asked:known])
-        fixtures = None if self.fixtures is None else read_fixtures(given.sources[known])
+        try:
+            questions = read_questions(given.sources[:asked], given.sources[asked:known])
+            fixtures = None if self.fixtures is None else read_fixtures(given.sources[known])
+        except RefusedInput as error:
+            raise RefusedInput(error.code, error.what, facts=[*error.facts, *self._files()], hint=error.hint) from None
         return questions[: self.limit], fixtures
+
+    def _files(self) -> list[str]:
+        """The files by the numbers that complaints have for them."""
+        groups = {
+            "questions": self.questions,
+            "answers": self.answers,
+            "fixtures": () if self.fixtures is None else (self.fixtures,),
+        }
+        return [f"{name}, file {at}: {it.path}" for name, sources in groups.items() for at, it in enumerate(sources, 1)]
 
     def _rules(self, backend: Backend) -> Rules:
         from ingot.kit.tool_calls.play import Rules
 
+        if backend.template.source is None:
+            raise RefusedInput(
+                "E-CHAT-TEMPLATE",
+                "the model has no chat template, so it cannot be asked in turns",
+                hint="ask an instruct model; a base model can be asked by 'harness', 'samples' and 'match'",
+            )
         takes = backend.template.takes_tools
         if self.told == "template" and not takes:
             raise RefusedInput(

@@ -14,6 +14,7 @@ Json = Mapping[str, Any]
 _SAMPLES = 6
 #: The kind of task, and the role of others, that holds what a model said.
 _SAID = "samples"
+_BESIDE = "reference_samples"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def questions(page: Page) -> Iterator[Questions]:
     yield from _questions(page, "", own)
     for name in page.task_names():
         said = {row.digest: _said(page, task) for row in page.rows for task in row.tasks if task.name == name}
-        yield from _questions(page, name, said)
+        yield from _questions(page, name, {**_compared_with(page, name), **said})
 
 
 def confusions(page: Page) -> Iterator[Confusion]:
@@ -96,10 +97,19 @@ def _said(page: Page, task: Task) -> list[dict[str, Any]]:
     return [{**line, "exact": right[line.get("id")]} if line.get("id") in right else line for line in lines]
 
 
-def _source(page: Page, entry: Entry | None) -> Entry | None:
+def _source(page: Page, entry: Entry | None, role: str = _SAID) -> Entry | None:
     """The samples that a task read."""
-    given = [] if entry is None else [(name, digest) for role, name, digest in entry.inputs() if role == _SAID]
+    given = [] if entry is None else [(name, digest) for other, name, digest in entry.inputs() if other == role]
     return page.book.find(*given[0]) if given else None
+
+
+def _compared_with(page: Page, task: str) -> dict[str, list[dict[str, Any]]]:
+    """What the reference said where a task judged others beside it and has no result of its own."""
+    entries = (each.entry for row in page.rows for each in row.tasks if each.name == task)
+    found = next((source for entry in entries if (source := _source(page, entry, _BESIDE)) is not None), None)
+    if found is None or page.reference is None:
+        return {}
+    return {page.reference.digest: list(page.book.lines(found, "samples.jsonl"))}
 
 
 def _questions(page: Page, task: str, said: Mapping[str, Sequence[Json]]) -> Iterator[Questions]:
