@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from faultledger import COMMAND, Ledger
+from faultledger import COMMAND, EVERYDAY, FULL, Ledger
 from pagekit import page_facts, page_keys, page_project, page_rendered  # noqa: F401  # fixtures
 from projectkit import WARM, Sandbox
 from recordkit import copied, simple
@@ -55,7 +55,8 @@ def pytest_runtest_makereport(
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table when asked to; one of several processes that share the tests knows only its own."""
     if session.config.getoption("--write-promises") and not hasattr(session.config, "workerinput"):
-        session.config.stash[_LEDGER].write()
+        expression = str(session.config.option.markexpr)
+        session.config.stash[_LEDGER].write(EVERYDAY if "not slow" in expression else FULL)
 
 
 def pytest_unconfigure() -> None:
@@ -71,6 +72,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Folders are shared by all processors; single files and chosen tests start at once, in this process."""
     alone = config.option.keyword or not all(Path(argument).is_dir() for argument in config.args)
     return 0 if alone else None
+
+
+@pytest.fixture(scope="session")
+def ledger(request: pytest.FixtureRequest) -> Ledger:
+    """What this run has planted."""
+    return request.config.stash[_LEDGER]
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ next run completes, nothing that was never committed is signed, nothing is left 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from unittest import mock
 
 from crashmodel import Event, Image, Tree
 from crashrecord import Recorder, laid_out
+from crashstage import Stage
 from ingot.core import disk, filesystems, statement
 from ingot.core.audit import Finding, audit
-from ingot.core.executor import Outcome
 from ingot.core.log import encode_line, logs_in
 from ingot.core.pins import StatePins, read_lock
 from ingot.core.project import Project
@@ -43,30 +42,17 @@ MAX_LINE = 2_800
 TAIL = b'{"torn":'
 
 
-class Stage:
-    """Stands for the executor: writes what the parameters say, by the functions that a ``Machine`` sees."""
+@dataclass(frozen=True)
+class Act:
+    """Something that a command does, in this process. ``law`` is what holds of it after a crash, and ``again`` later.
 
-    def run(self, job: Mapping[str, Any], _log: Path, _lock_fd: int, _listener: object) -> Outcome:
-        out = Path(job["out"])
-        identity = repr((job["params"], job["digests"])).encode()
-        if job["digests"]:
-            for number in range(6):
-                _write(out / f"{'long-name-' * 20}{number}", hashlib.sha256(identity).digest() * (number + 1))
-        else:
-            (out / "deep").mkdir()
-            _write(out / "deep" / "weights", identity * 20, b"the second half" * 40)
-            _write(out / "card", hashlib.sha256(identity).digest())
-        return Outcome({}, "isolated", 0.0, None, None)
+    Plain functions of modules: they travel to other processes.
+    """
 
-    def close(self) -> None:
-        """Nothing was started."""
-
-
-def _write(path: Path, *parts: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    for part in parts:
-        os.write(descriptor, part)
-    os.close(descriptor)
+    name: str
+    do: Callable[[Lab, Acked], None]
+    law: Callable[[Lab], list[str]]
+    again: Callable[[Lab], list[str]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +60,15 @@ class Said:
     """What a crash must respect.
 
     ``acked``: the lines whose append returned, by their place. ``tried``: all lines that were ever handed to the log.
-    ``precious``: bytes that must be found somewhere. ``broken``: digests of objects that were damaged before.
+    ``precious``: bytes that must be found somewhere. ``broken``: digests of objects that were damaged before. ``act``:
+    what was being done, if it was no build: the next command is the same one.
     """
 
     acked: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
     tried: frozenset[bytes] = frozenset()
     precious: tuple[bytes, ...] = ()
     broken: frozenset[str] = frozenset()
+    act: Act | None = None
 
     def after(self, events: Iterable[Event]) -> Said:
         """Also what these marks acknowledge; what was built anew is no longer excused."""
@@ -172,18 +160,25 @@ class Lab:
 
     def session(self, acked: Acked) -> Session:
         """A new process's view of the project; tells of every entry whose ``record`` has returned."""
+        project = self.opened(acked)
+        session = Session(project)
+        session.selected = tuple(project.nodes)
+        return session
+
+    def opened(self, acked: Acked) -> Project:
+        """The project as a new process opens it; tells as ``session`` does."""
         disk._kept.clear()
         project = Project.open(self.sandbox.root)
-        session, record = Session(project), project.record
-        session.selected = tuple(project.nodes)
+        record_all = project.record_all
 
-        def recording(entry: dict[str, Any]) -> dict[str, Any]:
-            place = record(entry)
-            acked((place["origin"], place["index"]), encode_line(entry))
-            return place
+        def recording(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            places = record_all(entries)
+            for place, entry in zip(places, entries, strict=True):
+                acked((place["origin"], place["index"]), encode_line(entry))
+            return places
 
-        vars(project).update(executor=Stage(), record=recording)
-        return session
+        vars(project).update(executor=Stage(), record_all=recording, record=lambda entry: recording([entry])[0])
+        return project
 
     def run(self, acked: Acked) -> Session:
         """What ``doit`` does."""
@@ -194,11 +189,12 @@ class Lab:
         session.close()
         return session
 
-    def record(self, tree: Tree | None = None) -> Recorder:
-        """Record a run from the disk as it is; ``tree`` says what of it is not safe yet."""
+    def record(self, tree: Tree | None = None, act: Act | None = None) -> Recorder:
+        """Record a run, or what a command does, from the disk as it is; ``tree`` says what of it is not safe yet."""
         recorder = Recorder(self.base, tree)
+        do = Lab.run if act is None else act.do
         with recorder.running():
-            self.run(lambda place, line: recorder.mark("acked", (place, line)))
+            do(self, lambda place, line: recorder.mark("acked", (place, line)))
         return recorder
 
     def lines(self) -> list[bytes]:
@@ -218,9 +214,19 @@ class Lab:
         """Before anything is repaired: ``audit`` finds no problem, and nothing that an entry names is absent."""
         # What is derived is not synced: what a power cut left of it is known to be of no use.
         expected = ("unsigned_tail", "object_unnamed", "derived_unsealed")
-        wrong = [it for it in self._audit() if it.code not in expected]
-        excused = [it for it in wrong if any(digest in it.where for digest in said.broken)]
-        return [f"audit: {it.code} {it.where}: {it.detail}" for it in wrong if it not in excused] + self._kept(said)
+        wrong = [it for it in self._audited(said) if it.code not in expected]
+        # An object that is about to be evicted is made writable, so that it can be moved.
+        wrong = [it for it in wrong if it.code != "artifact_unprotected" or not self._is_evicted(it)]
+        found = [] if said.act is None else said.act.law(self)
+        return [f"audit: {it.code} {it.where}: {it.detail}" for it in wrong] + self._kept(said) + found
+
+    def _audited(self, said: Said) -> list[Finding]:
+        """What an audit finds beside what was damaged before, and what is known to be evicted."""
+        found = [it for it in self._audit() if not any(digest in it.where for digest in said.broken)]
+        return [it for it in found if it.code != "artifact_absent" or not self._is_evicted(it)]
+
+    def _is_evicted(self, found: Finding) -> bool:
+        return self.store.is_evicted(found.where.split("/")[3])
 
     def _audit(self) -> list[Finding]:
         registry = registry_of(self.sandbox)
@@ -246,20 +252,24 @@ class Lab:
                 wrong.append(f"not pinned in ingot.lock: entry {index}")
         objects = (built(said.acked.values()) - said.broken) & set(self.store.objects())
         loose = [digest for digest in objects if os.stat(self.store.object_path(digest)).st_mode & 0o222]
+        loose = [digest for digest in loose if not self.store.is_evicted(digest)]
         return wrong + [f"writable: the object {digest[:12]}" for digest in loose]
 
     def _afterwards(self, said: Said) -> list[str]:
         """The next run completes, an append succeeds, and then all is as if nothing had happened."""
         new: list[bytes] = []
+        wrong = []
+        if said.act is not None:
+            said.act.do(self, lambda _place, line: new.append(line))
+            wrong += said.act.again(self)
         session = self.run(lambda _place, line: new.append(line))
         session.project.record(_selected(session.project, "s:a"))
         # The laboratory lies in memory where it can, and is told so.
         notices = set(session.project.registry.notices) - set(filesystems.warnings([self.sandbox.root / "cache"]))
-        wrong = [f"notice: {text}" for text in sorted(notices)]
+        wrong += [f"notice: {text}" for text in sorted(notices)]
         wrong += [f"not fresh: {name}" for name in session.project.nodes if not session.up_to_date(name)]
         # An object in the place of a damaged one is whole, though its maker died before it was made read-only.
-        found = [it for it in self._audit() if not any(digest in it.where for digest in said.broken)]
-        wrong += [f"audit afterwards: {it.code} {it.where}: {it.detail}" for it in found]
+        wrong += [f"audit afterwards: {it.code} {it.where}: {it.detail}" for it in self._audited(said)]
         lines = self.lines()
         ours = said.tried | set(new)
         wrong += [f"signed: {it[:80]!r}" for it in lines if it not in ours and b'"urn:ingot:origin:1"' not in it]

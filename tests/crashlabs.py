@@ -1,16 +1,18 @@
-"""Many crashes at once: labs in processes of their own that share the work."""
+"""Many crashes at once: recorded runs, the crashes of them, and labs in processes of their own that share the work."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 from crashlab import Lab, Said, at_home
-from crashmodel import Image
+from crashmodel import Image, Loss, Tree, cut, killed, losses
+from crashrecord import Recorder, scanned
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,43 @@ class Case:
     image: Image
     said: Said
     label: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A recorded run, and what was said before it."""
+
+    name: str
+    said: Said
+    recorder: Recorder
+
+    def case(self, at: int, tree: Tree, loss: Loss | None) -> Case:
+        """The crash after ``at`` events: a kill, or a power cut with this loss."""
+        image = killed(tree) if loss is None else cut(tree, loss)
+        events = self.recorder.events
+        how = "killed" if loss is None else f"power cut ({loss.variant}, lost {sorted(loss.steps)})"
+        label = f"{self.name}: {how} after {at} of {len(events)} ({events[at - 1].name if at else 'start'})"
+        return Case(image, self.said.after(events[:at]), label)
+
+
+def recorded(lab: Lab, name: str, said: Said, tree: Tree | None = None) -> Scene:
+    """Record what ``said.act`` does, or a run, from the disk as it is."""
+    recorder = lab.record(tree, said.act)
+    assert killed(scanned(lab.base)) == killed(recorder.tree), "something was done that was not recorded"
+    return Scene(name, replace(said, tried=said.tried | set(lab.lines())), recorder)
+
+
+def crashes(scene: Scene, chance: random.Random, subsets: int) -> Iterator[tuple[int, Tree, Loss | None]]:
+    """Every point of a run with every way to crash there that is tried; the tree goes on changing."""
+    for at, tree in scene.recorder.trees():
+        yield at, tree, None
+        for loss in losses(tree, chance, subsets):
+            yield at, tree, loss
+
+
+def distinct(found: Iterator[Case]) -> list[Case]:
+    """One case for each tree: the last, which has the most to keep."""
+    return list({frozenset(case.image.items()): case for case in found}.values())
 
 
 class Labs:

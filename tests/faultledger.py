@@ -2,7 +2,8 @@
 
 A test that plants a fault is marked ``@pytest.mark.fault("C1", "what is done to it")`` and tells by ``cases(n)`` how
 many cases it tried (1 unless it says so). ``python -m pytest -m "fault and not slow" --write-promises`` runs them all
-and writes the table; an ordinary run checks that the table and the marks agree.
+and writes the table; an ordinary run checks that the table and the marks agree. With ``-m "fault and slow"`` it is the
+table of the full tier, which may be written in parts: what this run did not reach stays as it was reached before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 PROMISES = REPO / "docs" / "promises.md"
 COMMAND = 'python -m pytest -m "fault and not slow" --write-promises'
-_START, _END = "<!-- faults -->", "<!-- /faults -->"
+FULL_COMMAND = 'python -m pytest -m "fault and slow" --write-promises'
+#: The tables in docs/promises.md.
+EVERYDAY, FULL = "faults", "full"
 #: The id of a fault, what is done, the test's file and how many cases it tried.
 Planted = tuple[str, str, str, int]
 _TITLES = ("id", "what is done", "cases", "violations", "tests")
@@ -44,6 +47,8 @@ class Ledger:
     """Collects the outcomes of one test run."""
 
     def __init__(self) -> None:
+        #: Faults of tests that were left out because they take minutes.
+        self.slow: set[tuple[str, str]] = set()
         self.rows: dict[tuple[str, str], Row] = {}
         self._told: dict[str, int] = {}
 
@@ -68,24 +73,32 @@ class Ledger:
             row.cases += cases
             row.violations += report.failed
 
-    def table(self) -> str:
-        """The rows as a Markdown table, in the order of the ids."""
+    def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
+        """Tests were left out by their marks."""
+        self.slow |= marked(item for item in items if item.get_closest_marker("slow"))
+
+    def write(self, table: str) -> None:
+        """Replace a table in docs/promises.md: its rows in the order of the ids."""
+        before, _start, rest = PROMISES.read_text().partition(f"<!-- {table} -->")
+        _old, _end, after = rest.partition(f"<!-- /{table} -->")
+        cells = {identity: row.cells() for identity, row in self.rows.items()}
+        if table == FULL:
+            cells = {(row[0], row[1]): row for row in _rows(table)} | cells
         lines = [_line(_TITLES), _line(["---"] * len(_TITLES))]
-        lines += [_line(self.rows[identity].cells()) for identity in sorted(self.rows, key=_order)]
-        return "\n".join(lines)
-
-    def write(self) -> None:
-        """Replace the table in docs/promises.md."""
-        before, _start, rest = PROMISES.read_text().partition(_START)
-        _old, _end, after = rest.partition(_END)
-        PROMISES.write_text(f"{before}{_START}\n{self.table()}\n{_END}{after}")
+        lines += [_line(cells[identity]) for identity in sorted(cells, key=_order)]
+        text = "\n".join(lines)
+        PROMISES.write_text(f"{before}<!-- {table} -->\n{text}\n<!-- /{table} -->{after}")
 
 
-def written() -> set[tuple[str, str]]:
-    """The (id, what) pairs of the table in docs/promises.md."""
-    text = PROMISES.read_text().partition(_START)[2].partition(_END)[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()[2:]]
-    return {(row[0], row[1]) for row in cells}
+def _rows(table: str) -> list[tuple[str, ...]]:
+    text = PROMISES.read_text().partition(f"<!-- {table} -->")[2].partition(f"<!-- /{table} -->")[0]
+    lines = text.strip().splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+
+
+def written(table: str = EVERYDAY) -> set[tuple[str, str]]:
+    """The (id, what) pairs of a table in docs/promises.md."""
+    return {(row[0], row[1]) for row in _rows(table)}
 
 
 def marked(items: Iterable[pytest.Item]) -> set[tuple[str, str]]:

@@ -176,7 +176,8 @@ def reported(story: Story) -> None:
         ("mood", "classify", {"accuracy": metric(0.8, n=19)}, confusion),
         ("better", "judge", rates, {}),
     ):
-        name = story.evaluation("gguf@Q8_0", metrics, task, kind=kind, files=written)
+        notes = {"device": "cpu", "runtime": "llama.cpp"}
+        name = story.evaluation("gguf@Q8_0", metrics, task, kind=kind, files=written, notes=notes)
         evaluations.append(name)
         told = {"evaluation": story.digests[name], "kind": kind, "metrics": metrics, "not_measured": {}}
         rows[3]["tasks"].append(told)

@@ -26,6 +26,7 @@ from ingot.core.stage import (
     Stage,
 )
 from ingot.errors import SpecError
+from ingot.stages import _task  # noqa: F401 - it keeps the real `load_kind`: loaded before that is replaced
 
 
 def _as_source(value: object) -> object:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +43,12 @@ def require_strace(folder: Path) -> None:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()[:200]}")
 
 
-def points(sandbox: Sandbox, trace: Path, about: str = "") -> list[Point]:
-    """Every call of a whole run of ``doit``, from the first that touches the project's ``cache/`` on.
+def points(sandbox: Sandbox, trace: Path, about: str = "", arguments: Sequence[str] = ()) -> list[Point]:
+    """Every call of a whole ``doit ARGUMENTS``, from the first that touches the project's ``cache/`` on.
 
     With ``about`` only those in which that text stands.
     """
-    done = _strace(sandbox, trace, f"trace={','.join(CALLS)}")
+    done = _strace(sandbox, trace, [f"trace={','.join(CALLS)}"], arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     seen: Counter[str] = Counter()
     found: list[Point] = []
@@ -61,15 +62,18 @@ def points(sandbox: Sandbox, trace: Path, about: str = "") -> list[Point]:
     return found
 
 
-def killed_at(sandbox: Sandbox, point: Point, trace: Path) -> tuple[bool, str]:
-    """Run ``doit`` until that call; whether it was killed, and what it had printed."""
-    done = _strace(sandbox, trace, f"trace={point.call}", f"inject={point.call}:signal=SIGKILL:when={point.number}")
+def killed_at(sandbox: Sandbox, point: Point, trace: Path, arguments: Sequence[str] = ()) -> tuple[bool, str]:
+    """Run ``doit ARGUMENTS`` until that call; whether it was killed, and what it had printed."""
+    rules = [f"trace={point.call}", f"inject={point.call}:signal=SIGKILL:when={point.number}"]
+    done = _strace(sandbox, trace, rules, arguments)
     return done.returncode != 0, done.stdout
 
 
-def _strace(sandbox: Sandbox, trace: Path, *what: str) -> subprocess.CompletedProcess[str]:
+def _strace(
+    sandbox: Sandbox, trace: Path, what: Sequence[str], arguments: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
     # Without -f: what is counted and killed is the builder, not its stages.
-    command = ["strace", "-o", str(trace), *(word for rule in what for word in ("-e", rule)), DOIT]
+    command = ["strace", "-o", str(trace), *(word for rule in what for word in ("-e", rule)), DOIT, *arguments]
     return subprocess.run(
         command,
         cwd=sandbox.root,

@@ -168,6 +168,19 @@ def test_a_gate_that_fails_is_judged_on_the_closing_page_and_again_when_all_is_f
         assert any(word in line for line in lines)
 
 
+def test_what_is_built_from_a_target_whose_gate_fails_is_built(two: Sandbox) -> None:
+    """Without ``-c`` too: a report that one candidate's gate kept back would say nothing of any."""
+    text = (two.root / "specs" / "s.yaml").read_text()
+    two.spec(text + "gates:\n  a.bytes: {max: 1}\n")
+    for last in ("1 failed, 1 built in T", "1 failed, 1 fresh in T"):
+        done = two.doit()
+        assert done.returncode == 1
+        lines = steady(done.stdout)
+        assert "failed    s:a  E-GATE: 1 of 1 gates of s:a do not pass" in lines
+        assert lines[-1] == last
+    assert [entry["target"] for entry in two.entries("build")] == ["s:a", "s:b"]
+
+
 def test_gates_that_pass_are_listed_when_nothing_is_to_be_done(two: Sandbox) -> None:
     text = (two.root / "specs" / "s.yaml").read_text()
     two.spec(text + "gates:\n  b.bytes: {max: 3}\n")

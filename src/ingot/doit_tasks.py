@@ -104,7 +104,8 @@ def _run(session: Session, name: str) -> TaskFailed | TaskError | None:
     try:
         session.execute(name)
     except GateFailed as failed:
-        return TaskFailed(str(failed), report=False)
+        # No failure to doit, which would skip all that is built from it, the report that shows how bad it is included.
+        session.broken[name] = failed
     except (IngotError, OSError) as caught:
         error = caught if isinstance(caught, IngotError) else disk.failure(caught, session.project.store.root)
         LiveReporter.errors[name] = error

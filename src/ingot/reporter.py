@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
@@ -28,6 +28,8 @@ from ingot.view.text import Line, duration
 
 _IMPORTED = time.monotonic()
 _NAME_MAX = 40
+#: Names of what a skipped target needs that are said.
+_NEEDS_MAX = 4
 #: A table in a log is as wide as it needs.
 _LOG_WIDTH = 140
 
@@ -115,6 +117,9 @@ class LiveReporter:
         if session is not None and built is None and task.name in session.project.virtual:
             self._board.end(task.name, "virtual")
             return
+        if session is not None and task.name in session.broken:
+            self._say_broken(task.name, built, str(session.broken[task.name]))
+            return
         if session is None or built is None:
             self._board.end(task.name, "built")
             self._screen.say([title("ran", task.name)])
@@ -142,17 +147,12 @@ class LiveReporter:
         """A task failed or could not start: said once, here."""
         if self._stopping:
             return
-        session = self.session
         if fail.get_name() == "UnmetDependency":
             if task.actions:
                 self._board.end(task.name, "skipped")
-                self._screen.say([[*title("skipped", task.name), (f"  needs {fail.get_msg().strip()}", "dim")]])
+                self._screen.say([[*title("skipped", task.name), (f"  needs {_first(fail.get_msg().split())}", "dim")]])
             return
-        built = session.outcomes.get(task.name) if session else None
         self._board.end(task.name, "failed")
-        if built is not None and built.fate not in ("fresh", "virtual"):
-            # The result is published; its gates are what failed.
-            self._say_built(task.name, built)
         self._screen.say(failure_block(task.name, self._words(task, fail)))
 
     def cleanup_error(self, exception: Fail) -> None:
@@ -213,6 +213,13 @@ class LiveReporter:
             self._say_result(str(receipt["target"]), "streamed", receipt, reason)
         self._say_result(name, built.fate, built.receipt)
 
+    def _say_broken(self, name: str, built: Built | None, words: str) -> None:
+        """A result is published; its gates are what failed. The closing page has the verdicts with their values."""
+        self._board.end(name, "failed")
+        if built is not None and built.fate not in ("fresh", "virtual"):
+            self._say_built(name, built)
+        self._screen.say(failure_block(name, words.strip().partition("\n")[0]))
+
     def _say_result(self, name: str, fate: str, receipt: Mapping[str, Any], why: str = "") -> None:
         longest = max((len(each) for each in self._board.targets), default=0)
         layout = (min(longest, _NAME_MAX, self._screen.width // 2), self._screen.width)
@@ -222,10 +229,6 @@ class LiveReporter:
 
     def _words(self, task: Task, fail: Fail) -> str:
         error = self.errors.get(task.name)
-        verdicts = self.session.verdicts.get(task.name, []) if self.session else []
-        if error is None and any(not verdict.passed for verdict in verdicts):
-            # The verdicts stand on the closing page, with the values.
-            return fail.get_msg().strip().partition("\n")[0]
         if error is None:
             return fail.get_msg()
         log = error.log if isinstance(error, StageFailed) else None
@@ -248,6 +251,12 @@ class LiveReporter:
         self._stopping = True
         if self.session is not None:
             self.session.project.executor.kill_all()
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are: a report needs what is measured of each candidate."""
+    more = f" and {len(names) - _NEEDS_MAX} more" if len(names) > _NEEDS_MAX else ""
+    return " ".join(names[:_NEEDS_MAX]) + more
 
 
 def _closure(tasks: Mapping[str, Task], selected: Iterable[str]) -> list[str]:

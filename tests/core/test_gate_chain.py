@@ -307,3 +307,79 @@ def test_a_paired_interval_is_drawn_again_where_the_documents_are_here(sandbox: 
     assert codes(sandbox) == []
     lie(sandbox, "gate-failed", failure | {"limit": failure["limit"] | {"max": 0.2}})
     assert codes(sandbox) == ["gate_differs"]
+
+
+# --- scores of tasks, which only measuring tells ------------------------------------------------------------------
+
+TASKS = """\
+targets:
+  base: {kind: command, command: [echo, base]}
+  data: {kind: command, command: [echo, data]}
+  gguf: {kind: command, command: [echo, WORD], from: {model: base}}
+  report:
+    kind: report
+    from: {data: data, reference: base, candidates: [gguf]}
+    tasks: {asked: {kind: match}, ends: {kind: harness, path: ../ends, tasks: [ends]}}
+gates:
+"""
+KEPT = (
+    "  presets: {gguf: {batch: {prompt_tokens_per_second: null, generation_tokens_per_second: null,"
+    " kl_divergence: null}}}\n"
+)
+
+
+def asked(sandbox: Sandbox, word: str, gates: str, metrics: Mapping[str, Metrics], text: str = TASKS) -> Fields:
+    """Build the candidate ``word`` with what its tasks and those of the reference measured; the verdicts by gate."""
+    (sandbox.root / "ends").mkdir(exist_ok=True)
+    (sandbox.root / "ends" / "ends.yaml").write_text("task: ends\n")
+    sandbox.spec(text.replace("WORD", word) + gates)
+    fill(sandbox, word, metrics)
+    done = sandbox.doit("s")
+    found = [line for line in done.stdout.splitlines() if line.startswith("gate ")]
+    return {"code": done.returncode, "lines": found}
+
+
+def test_a_preset_keeps_the_scores_that_a_task_has_and_asks_for_no_others(sandbox: Sandbox) -> None:
+    """A task of lm-eval gives one or two of all the scores there are, some by names that no spec can tell."""
+    right = {"report.base.ends": {"pass_at_1": 0.5, "acc": 0.0}, "report.base.asked": {"rouge_l": 0.4}}
+    found = asked(
+        sandbox, "one", KEPT,
+        {**right, "report.gguf.ends": {"pass_at_1": 0.4, "acc": 0.0}, "report.gguf.asked": {"rouge_l": 0.4}},
+    )  # fmt: skip
+    assert found["code"] == 1
+    kept, broken, none = (
+        next(line for line in found["lines"] if f".{name} /" in line) for name in ("rouge_l", "pass_at_1", "acc")
+    )
+    assert kept.startswith("gate pass     1, needs ≥ 0.99  preset batch: report.gguf.asked.rouge_l")
+    assert broken.startswith("gate FAIL     0.8, needs ≥ 0.99  preset batch: report.gguf.ends.pass_at_1")
+    assert none.startswith("gate none")
+    assert "of which nothing can be lost" in none
+    assert len(found["lines"]) == 3
+
+
+def test_a_score_that_the_reference_has_and_the_candidate_lacks_is_not_known(sandbox: Sandbox) -> None:
+    found = asked(sandbox, "one", KEPT, {"report.base.ends": {"acc": 0.5}, "report.gguf.ends": {"acc_norm": 0.5}})
+    assert found["code"] == 1
+    assert [line.split()[1] for line in found["lines"]] == ["unknown"]
+
+
+def test_what_a_candidate_said_is_compared_with_what_others_said(sandbox: Sandbox) -> None:
+    """The answers that a score is of are the candidate's own; that they are others is no other way of measuring."""
+    gates = "  report.gguf.asked.rouge_l: {min: 0, minus: OTHER}\n"
+    metrics = {"report.base.asked": {"rouge_l": 0.4}, "report.gguf.asked": {"rouge_l": 0.5}}
+    beside = asked(sandbox, "one", gates.replace("OTHER", "reference"), metrics)
+    assert [line.split(",")[0] for line in beside["lines"]] == ["gate pass     0.1"]
+    metrics["report.gguf.asked"] = {"rouge_l": 0.45}
+    earlier = asked(sandbox, "two", gates.replace("OTHER", "last_good"), metrics)
+    assert [line.split(",")[0] for line in earlier["lines"]] == ["gate FAIL     -0.05"]
+    # A query compares them as well: none is marked as measured otherwise.
+    assert "measured otherwise" not in sandbox.ok("query", "best asked.rouge_l")
+
+
+def test_answers_that_were_asked_for_otherwise_do_not_compare(sandbox: Sandbox) -> None:
+    gates = "  report.gguf.asked.rouge_l: {min: 0, minus: last_good}\n"
+    asked(sandbox, "one", gates, {"report.gguf.asked": {"rouge_l": 0.5}})
+    longer = TASKS.replace("{kind: match}", "{kind: match, samples: {max_tokens: 9}}")
+    found = asked(sandbox, "two", gates, {"report.gguf.asked": {"rouge_l": 0.1}}, longer)
+    assert found["code"] == 0
+    assert "was not measured in the same way" in found["lines"][0]

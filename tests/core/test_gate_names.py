@@ -138,12 +138,12 @@ def test_a_preset_limits_what_the_target_and_its_reports_measure(folder: Folder)
         "gguf@Q.first_token_s",
         "gguf@Q.token_p50_s",
         "report.gguf@Q.kl_divergence",
-        "report.gguf@Q.pattern_accuracy",
+        "report.gguf@Q.scores_kept",
     ]
     assert sorted(found) == sorted(name.replace("@Q", f"@{q}") for q in ("Q8_0", "Q4_0") for name in names)
     limits = PRESETS["chat"].limits
     assert found["gguf@Q8_0.first_token_s"].max == limits["first_token_s"].number
-    kept = found["report.gguf@Q8_0.pattern_accuracy"]
+    kept = found["report.gguf@Q8_0.scores_kept"]
     assert (kept.min, kept.form, kept.other) == (PRESETS["chat"].kept, "ratio", "report.base")
     assert {gate.rule for gate in found.values()} == {"preset chat"}
 
@@ -152,7 +152,7 @@ def test_each_number_of_a_preset_can_be_changed_or_left_out(folder: Folder) -> N
     changed = f"presets: {{gguf@Q8_0: {{chat: {{{SLOW}, first_token_s: 9, kl_divergence: null, scores_kept: 0.5}}}}}}"
     found = {gate.name: gate for gate in graph(folder, changed, fast=True).gates}
     assert found["gguf@Q8_0.first_token_s"].max == 9
-    assert found["report.gguf@Q8_0.pattern_accuracy"].min == 0.5
+    assert found["report.gguf@Q8_0.scores_kept"].min == 0.5
     assert "report.gguf@Q8_0.kl_divergence" not in found
     for wrong in ("first_token_s: fast", "scores_kept: 0", "scores_kept: all"):
         line = f"presets: {{gguf@Q8_0: {{chat: {{{SLOW}, {wrong}}}}}}}"

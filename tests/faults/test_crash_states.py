@@ -11,16 +11,16 @@ import ast
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import ingot
-from crashlab import Lab, Said, at_home, folder_in_memory
-from crashlabs import Case, Labs
-from crashmodel import Loss, Tree, cut, killed, losses
-from crashrecord import Recorder, scanned
+from crashacts import ACTS, prepared
+from crashlab import Lab, at_home, folder_in_memory
+from crashlabs import Case, Labs, Scene, crashes, distinct, recorded
+from crashmodel import Loss, Tree
+from crashrecord import Recorder
 
 #: Random subsets of lost steps tried at each point, beside the systematic losses, and the least states that this gives.
 EVERYDAY, THOROUGH = (1, 1_500), (10, 4_000)
@@ -31,28 +31,14 @@ RECOVERIES_EVERYDAY, RECOVERIES_THOROUGH = (30, 32), (66, 39)
 SPARE = {
     "core/log_writer.py _open: write_file_atomic, name": "the checkpoint's name, later in the same folder, brings it",
     "core/log_writer.py _completed: write_file_atomic, name": "a completion that was lost is completed again",
+    "core/store.py evict: write_file_atomic, content": "a mark is its name, and empty",
+    "core/tiles.py export: make_dirs_durable, name": "an export that was lost whole is made again",
+    "core/tiles.py export: write_file_atomic, name": "without its checkpoint an export is made again",
     "core/store.py _keep_from_git: write_file_atomic, name": "the folder of objects, later beside it, brings it",
 }
 
 _SYNCING = {"fsync_file", "fsync_dir", "append_durable", "write_file_atomic", "rename_durable", "make_dirs_durable"}
 CORE = Path(ingot.__file__).parent / "core"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A recorded run, and what was said before it."""
-
-    name: str
-    said: Said
-    recorder: Recorder
-
-    def case(self, at: int, tree: Tree, loss: Loss | None) -> Case:
-        """The crash after ``at`` events: a kill, or a power cut with this loss."""
-        image = killed(tree) if loss is None else cut(tree, loss)
-        events = self.recorder.events
-        how = "killed" if loss is None else f"power cut ({loss.variant}, lost {sorted(loss.steps)})"
-        label = f"{self.name}: {how} after {at} of {len(events)} ({events[at - 1].name if at else 'start'})"
-        return Case(image, self.said.after(events[:at]), label)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +60,6 @@ def labs(base: Path) -> Iterator[Labs]:
     labs.close()
 
 
-def recorded(lab: Lab, name: str, said: Said, tree: Tree | None = None) -> Scene:
-    recorder = lab.record(tree)
-    assert killed(scanned(lab.base)) == killed(recorder.tree), "something was done that was not recorded"
-    return Scene(name, replace(said, tried=said.tried | set(lab.lines())), recorder)
-
-
 @pytest.fixture(scope="module")
 def scenes(lab: Lab) -> list[Scene]:
     return [
@@ -87,19 +67,6 @@ def scenes(lab: Lab) -> list[Scene]:
         recorded(lab, "run that finds damage", lab.used(damaged=True)),
         recorded(lab, "run that finds a tail", lab.used(damaged=False)),
     ]
-
-
-def crashes(scene: Scene, chance: random.Random, subsets: int) -> Iterator[tuple[int, Tree, Loss | None]]:
-    """Every point of a run with every way to crash there that is tried; the tree goes on changing."""
-    for at, tree in scene.recorder.trees():
-        yield at, tree, None
-        for loss in losses(tree, chance, subsets):
-            yield at, tree, loss
-
-
-def distinct(found: Iterator[Case]) -> list[Case]:
-    """One case for each tree: the last, which has the most to keep."""
-    return list({frozenset(case.image.items()): case for case in found}.values())
 
 
 @pytest.mark.fault("C2", "power cut or kill between any two steps of two publishes, by a model of what a disk may lose")
@@ -214,9 +181,10 @@ def test_every_sync_is_needed(scenes: list[Scene], lab: Lab, cases: Callable[[in
         for at, tree in scene.recorder.trees()
         if at and scene.recorder.events[at - 1].name in ("mkdir", "rename")
     ]
-    runs = [*scenes, *resumed]
+    runs = [*scenes, *resumed, *(recorded(lab, act.name, prepared(lab, act)) for act in ACTS)]
     found = sorted(set().union(*(sites(run.recorder) for run in runs)))
     assert {site.split(" ")[0] for site in found} == written_sites(), "a call that syncs was not reached"
     tried = [site for site in found if re.sub(r":[0-9]+", "", site) not in SPARE]
     cases(len(tried))
-    assert [site for site in tried if not is_caught(site, runs, lab)] == []
+    spare = [site for site in tried if not is_caught(site, runs, lab)]
+    assert spare == [], "\n".join(spare)

@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingot.commands.base import IngotCommand
+from ingot.commands.base import JSON_OPTION, IngotCommand, value
 from ingot.commands.screen import Screen, duration_text, size_text
-from ingot.errors import DiskFailed
+from ingot.errors import DiskFailed, UsageError
 
 if TYPE_CHECKING:
     from ingot.core.audit import Audit as Result
+    from ingot.core.reproduction import Reproduction
 
 #: Seconds of silence before a person is told how far it is, and between two such lines.
 _PATIENCE = 1.0
@@ -26,21 +27,60 @@ class Audit(IngotCommand):
 
     name = "audit"
     doc_purpose = "check logs, signatures, pins, artifacts, metrics and lineage"
-    doc_usage = "[--json]"
+    doc_usage = "[--sample N%] [--json]"
     doc_description = (
-        "Reads every artifact whole. Exit code 0, 4 (the store is damaged) or 5 (a registry check failed)."
+        "Reads every artifact whole. Exit code 0, 4 (the store is damaged) or 5 (a registry check failed). With "
+        "--sample, that share of the results in force, at least one, chosen at random, is built again too, and what "
+        "came out is recorded (doit reproduce says more)."
     )
     arguments: ClassVar[tuple[int, int | None]] = (0, 0)
+    cmd_options = (JSON_OPTION, value("sample", "build this share of the results again, such as 5%%"))
 
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
         """0, 4 or 5: the design's exit codes."""
+        share = None if options["sample"] is None else _share(options["sample"])
         started = time.monotonic()
         result = _audit(_Ticker(quiet=bool(options["json"])))
-        if options["json"]:
-            screen.json(to_json(result))
-        else:
+        if not options["json"]:
             _show(screen, result, time.monotonic() - started)
-        return result.exit_code
+        again = [] if share is None or result.problems else _sampled(screen, share, quiet=bool(options["json"]))
+        if options["json"]:
+            screen.json(to_json(result) | {"reproduced": [it.to_dict() for it in again]})
+        return 5 if any(it.broken for it in again) else result.exit_code
+
+
+def _share(text: str) -> float:
+    """``5%`` as a share; UsageError (E-USAGE)."""
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise UsageError("E-USAGE", f"--sample takes a share such as 5%, not {text!r}")
+    return share
+
+
+def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]:
+    """Build a random part of the results in force again. Nobody can prepare for which: no seed decides."""
+    import math
+    import random
+
+    from ingot.commands.base import open_project
+    from ingot.commands.reproduce import can_be_compared, reproducer, show
+
+    project = open_project()
+    ready = [item for item in project.plan(project.nodes.values()).values() if can_be_compared(item)]
+    chosen = random.SystemRandom().sample(ready, min(len(ready), math.ceil(share * len(ready))))
+    found = []
+    with reproducer(project) as again:
+        for item in chosen:
+            found.append(again(item))
+            if not quiet:
+                show(screen, found[-1])
+    if not quiet:
+        screen.line(f"{sum(it.agrees for it in found)} of {len(found)} sampled results came out byte-equal")
+    return found
 
 
 def _audit(ticker: _Ticker) -> Result:

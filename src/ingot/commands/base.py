@@ -9,10 +9,13 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from doit.cmd_base import Command
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 #: The exit code of a command whose reader went away (``| head``): 128 + SIGPIPE, as a shell reports it.
 _PIPE_CLOSED = 141
-_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 JSON_OPTION: Mapping[str, Any] = {
     "name": "json",
@@ -63,13 +66,16 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
         """Run with parsed options; every expected failure becomes one message on stderr and an exit code."""
         try:
+            _listen()
             self._check_count(pos_args)
             code = self.run(Screen(sys.stdout), opt_values, list(pos_args))
             sys.stdout.flush()
         except IngotError as error:
             return _complain(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            return _complain("interrupted", _INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            # Once is enough: another one would cut short what ends the helpers, or come before the exit code is given.
+            _listen(signal.SIG_IGN)
+            return _complain("interrupted", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
         except BrokenPipeError:
             # Python flushes stdout once more at its end; give it somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,6 +121,18 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
             raise self._usage(f"doit {self.name} needs {least} argument{'s' * (least != 1)}, not {len(arguments)}")
         if most is not None and len(arguments) > most:
             raise self._usage(f"doit {self.name} takes at most {most}, not {len(arguments)}: {' '.join(arguments)}")
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _listen(answer: Callable[[int, FrameType | None], None] | signal.Handlers = _stop) -> None:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does; what was ignored from the start stays ignored."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS if answer is not _stop else _SIGNALS[1:]:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, answer)
 
 
 def _complain(message: str, code: int) -> int:
@@ -171,9 +189,8 @@ def select(project: Project, names: Sequence[str], *, inputs: bool = False) -> l
         if not found:
             raise registry.unknown_target(name, _all_names(project))
         wanted.update(found)
-    if inputs:
-        wanted = _with_inputs(project, wanted)
-    return [node for node in project.nodes.values() if node.id in wanted]
+    chosen = [node for node in project.nodes.values() if node.id in wanted]
+    return project.with_inputs(chosen) if inputs else chosen
 
 
 def _matching(project: Project, name: str) -> Iterator[str]:
@@ -182,15 +199,6 @@ def _matching(project: Project, name: str) -> Iterator[str]:
             "*" in name and fnmatch.fnmatchcase(node.id, name)
         ):
             yield node.id
-
-
-def _with_inputs(project: Project, wanted: set[str]) -> set[str]:
-    """Inputs come before consumers in the graph, so one walk from its end finds all ancestors."""
-    result = set(wanted)
-    for node in reversed(project.nodes.values()):
-        if node.id in result:
-            result.update(f"{node.spec}:{name}" for names in node.inputs.values() for name in names)
-    return result
 
 
 def _all_names(project: Project) -> list[str]:

@@ -135,7 +135,7 @@ def _why(entry: Entry, data: Json, known: _Known) -> str:
     if entry.type == "origin":
         seen = len(data.get("seen", ()))
         return f"log {data['origin']} starts" + (f", having seen {seen} other{'s' * (seen != 1)}" if seen else "")
-    if entry.type in ("promote", "rollback", "accept"):
+    if entry.type in ("promote", "rollback", "accept", "reproduced"):
         return _decided(entry, data, known)
     shown = ("origin", "index", "type", "target", "digest", "time", "key", "spec")
     return ", ".join(f"{name} {value}" for name, value in data.items() if name not in shown)
@@ -164,7 +164,10 @@ def _shared(data: Json) -> str:
 
 
 def _decided(entry: Entry, data: Json, known: _Known) -> str:
-    """A decision of a person in words, with the reason that was given."""
+    """What a person decided or asked for, in words, with the reason that was given."""
+    if entry.type == "reproduced":
+        differs = f"gave {str(data['found'])[:12]}: {data['files_apart']} of its files differ"
+        return f"built again beside it: {'the same bytes' if data['agrees'] else differs}"
     reason = f": {data['reason']}" if data.get("reason") else ""
     before = str(data["replaces"])[:12] if data.get("replaces") else "nothing"
     if entry.type == "promote":

@@ -1,4 +1,4 @@
-"""``doit materialize``: write virtual targets, which are otherwise only streamed.
+"""``doit materialize``: write virtual targets, which are otherwise only streamed, and results that were evicted.
 
 A run like any other, in which these targets are not virtual: what they are built from is brought up to date first, and
 the result is published. Where it was streamed before, the digests must agree.
@@ -19,6 +19,7 @@ from doit.exceptions import InvalidCommand
 
 from ingot.commands.base import JSON_OPTION, json_text
 from ingot.commands.run import Run
+from ingot.core import reasons
 
 if TYPE_CHECKING:
     from ingot.core.build import Built
@@ -29,16 +30,16 @@ _JSON = "--json"
 
 
 class Materialize(Run):
-    """Build virtual targets as if they were not."""
+    """Build virtual targets as if they were not, and evicted results again."""
 
     name = "materialize"
-    doc_purpose = "write virtual targets into the store"
+    doc_purpose = "write virtual targets, and evicted results again, into the store"
     doc_usage = "SPEC:TARGET ... [-n N] [--force] [--json]"
     doc_description = (
         "Builds a target that its spec declares `virtual: true`, with all that it is built from, and keeps its bytes: "
-        "from then on they are read instead of being streamed again. The digest must be the one that was measured when "
-        "it was streamed; where it is another, both are in the log, and the exit code is 1. Nothing that is built from "
-        "it becomes stale."
+        "from then on they are read instead of being streamed again. Likewise one whose bytes doit gc took away. The "
+        "digest must be the one that was measured before; where it is another, both are in the log, and the exit code "
+        "is 1. Nothing that is built from it becomes stale."
     )
     cmd_options = (*Run.cmd_options, JSON_OPTION)
     _json = False
@@ -78,14 +79,17 @@ class Materialize(Run):
 
 
 def _written(session: Session, name: str) -> list[Node]:
-    """The targets that a name means, which are not virtual in this run any more."""
+    """The targets that a name means, which are not virtual in this run any more, and whose bytes it wants."""
     project = session.project
     found = [node for node in project.nodes.values() if name in (node.id, f"{node.spec}:{node.target}")]
     if not found:
         raise InvalidCommand(f"E-TARGET: there is no target {name!r}")
-    plain = [node.id for node in found if not node.virtual]
+    plan = project.planner.plan(project.with_inputs(found))
+    evicted = [node.id for node in found if plan[node.id].state == "evicted"]
+    plain = [node.id for node in found if not node.virtual and node.id not in evicted]
     if plain:
-        raise InvalidCommand(f"E-USAGE: {plain[0]} is not virtual: doit {plain[0]} builds and writes it")
+        raise InvalidCommand(f"E-USAGE: {plain[0]} is not virtual or evicted: doit {plain[0]} builds and writes it")
+    session.wanted.update(dict.fromkeys(evicted, (reasons.asked_for(),)))
     for node in found:
         project.nodes[node.id] = replace(node, virtual=False)
     return found
@@ -118,7 +122,7 @@ def _disagreement(done: Mapping[str, Built]) -> int:
     for name, built in differing.items():
         old, new = str(built.receipt["observed"]["digest"]), str(built.receipt["digest"])
         sys.stderr.write(
-            f"E-DIFFERS: {name} was {old[:12]} when it was streamed, and {new[:12]} was written\n"
+            f"E-DIFFERS: {name} was {old[:12]} before, and {new[:12]} was written\n"
             "  both are in the log; what was built from it is stale now\n"
             f"  hint: its kind does not give the same bytes twice here; doit diff {old[:12]} {new[:12]}\n"
         )

@@ -223,8 +223,10 @@ def _summary(items: Sequence[Planned]) -> str:
     virtual, flowing = (
         sum(item.state == "virtual" and item.is_needed == needed for item in items) for needed in (0, 1)
     )
-    if fresh + virtual + flowing == len(items):
-        also = f" or virtual ({virtual + flowing})" if virtual + flowing else ""
+    evicted = sum(item.state == "evicted" for item in items)
+    if fresh + virtual + flowing + evicted == len(items):
+        absent = ((virtual + flowing, "virtual"), (evicted, "evicted"))
+        also = "".join(f" or {word} ({count})" for count, word in absent if count)
         whole = "the target is" if len(items) == 1 else f"all {len(items)} targets are"
         return f"{whole} fresh{also}; doit would build nothing"
     parts = []
@@ -238,7 +240,9 @@ def _summary(items: Sequence[Planned]) -> str:
         parts.append(f"{waiting} {wait} for {them} and {are} built only if inputs change")
     if flowing:
         parts.append(f"{flowing} virtual {'is' if flowing == 1 else 'are'} streamed")
-    rest = [f"{count} {word}" for count, word in ((fresh, "fresh"), (virtual, "virtual")) if count]
+    rest = [
+        f"{count} {word}" for count, word in ((fresh, "fresh"), (virtual, "virtual"), (evicted, "evicted")) if count
+    ]
     return f"{'; '.join(parts)} ({', '.join(rest)})" if rest else "; ".join(parts)
 
 

@@ -172,7 +172,8 @@ def _export(screen: Screen, options: Options, folder: str) -> int:
     from ingot.core.tiles import export
 
     project = registry.open_log()
-    done = {log: export(log, Path(folder) / log.folder.name) for log in logs_in(project.root / "registry")}
+    with project.store.exclusive("export"):
+        done = {log: export(log, Path(folder) / log.folder.name) for log in logs_in(project.root / "registry")}
     if options["json"]:
         rows = [
             {"origin": log.origin, "folder": str(Path(folder) / log.folder.name), "size": it.size, "files": it.files}

@@ -49,4 +49,6 @@ class Run(DoitRun):  # type: ignore[misc]  # doit ships no types
         if session is not None:
             parallel = max(1, int(options["num_process"]))
             session.begin(force=self._force, parallel=parallel, always=bool(options["always"]))
-        return super()._execute(**options)
+        code = super()._execute(**options)
+        # To doit a target is built whatever its gates say.
+        return 1 if not code and session is not None and session.broken else code

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import checkpoints, disk, locks, passes, receipts, reuse
+from ingot.core import checkpoints, disk, eviction, key_locks, passes, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
@@ -58,12 +58,22 @@ class Builder:
         self._listener = listener
         self._copies = Copies()
         self._jobs = Jobs(project, self._copies.folder)
+        self._living, self._alive = threading.Lock(), ExitStack()
+        self._is_alive = False
         #: What a pass built beside the target that it was begun for, by id.
         self.taken: dict[str, Built] = {}
 
     def close(self) -> None:
-        """Drop the scratch copies."""
+        """Drop the scratch copies, and let ``gc`` in again."""
         self._copies.close()
+        self._alive.close()
+
+    def _live(self) -> None:
+        """From the first build on until the end: nothing is taken out of the store that this run relies on."""
+        with self._living:
+            if not self._is_alive:
+                self._alive.enter_context(key_locks.living(self._project.store.root))
+                self._is_alive = True
 
     def ensure(self, planned: Planned, wish: Wish = AS_IT_IS) -> Built:
         """Bring one target up to date whose inputs are."""
@@ -71,6 +81,8 @@ class Builder:
             return self._leave_virtual(planned)
         if planned.state == "fresh" and not planned.restored and not wish.force:
             return self._select(planned)
+        self._live()
+        self._bring_back(planned.node)
         while True:
             group = self._group(planned, wish)
             with self._locked(group):
@@ -95,23 +107,50 @@ class Builder:
                 found.append(item)
         return found
 
+    def _locked(self, group: Sequence[Planned]) -> AbstractContextManager[None]:
+        name = group[0].node.id
+        keys = [str(item.key) for item in group]
+        return key_locks.held(
+            self._project.store.root, keys, lambda why: self._listener(name, {"t": "waiting", "name": why})
+        )
+
     @contextmanager
-    def _locked(self, group: Sequence[Planned]) -> Iterator[None]:
-        """Hold the locks of these keys; always taken in one order, so that no two wait for each other."""
-        folder = self._project.store.root / "locks"
-        disk.make_dirs(folder)
+    def beside(self, planned: Planned) -> Iterator[tuple[dict[str, Any], Path]]:
+        """Build what a target is once more, beside what is there: its receipt, and the folder while one looks at it.
 
-        def waiting(holder: locks.Holder | None) -> None:
-            stopped = ", and is stopped" if holder is not None and holder.stopped else ""
-            who = "" if holder is None else f": {holder}{stopped}"
-            ours = holder is not None and holder.pid == os.getpid()
-            name = "it is built in one pass with others" if ours else f"another ingot builds this target{who}"
-            self._listener(group[0].node.id, {"t": "waiting", "name": name})
+        Nothing is published or recorded, and nothing is taken over from an earlier result.
+        """
+        node = planned.node
+        self._live()
+        self._bring_back(node)
+        with self._locked([planned]):
+            for name in self._lacking(node):
+                self._copy(node, name)
+            with self._project.store.staging() as staging:
+                log = self._log(node)
+                wish = Wish(force=True)
+                made = self._run_pass(Pass([planned], wish, self._project.store.measure, node.id), staging, log)
+                with suppress(OSError):
+                    log.unlink(missing_ok=True)
+                yield made.receipts[0], staging.out
 
-        with ExitStack() as stack:
-            for key in sorted({str(item.key) for item in group}):
-                stack.enter_context(locks.held_for_long(folder / f"{key}.lock", waiting))
-            yield
+    def _bring_back(self, node: Node) -> None:
+        """Build the inputs whose bytes were evicted, where the plan did not foresee that they are needed."""
+        for name in eviction.inputs_of(node):
+            below = self._project.nodes[name]
+            if below.virtual:
+                self._bring_back(below)
+                continue
+            item = self._project.check(below)
+            if item.state == "evicted":
+                self._listener(node.id, {"t": "phase", "name": f"build {below.name} again, whose bytes were evicted"})
+                self._project.current[name] = self.ensure(item).receipt
+
+    def leave_evicted(self, planned: Planned) -> Built:
+        """Nothing needs the bytes of an evicted result: it stays in force, and no link leads to it."""
+        assert planned.receipt is not None
+        self._project.store.unlink_latest(planned.node.spec, planned.node.name)
+        return Built("fresh", planned.receipt)
 
     def _select(self, planned: Planned) -> Built:
         assert planned.receipt is not None
@@ -144,12 +183,14 @@ class Builder:
         for item in group:
             if item.presence == "damaged" and item.receipt is not None:
                 project.store.quarantine(str(item.receipt["digest"]), item.receipt["files"])
+        # Publishing takes the marks of evicted results away.
+        gone = {item.digest for item in group if item.digest and project.store.is_evicted(item.digest)}
         log = self._log(group[0].node)
         with project.store.staging() as staging, self._resuming(group, staging) as (kept, left):
             what = Pass(group, wish, project.store.publish, group[0].node.id, kept, left)
             made = self._run_pass(what, staging, log)
         for item, receipt in zip(group, made.receipts, strict=True):
-            receipt.update(receipts.observed(item, receipt))
+            receipt.update(receipts.observed(item, receipt, evicted=item.digest in gone))
         flowed = self._new_flows(made.flowed, wish)
         self._record([*flowed, *made.receipts])
         if kept is not None:

@@ -196,7 +196,7 @@ def _identities(plan: Mapping[str, Planned]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, item in plan.items():
         node = item.node
-        content: object = item.digest if item.state == "fresh" else item.key
+        content: object = item.digest if item.state in ("fresh", "evicted") else item.key
         if content is None:
             inputs = tuple(
                 (role, tuple(found[f"{node.spec}:{each}"] for each in names)) for role, names in node.inputs.items()

@@ -8,6 +8,8 @@
   does not follow from them
 - ``gate_differs``: a ``gate-failed`` or ``gate-warned`` entry tells of a limit that the measurements it names keep, or
   of a value that does not follow from them
+- ``reproduced_differs``: a ``reproduced`` entry says that the bytes agree, or not, and its digests say otherwise; or no
+  build gave the digest on record under its key
 - ``rollback_differs``: a ``rollback`` goes to a digest that was never promoted for its target
 """
 
@@ -20,7 +22,7 @@ from ingot.core import acceptance, gate_record
 from ingot.core.digest import is_digest
 from ingot.core.gates import Side, Verdict, passes, split_gate
 from ingot.core.index import GATE_TYPES
-from ingot.core.key import key_of
+from ingot.core.key import forms_of, key_of
 from ingot.core.registry import Entry
 from ingot.core.standing import Decision
 from ingot.core.statement import decision_of
@@ -36,6 +38,8 @@ def check_form(entry: Entry) -> None:
         acceptance.filed(entry.statement, {"origin": entry.origin, "index": entry.index})
     if entry.type in ("promote", "rollback"):
         Decision.of(entry, ("", "", 0))
+    if entry.type == "reproduced" and not (is_digest(fields["found"]) and isinstance(fields["key"], str)):
+        raise TypeError("a reproduction without what came out")
     if entry.type == "promote":
         for gate in fields["gates"]:
             _check_gate(gate, gate["measured"])
@@ -97,8 +101,20 @@ def contradictions(
         elif entry.type in GATE_TYPES:
             for what in _gate_problems(entry, by_digest, side_of):
                 yield "gate_differs", entry, f"{name}: {what}"
+        elif entry.type == "reproduced":
+            for what in _reproduced_problems(entry, by_digest.get(digest, ())):
+                yield "reproduced_differs", entry, f"{name}: {what}"
         elif entry.type == "rollback" and (target, digest) not in promoted:
             yield "rollback_differs", entry, f"{name} goes to {digest[:16]}…, which was never promoted for it"
+
+
+def _reproduced_problems(entry: Entry, builds: Sequence[Receipt]) -> Iterator[str]:
+    fields = decision_of(entry.statement)
+    if fields["agrees"] is not (fields["found"] == fields["digest"]):
+        said = "agree" if fields["agrees"] else "differ"
+        yield f"{fields['found'][:16]}… came out, and it says that the bytes {said}"
+    if builds and not any(fields["key"] in forms_of(receipt) for receipt in builds):
+        yield f"no build of {fields['digest'][:16]}… has the key {fields['key'][:16]}…"
 
 
 def _subject(entry: Entry) -> tuple[str, str]:

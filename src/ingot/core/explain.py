@@ -119,7 +119,7 @@ class Explainer:
 
     def _causes(self, item: Planned) -> Iterable[Cause]:
         """The causes of a target whose key is known; of a virtual one, what becomes of it."""
-        if item.state == "virtual" and item.presence != "damaged":
+        if item.state == "evicted" or (item.state == "virtual" and item.presence != "damaged"):
             return [Cause(reason.code, reason.detail) for reason in item.reasons]
         if item.parts is None:
             # A source cannot be read, so the key is not known: nothing can be compared.

@@ -161,7 +161,7 @@ def forecast(
 
 
 def _is_work(item: Planned, copied: set[str], *, always: bool) -> bool:
-    return item.node.id in copied if item.state == "virtual" else always or item.state != "fresh"
+    return item.node.id in copied if item.state == "virtual" else always or item.is_needed
 
 
 def _fits(work: Work, room: Room) -> bool:

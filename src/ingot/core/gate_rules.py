@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ingot.core.complaints import describe, unknown_fields
 from ingot.core.directions import better
-from ingot.core.gate_nodes import Known, Nodes, instances_of, measurers, reference_of
+from ingot.core.gate_nodes import Nodes, instances_of, measurers, reference_of
 from ingot.core.gate_presets import KEPT, PRESETS, Limit
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
@@ -98,7 +98,7 @@ def _unmeasured(name: str, preset: str, metric: str) -> tuple[str, str]:
 
 
 def _kept(name: str, preset: str, share: object, place: tuple[Path, Nodes, Problems]) -> Iterator[Gate]:
-    """Every score of a target that its reference has, too, as a share of that."""
+    """One gate for each measurement with scores: which scores those are is known when they are measured."""
     path, nodes, problems = place
     if share is None:
         return
@@ -109,15 +109,9 @@ def _kept(name: str, preset: str, share: object, place: tuple[Path, Nodes, Probl
         reference = reference_of(node, nodes) if node.element == name else None
         if reference is None or reference == node.name:
             continue
-        for metric in _scores(node):
-            if nodes[reference].measures(metric):
-                gate = Gate(f"{node.name}.{metric}", min=float(share), form="ratio", other=reference)
-                yield replace(gate, rule=f"preset {preset}")
-
-
-def _scores(node: Known) -> list[str]:
-    """The scores that it measures by a name that is known when the spec is read."""
-    return [metric for metric in node.measured if metric == metric.lower() and is_score(metric)]
+        if any(is_score(re.sub("[A-Z]+", "1", metric)) for metric in node.measured):
+            gate = Gate(f"{node.name}.{KEPT}", min=float(share), form="ratio", other=reference)
+            yield replace(gate, rule=f"preset {preset}")
 
 
 def read_regression(value: object, nodes: Nodes, unsure: Collection[str], problems: Problems) -> dict[str, Any] | None:

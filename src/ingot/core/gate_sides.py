@@ -10,12 +10,15 @@ measured otherwise answers nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import quality
 from ingot.core.directions import better
+from ingot.core.gate_presets import KEPT
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
+from ingot.core.lineage import asked
 from ingot.core.pairs import Sums
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 Receipt = Mapping[str, Any]
 #: The roles in which a measurement holds what it measures, and what a report was made of.
 _CANDIDATES = frozenset((*CANDIDATES, *MEASUREMENTS))
+#: What the candidate itself said: its words are its own, how it was asked is compared apart.
+_SAID = "samples"
 #: The receipt of a node that counts now, by its id; None where there is none.
 Now = Callable[[str], Receipt | None]
 
@@ -54,7 +59,12 @@ class Sides:
     def judge(self, gate: Gate, node: Node, receipt: Receipt | None, now: Now) -> list[Verdict]:
         """The verdicts of one gate on what ``node`` measured."""
         side = None if receipt is None else side_of(self._project.store, receipt)
-        return judge(gate, side, self._other(gate, node, receipt, now))
+        other = self._other(gate, node, receipt, now)
+        if gate.metric != KEPT or side is None or other is None or other.side is None:
+            return judge(gate, side, other)
+        scores = [metric for metric in other.side.metrics if quality.is_score(metric)]
+        each = [replace(gate, name=f"{gate.target}.{metric}") for metric in scores]
+        return [verdict for one in each for verdict in judge(one, side, _to_keep(one.metric, other))]
 
     def _other(self, gate: Gate, node: Node, receipt: Receipt | None, now: Now) -> Other | None:
         if gate.form is None:
@@ -78,12 +88,20 @@ class Sides:
         """Another node of the spec: as it is now, or as it was when the same inputs were measured."""
         other = self._project.nodes[f"{node.spec}:{gate.other}"]
         found = now(other.id)
-        if receipt is not None and (found is None or not comparable(receipt, found, gate.metric)):
+        if receipt is not None and (found is None or not self._comparable(receipt, found, gate.metric)):
             earlier = self._standing().results(other.id)
-            found = next((it for it in earlier if comparable(receipt, it, gate.metric)), None)
+            found = next((it for it in earlier if self._comparable(receipt, it, gate.metric)), None)
         if found is None:
             return Other(gate.other, None, f"{other.id} has no measurement of the same data")
         return Other(gate.other, side_of(self._project.store, found))
+
+    def _comparable(self, one: Receipt, two: Receipt, metric: str) -> bool:
+        if not comparable(one, two, metric):
+            return False
+        if not all(_SAID in it["inputs"] for it in (one, two)):
+            return True
+        lookup = self._standing().lookup
+        return asked(one, lookup) == asked(two, lookup)
 
     def _earlier(self, which: str, target: str, present: str) -> Receipt | str:
         """The result of a target that the one at hand is compared with, or why there is none."""
@@ -103,10 +121,10 @@ class Sides:
         """The newest measurement of another result of a node's subject; of itself, where it measures itself."""
         if subject_of(node) == node.id:
             found = self._standing().lookup.build_of(dict(wanted))
-            return found if like is None or comparable(like, found, metric) else None
+            return found if like is None or self._comparable(like, found, metric) else None
         results = map(self._standing().lookup.build_of, self._standing().results(node.id))
         of_it = (it for it in results if subject_digest(node, it) == wanted["digest"])
-        return next((it for it in of_it if like is None or comparable(like, it, metric)), None)
+        return next((it for it in of_it if like is None or self._comparable(like, it, metric)), None)
 
     def regressions(self, node: Node, receipt: Receipt | None) -> Iterator[Verdict]:
         """How a candidate that ``node`` measures stands beside its active result; nothing where that says nothing."""
@@ -124,6 +142,13 @@ class Sides:
                 other = Other(f"active {str(wanted['digest'])[:12]}", side_of(self._project.store, found))
                 side = None if receipt is None else side_of(self._project.store, receipt)
                 yield from judge(regression_gate(rule, f"{node.name}.{metric}"), side, other)
+
+
+def _to_keep(metric: str, other: Other) -> Other:
+    """The other of a score that is to be kept; without a side where that has none to keep."""
+    if other.side is None or other.side.metrics[metric].get("value") != 0:
+        return other
+    return Other(other.name, None, f"{metric!r} of {other.name} is 0, of which nothing can be lost", new=True)
 
 
 def _sampled(rule: Mapping[str, Any], theirs: Receipt, ours: Receipt | None) -> Sequence[str]:
@@ -173,7 +198,7 @@ def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     parts = [(it["kind"], it["key_parts"].get("revision"), it["key_parts"].get("params")) for it in (one, two)]
     if parts[0] != parts[1]:
         return False
-    shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES
+    shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES - {_SAID}
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
     return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)

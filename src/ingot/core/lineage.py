@@ -17,7 +17,8 @@ MAIN = "model"
 BESIDE = ("adapter",)
 _CANDIDATE, _REFERENCE = "candidate", "reference"
 #: What is compared with, or stands for the candidate itself: no condition under which it is measured.
-NO_CONDITION = (_CANDIDATE, _REFERENCE, "logits")
+#: What a candidate said is its own, too; how it was asked is a condition (``asked``).
+NO_CONDITION = (_CANDIDATE, _REFERENCE, "logits", "samples")
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,27 @@ def _kind(receipt: Receipt | None) -> str | None:
     return None if receipt is None else str(receipt["kind"])
 
 
-def conditions(measurement: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(measurement: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
     """What a measurement depends on besides whom it measures, and against whom: equal ones can be compared."""
     parts = measurement["key_parts"]
     others = {role: value for role, value in parts.get("inputs", {}).items() if role not in NO_CONDITION}
-    return {name: value for name, value in parts.items() if name != "inputs"} | {"inputs": others}
+    found = {name: value for name, value in parts.items() if name != "inputs"}
+    return found | {"inputs": others, "asked": asked(measurement, lookup)}
+
+
+def asked(measurement: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
+    """How the answers were asked for that a measurement is of: prompts and settings; empty where it is of none.
+
+    Answers whose build no log holds are like no others.
+    """
+    found: dict[str, Any] = {}
+    for item in inputs(measurement, "samples"):
+        build = next(reversed(lookup.built(str(item["digest"]))), None)
+        if build is None:
+            return {"samples": str(item["digest"])}
+        found |= build["key_parts"].get("params", {})
+        found |= {role: [str(it["digest"]) for it in inputs(build, role)] for role in build["inputs"] if role == "data"}
+    return found
 
 
 def against(measurement: Mapping[str, Any]) -> str | None:

@@ -113,12 +113,24 @@ def held_for_long(path: Path, waiting: Callable[[Holder | None], None]) -> Itera
         os.close(descriptor)
 
 
-def _try(path: Path, *, block: bool = False) -> int | None:
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold a lock together with others; whoever holds it alone (``held``) is waited for: that is never for long."""
+    descriptor = _try(path, block=True, mode=fcntl.LOCK_SH)
+    while descriptor is None:
+        descriptor = _try(path, block=True, mode=fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try(path: Path, *, block: bool = False, mode: int = fcntl.LOCK_EX) -> int | None:
     """The descriptor that holds the lock; None when another holds it, or the file was replaced meanwhile."""
     with disk.explained(path):
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, mode | (0 if block else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
                 _sign(descriptor)
                 return descriptor

@@ -2,8 +2,9 @@
 
 A target is ``fresh`` when a result for its key is known and present; ``stale`` when it must be built; ``waiting`` when
 an input must be built first, so that its key is not known yet. One that is declared virtual and whose bytes are not
-there is ``virtual``, whatever is known of it: nothing is to be done for it but by what is built from it. The planner
-decides and explains; it prints and builds nothing.
+there is ``virtual``, whatever is known of it: nothing is to be done for it but by what is built from it. One in
+force whose bytes ``gc`` took away is ``evicted`` until something that is to be built needs them; then it is stale. The
+planner decides and explains; it prints and builds nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from ingot.core import gpu, reasons, virtual
+from ingot.core import eviction, gpu, reasons, virtual
 from ingot.core.acceptance import given_by, place_of
 from ingot.core.environment import environment
 from ingot.core.graph import Node
@@ -60,8 +61,8 @@ class Planned:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a run has to do with it: it is not fresh, or it is virtual and something is to be built from it."""
-        idle = self.state == "virtual" and any(reason.code == "not_needed" for reason in self.reasons)
+        """Whether a run has to do with it: it is not fresh, or something is to be built from what is not here."""
+        idle = self.state in ("virtual", "evicted") and any(reason.code == "not_needed" for reason in self.reasons)
         return self.state != "fresh" and not idle
 
     @property
@@ -73,7 +74,7 @@ class Planned:
         if self.state == "virtual":
             return self.digest or (None if self.key is None else by_key(self.key))
         lost = self.presence == "missing" and self.node.reproducibility == "deterministic"
-        return self.digest if self.state == "fresh" or lost else None
+        return self.digest if self.state in ("fresh", "evicted") or lost else None
 
 
 class Planner:
@@ -102,7 +103,7 @@ class Planner:
                     raise
                 # A plan shows the other targets all the same; a run refuses to start.
                 planned[node.id] = Planned(node, "stale", (Reason("source_missing", error.what),))
-        return virtual.told(planned)
+        return virtual.told(eviction.told(planned))
 
     def check(self, node: Node, digests: Mapping[str, str]) -> Planned:
         """The fate of one node whose inputs have these digests, or identities (by id)."""
@@ -128,7 +129,13 @@ class Planner:
         if node.virtual and presence != "present":
             return replace(known, state="virtual", reasons=wounds)
         lacking = (reasons.artifact_missing(receipt),) if presence == "missing" else wounds
-        if not lacking and self._store.is_forgotten(node.id):
+        forgotten = self._store.is_forgotten(node.id)
+        if presence == "missing" and not forgotten and self._store.is_evicted(str(receipt["digest"])):
+            # What a spec turns back to is wanted anew; what was in force when it was evicted is not.
+            if not known.restored:
+                return replace(known, state="evicted", reasons=(reasons.not_needed(),))
+            lacking = (reasons.evicted(),)
+        if not lacking and forgotten:
             lacking = (reasons.forgotten(),)
         if lacking:
             return replace(known, state="stale", reasons=lacking, restored=False)

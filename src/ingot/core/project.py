@@ -103,7 +103,7 @@ class Project:
     def _note(self, item: Planned) -> None:
         """Remember what is in force."""
         name = item.node.id
-        if item.state in ("fresh", "virtual") and item.receipt is not None:
+        if item.state in ("fresh", "virtual", "evicted") and item.receipt is not None:
             self.current[name] = item.receipt
         if item.state == "virtual":
             self.virtual[name] = item
@@ -132,7 +132,7 @@ class Project:
         """
         found = {}
         for name in input_ids(node):
-            if name not in self.current and self.check(self.nodes[name]).state not in ("fresh", "virtual"):
+            if name not in self.current and self.check(self.nodes[name]).state not in ("fresh", "virtual", "evicted"):
                 what = f"{node.id} is built from {name}, which is not up to date"
                 raise UsageError("E-INPUT-STALE", what, hint=f"doit {node.id} (without --single) builds it first")
             known = self.current.get(name)
@@ -174,10 +174,7 @@ class Project:
         self.index.sync()
         wanted = set(names)
         # ``doit --single`` leaves out the inputs, which a plan needs all the same.
-        known = set(wanted)
-        for node in reversed(self.nodes.values()):
-            known.update(input_ids(node) if node.id in known else ())
-        plan = self.planner.plan(node for node in self.nodes.values() if node.id in known)
+        plan = self.planner.plan(self.with_inputs(self.nodes[name] for name in wanted))
         planned = {name: item for name, item in plan.items() if name in wanted}
         needed = [item.node for item in planned.values() if force or item.is_needed]
         error = missing_tools(needed) or missing_device(needed)
@@ -188,6 +185,14 @@ class Project:
             self.planner.digests_of_sources(item.node)
         self.require_recordable()
         return plan
+
+    def with_inputs(self, nodes: Iterable[Node]) -> list[Node]:
+        """These targets and everything that they are built from, in the order of the graph."""
+        known = {node.id for node in nodes}
+        # Inputs come before consumers, so one walk from the end finds all of them.
+        for node in reversed(self.nodes.values()):
+            known.update(input_ids(node) if node.id in known else ())
+        return [node for node in self.nodes.values() if node.id in known]
 
     def require_recordable(self) -> None:
         """Make sure, as far as can be seen before there is a result, that results can be kept and recorded."""

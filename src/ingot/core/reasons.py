@@ -34,7 +34,7 @@ def never_built() -> Reason:
 
 def input_stale(names: Sequence[str]) -> Reason:
     """Inputs must be built first, so the key is not known yet."""
-    return Reason("input_stale", f"waits for {', '.join(name.partition(':')[2] for name in names)}")
+    return Reason("input_stale", f"waits for {_listed([name.partition(':')[2] for name in names])}")
 
 
 def artifact_missing(receipt: Mapping[str, Any]) -> Reason:
@@ -55,8 +55,18 @@ def copied(names: Sequence[str]) -> Reason:
 
 
 def not_needed() -> Reason:
-    """A virtual target of which nothing is to be built."""
+    """A target whose bytes are not here, and of which nothing is to be built."""
     return Reason("not_needed", "nothing that is to be built needs it")
+
+
+def evicted(names: Sequence[str] = ()) -> Reason:
+    """The bytes of a result were taken away, and these need them; without any the target itself is to have it again."""
+    return Reason("evicted", f"evicted, and needed by {_listed(names)}" if names else "found again, but evicted")
+
+
+def asked_for() -> Reason:
+    """The bytes of an evicted result are to be here again."""
+    return Reason("evicted", "evicted, and asked for")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -169,13 +169,14 @@ def _measured(role: str, flow: Flow, results: Sequence[Result]) -> Iterator[tupl
     yield flow, found[0] if found else None
 
 
-def observed(item: Planned, receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the bytes are those that were known of the key: present, or measured as they flowed by."""
+def observed(item: Planned, receipt: Mapping[str, Any], *, evicted: bool = False) -> dict[str, Any]:
+    """Whether the bytes are those that were known of the key: present, evicted, or measured as they flowed by."""
     known = item.receipt
     # What was accepted was built under another key: this key has not been observed to give it.
     if known is None or "accepted" in known:
         return {}
-    if item.presence != "present" and known.get("stored") is not False and not item.node.virtual:
+    remembered = known.get("stored") is False or item.node.virtual or evicted
+    if item.presence != "present" and not remembered:
         return {}
     return {"observed": {"digest": known["digest"], "agrees": known["digest"] == receipt["digest"]}}
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ingot.core import checkpoints
+from ingot.core import checkpoints, eviction, key_locks
 from ingot.core.build import Builder, Built, Listener
 from ingot.core.gates import Verdict
 from ingot.core.gitinfo import git_state
@@ -23,6 +25,7 @@ from ingot.errors import DiskFailed, GateFailed, IngotError
 
 if TYPE_CHECKING:
     from ingot.core.predict import Prediction
+    from ingot.core.reasons import Reason
 
 
 class Session:
@@ -34,6 +37,8 @@ class Session:
         self.outcomes: dict[str, Built] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
         self.listeners: list[Listener] = []
+        #: Targets that were built, and whose gates do not pass: the run goes on and ends with exit code 1.
+        self.broken: dict[str, GateFailed] = {}
         #: Targets of this run, in the order in which doit will visit them; None until the run starts.
         self.selected: tuple[str, ...] | None = None
         self._force, self._parallel = False, 1
@@ -54,6 +59,7 @@ class Session:
         self._force, self._parallel, self._always = force, parallel, always
         # A command may run several times in one process: each run has a screen, and asks again what is lacking.
         self.listeners.clear()
+        self.broken.clear()
         self._checked, self.refused = False, None
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
@@ -67,10 +73,21 @@ class Session:
         self.planned[name] = planned
         if planned.state == "virtual":
             return self._is_left(planned)
+        if planned.state == "evicted":
+            if name not in self.wanted:
+                return self._is_in_force(name, Built("fresh", planned.receipt or {}))
+            self.planned[name] = replace(planned, reasons=self.wanted[name])
         if planned.state != "fresh" or planned.restored or not self._linked(planned) or name in self._builder.taken:
             return False
         assert planned.receipt is not None
         return self._is_in_force(name, Built("fresh", planned.receipt))
+
+    @cached_property
+    def wanted(self) -> dict[str, tuple[Reason, ...]]:
+        """The evicted results, by id, whose bytes this run needs as far as its plan can tell, and for what."""
+        chosen = self.project.nodes.keys() if self.selected is None else set(self.selected)
+        known = [node for node in self.project.nodes.values() if node.id in chosen]
+        return eviction.wanted(self.project.planner.plan(self.project.with_inputs(known)))
 
     def _is_left(self, planned: Planned) -> bool:
         """Whether nothing is to be done for a virtual target: what flows is the work of what is built from it."""
@@ -100,7 +117,7 @@ class Session:
         # Executed although it was said to be fresh: ``doit -a`` wants this target built again, and all after it.
         self._always |= name in self._said_fresh
         planned = self.planned.get(name) or self.project.check(self.project.nodes[name])
-        if (planned.state != "fresh" or self._always) and planned.state != "virtual":
+        if (planned.state != "fresh" or self._always) and not self._rests(planned):
             self._require_everything()
         try:
             built = self._built(name, planned)
@@ -115,8 +132,14 @@ class Session:
             self.outcomes[str(receipt["target"])] = Built("streamed", receipt)
         self._judge(name, *(str(receipt["target"]) for receipt in built.streamed))
 
+    def _rests(self, planned: Planned) -> bool:
+        """Whether nothing is to be built for a target although its bytes are not here."""
+        return planned.state == "virtual" or (planned.state == "evicted" and planned.node.id not in self.wanted)
+
     def _built(self, name: str, planned: Planned) -> Built:
         """What comes of a target: perhaps a pass for another one has built it already."""
+        if planned.state == "evicted" and self._rests(planned) and not self._always:
+            return self._builder.leave_evicted(planned)
         wish = Wish(self._always, self._siblings(planned.node), self._predictions)
         taken = self._builder.taken.get(name)
         built = self._builder.ensure(planned, wish) if taken is None else taken
@@ -181,6 +204,14 @@ class Session:
                 hint="the measurements are published; a gate only judges them",
             )
 
+    def _settle(self) -> None:
+        """Make read-only what was evicted and has come back, where whoever brought it was killed before he did."""
+        store = self.project.store
+        if store.returned():
+            with key_locks.living(store.root):
+                for digest in store.returned():
+                    store.settle(digest)
+
     def close(self) -> None:
         """Keep what is derived and end the helpers."""
         self._builder.close()
@@ -190,6 +221,7 @@ class Session:
                 self.project.save()
                 # What dead builds left is dropped by a run that builds nothing too: it may be gigabytes.
                 self.project.store.sweep_staging()
+                self._settle()
                 checkpoints.sweep(self.project.store.root, self.project.built_here)
         finally:
             self.project.executor.close()

@@ -197,7 +197,7 @@ def evidence_of(statement: Mapping[str, Any]) -> list[str]:
 
 
 def decision_statement(kind: str, fields: Mapping[str, Any], *, time: str | None = None) -> dict[str, Any]:
-    """The Statement of a decision: ``selected``, ``gate-failed``, ``promote``, ``rollback``, ``accept``, ``origin``.
+    """The Statement of a decision: ``selected``, ``gate-failed``, ``promote``, ``reproduced``, ….
 
     ``fields`` has ``target`` and ``digest`` (hex): the subject; the rest is the predicate. ``time`` is now
     unless given.

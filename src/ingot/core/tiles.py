@@ -6,11 +6,12 @@ the same leaves, each after its length in two bytes (big endian). Format: c2sp.o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingot.core.disk import make_dirs, write_file_atomic
+from ingot.core.disk import make_dirs_durable, sweep_asides, write_file_atomic
 from ingot.core.files import read_regular
 from ingot.core.log import Log
 from ingot.core.merkle import leaf_hash, root_of
@@ -34,19 +35,23 @@ class Exported:
 def export(log: Log, folder: Path) -> Exported:
     """Write a log as static files below ``folder``; what is there already and equal is left.
 
-    The checkpoint comes last: whoever reads it finds everything that it signs. Earlier partial tiles stay, since
-    somebody may hold the checkpoint that needs them. RegistryDamaged: the log does not verify, or a file that never
+    The checkpoint comes last: whoever reads it finds everything that it signs, after a power cut too. Earlier partial
+    tiles stay, since somebody may hold the checkpoint that needs them. Whoever calls this sees to it that no two write
+    to one folder at once. RegistryDamaged: the log does not verify, or a file that never
     changes has other content there (E-TILE: another log was exported to this folder, or it was changed).
     """
     note = log.signed_note()
     checkpoint = signed_checkpoint(note, log.vkey())
     lines: list[bytes] = []
     log.verified(checkpoint, into=lines)
+    make_dirs_durable(folder)
+    for each, _folders, _names in os.walk(folder):
+        # What a killed export left.
+        sweep_asides(Path(each))
     files = written = 0
     for name, data in tiles(lines):
         files += 1
         written += _put(folder / name, data)
-    make_dirs(folder)
     write_file_atomic(folder / "checkpoint", note)
     return Exported(len(lines), files, written)
 
@@ -84,7 +89,7 @@ def _put(path: Path, data: bytes) -> int:
     try:
         known = read_regular(path, _MOST)
     except FileNotFoundError:
-        make_dirs(path.parent)
+        make_dirs_durable(path.parent)
         write_file_atomic(path, data)
         return 1
     if known != data:

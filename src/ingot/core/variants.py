@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.directions import AGAINST_ITSELF
-from ingot.core.lineage import NO_CONDITION, inputs
+from ingot.core.lineage import NO_CONDITION, asked, inputs
 from ingot.core.lookup import Receipt
 from ingot.core.scan import Scan
 
@@ -190,7 +190,7 @@ def _task(receipt: Receipt) -> str:
     return task if found else name.partition("@")[0]
 
 
-def _way(receipt: Receipt, name: str) -> Way:
+def _way(receipt: Receipt, name: str, lookup: Scan) -> Way:
     """How a measurement took one of its numbers, as far as that matters to it."""
     metric = receipt["metrics"][name]
     if not _is_sampled(name, metric):
@@ -205,6 +205,7 @@ def _way(receipt: Receipt, name: str) -> Way:
     others = {role: inputs(receipt, role) for role in receipt["inputs"] if role not in NO_CONDITION}
     data = _text({role: [item["digest"] for item in items] for role, items in sorted(others.items()) if items})
     settings = {key: value for key, value in params.items() if key not in _TIMING and key != "resamples"}
+    settings |= {f"samples.{key}": value for key, value in asked(receipt, lookup).items()}
     return Way(str(receipt["kind"]), int(receipt["revision"]), _text(settings), data, reference)
 
 
@@ -228,7 +229,7 @@ def _hardware(receipt: Receipt) -> str:
 def _number(receipt: Receipt, name: str, lookup: Scan, is_measurement: bool) -> Number:  # noqa: FBT001
     metric, origin, index = receipt["metrics"][name], str(receipt["origin"]), int(receipt["index"])
     if is_measurement:
-        way = _way(receipt, name)
+        way = _way(receipt, name, lookup)
     elif _is_sampled(name, metric):
         way = Way(str(receipt["kind"]), hardware=_hardware(receipt))
     else:

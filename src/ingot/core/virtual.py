@@ -39,7 +39,7 @@ def uses(planned: Mapping[str, Planned], *, always: bool = False) -> dict[str, U
     found = {name: Uses() for name, item in planned.items() if item.state == "virtual"}
     for name, item in reversed(list(planned.items())):
         # What flows on through a virtual consumer was found before: that one comes later in the plan.
-        ends = found.get(name, Uses((item.node.name,) if always or item.state != "fresh" else ()))
+        ends = found.get(name, Uses((item.node.name,) if always or item.is_needed else ()))
         for role, source in inputs_among(item.node, found):
             known = found[source]
             if flows_into(item.node, role):

@@ -144,7 +144,7 @@ class Waterfalls:
     def _how(self, receipt: Receipt) -> str:
         """How something was measured; the reference itself is measured in a way of its own, against nothing."""
         is_reference = candidate(receipt) == self._reference
-        return json.dumps([conditions(receipt), is_reference, against(receipt)], sort_keys=True)
+        return json.dumps([conditions(receipt, self._lineage.lookup), is_reference, against(receipt)], sort_keys=True)
 
     @cached_property
     def chains(self) -> tuple[tuple[Link, ...], ...]:

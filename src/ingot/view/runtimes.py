@@ -14,15 +14,20 @@ _RATES = ("prompt_tokens_per_second", "generation_tokens_per_second")
 
 def side_by_side(receipt: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[int]]:
     """Titles, rows and columns to align right; no row where no speed was measured beside another."""
-    notes = (receipt.get("notes") or {}).get("runtime")
-    rows = list(_rows(receipt["metrics"], notes)) if isinstance(notes, Mapping) else []
+    notes = timed(receipt)
+    rows = list(_rows(receipt["metrics"], notes)) if notes else []
     return _TITLES, rows, tuple(range(1, len(_TITLES)))
 
 
 def of_baseline(name: str, receipt: Mapping[str, Any]) -> bool:
     """Whether a metric is a baseline's: all that it says stands in the table."""
+    return any(name.startswith(f"{other}_") for other in timed(receipt).get("baselines", {}))
+
+
+def timed(receipt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a benchmark noted of how it timed; empty of any other build, whose note only names a runtime."""
     notes = (receipt.get("notes") or {}).get("runtime")
-    return isinstance(notes, Mapping) and any(name.startswith(f"{other}_") for other in notes.get("baselines", {}))
+    return notes if isinstance(notes, Mapping) else {}
 
 
 def ran_on(notes: Mapping[str, Any]) -> Iterator[str]:

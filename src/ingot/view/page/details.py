@@ -9,6 +9,7 @@ from typing import Any
 
 from ingot.view.page.book import Entry, Score
 from ingot.view.page.facts import Page
+from ingot.view.runtimes import timed
 
 Json = Mapping[str, Any]
 Point = tuple[float, float]
@@ -111,7 +112,7 @@ def runtimes(page: Page) -> Iterator[Runtime]:
     for row in page.rows:
         if row.entry is None:
             continue
-        notes = (row.entry.receipt.get("notes") or {}).get("runtime") or {}
+        notes = timed(row.entry.receipt)
         named = {"": str(notes.get("runtime", "")), **{f"{name}_": str(name) for name in notes.get("baselines", {})}}
         metrics = row.entry.receipt["metrics"]
         for prefix, name in named.items():

@@ -13,6 +13,7 @@ from ingot.view.page import html
 from ingot.view.page.book import Book, Entry
 from ingot.view.page.figures import facts, section, word
 from ingot.view.page.html import Child, Html, code, join, link, tag
+from ingot.view.runtimes import timed
 
 _PRESENCE = {
     "present": ("ok", "here and whole"),
@@ -91,7 +92,7 @@ def _machine(receipt: Any) -> str:
     if environment.get("cpus"):
         parts.append(f"{environment['cpus']} processors")
     parts += [f"{environment['threads']} threads"] if environment.get("threads") else []
-    hardware = ((receipt.get("notes") or {}).get("runtime") or {}).get("hardware") or {}
+    hardware = timed(receipt).get("hardware") or {}
     parts += [str(hardware["processor"])] if "processor" in hardware else []
     parts += [f"network {environment['network']}"] if environment.get("network") else []
     parts.append(f"Python {environment.get('python', '?')}, ingot {environment.get('ingot', '?')}")

@@ -1,0 +1,106 @@
+"""``doit gc``: make room by taking out of the store what nothing needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_project, value
+from ingot.commands.screen import Screen, plural, size_text
+from ingot.errors import UsageError
+
+if TYPE_CHECKING:
+    from ingot.core.gc import Item, Policy, Sorted
+    from ingot.core.project import Project
+
+#: More artifacts than this are counted.
+_SHOWN = 40
+
+
+class Gc(IngotCommand):
+    """Evict results that nothing speaks for."""
+
+    name = "gc"
+    doc_purpose = "take out of the store what nothing needs"
+    doc_usage = "[--dry-run] [--newest N] [--days D] [--keep NAME,…] [--drop NAME,…] [--json]"
+    doc_description = (
+        "Kept are the results in force of all targets that the specs declare, the active and the last good ones and "
+        "those that a rollback could go back to, the newest N results in the logs with what they were built from "
+        "[default: 20], results of the last D days [default: 0], and what --keep names: specs, targets, or the "
+        "beginning of a digest. --drop takes results although they are in force: bytes of intermediate steps, say. "
+        "What goes stays known: nothing that was built from it becomes stale, and it is built again once something "
+        "needs its bytes, or by doit materialize. While anything is built in the project nothing is taken away."
+    )
+    arguments: ClassVar[tuple[int, int | None]] = (0, 0)
+    cmd_options = (
+        JSON_OPTION,
+        flag("dry-run", "say what would go, and take nothing away"),
+        value("newest", "keep so many of the newest results in the logs"),
+        value("days", "keep the results of the last days"),
+        value("keep", "keep all results of these, separated by commas"),
+        value("drop", "take the results of these although they are in force, separated by commas"),
+    )
+
+    def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
+        """0; 2 wrong use or a bad spec (what it needs is not known then); 6 while something is built; 7 disk."""
+        from ingot.core.gc import collect, sort
+
+        project = open_project()
+        policy = _policy(project, options)
+        found = sort(project, policy) if options["dry-run"] else collect(project, policy)
+        keep_derived(project)
+        if options["json"]:
+            screen.json(_to_json(found, dry=bool(options["dry-run"])))
+        else:
+            _show(screen, found, dry=bool(options["dry-run"]))
+        return 0
+
+
+def _policy(project: Project, options: Mapping[str, Any]) -> Policy:
+    from ingot import registry
+    from ingot.core.gc import Policy
+    from ingot.core.lookup import is_about
+
+    lists = {name: tuple(filter(None, (options[name] or "").split(","))) for name in ("keep", "drop")}
+    known = project.nodes.keys() | project.index.latest.keys()
+    for option, names in lists.items():
+        for name in names:
+            digest = option == "keep" and len(name) >= 8 and set(name) <= set("0123456789abcdef")
+            if not digest and not any(is_about(target, name) for target in known):
+                raise registry.unknown_target(name, {*known, *(it.partition(":")[0] for it in known)})
+    numbers = {name: _number(name, options[name], default) for name, default in (("newest", 20), ("days", 0))}
+    return Policy(int(numbers["newest"]), numbers["days"], lists["keep"], lists["drop"])
+
+
+def _number(name: str, text: str | None, default: float) -> float:
+    try:
+        number = default if text is None else float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6 or (name == "newest" and number != int(number)):
+        raise UsageError("E-USAGE", f"--{name} takes a number from 0 on, not {text!r}")
+    return number
+
+
+def _to_json(found: Sorted, *, dry: bool) -> dict[str, Any]:
+    lists = {name: [item.to_dict() for item in getattr(found, name)] for name in ("evicted", "dropped", "kept", "left")}
+    return {"format": 1, "dry_run": dry, "freed_bytes": found.freed, **lists}
+
+
+def _show(screen: Screen, found: Sorted, *, dry: bool) -> None:
+    gone = [*(("evict", item) for item in found.evicted), *(("drop", item) for item in found.dropped)]
+    gone.sort(key=lambda pair: -pair[1].bytes)
+    if gone:
+        rows = [(word, size_text(item.bytes), item.digest[:12], _of(item)) for word, item in gone[:_SHOWN]]
+        screen.table(("what", "size", "digest", "result of"), rows)
+        screen.line(f"and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
+    would = "would free" if dry else "freed"
+    kept = sum(item.bytes for item in found.kept)
+    screen.line(f"{would} {size_text(found.freed)} of {plural(len(gone), 'artifact')}; {size_text(kept)} are kept")
+    if found.left:
+        young = sum(item.bytes for item in found.left)
+        screen.line(f"{plural(len(found.left), 'artifact')} ({size_text(young)}) named by no entry, left for a day")
+
+
+def _of(item: Item) -> str:
+    return ", ".join(item.targets) or "no entry names it"

@@ -1,0 +1,45 @@
+"""Evicted results: their bytes were taken away to make room (``gc``), and what is known of them stays. Pure.
+
+They keep their digests, so nothing that was built from them becomes stale. Their bytes are built again where something
+that is to be built reads them, and by ``doit materialize``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ingot.core import reasons
+
+if TYPE_CHECKING:
+    from ingot.core.graph import Node
+    from ingot.core.plan import Planned
+    from ingot.core.reasons import Reason
+
+
+def told(planned: dict[str, Planned]) -> dict[str, Planned]:
+    """The same plan, in which evicted results that are read by what is to be built are stale, and say for what.
+
+    ``planned`` holds inputs before consumers.
+    """
+    readers: dict[str, list[str]] = {}
+    for name, item in reversed(list(planned.items())):
+        wanted = readers.get(name)
+        if item.state == "evicted" and wanted:
+            planned[name] = replace(item, state="stale", reasons=(reasons.evicted(wanted),))
+        # What flows through a virtual target is read where that is read.
+        reads = item.state in ("stale", "waiting", "building") or (item.state in ("virtual", "evicted") and wanted)
+        for source in inputs_of(item.node) if reads else ():
+            readers.setdefault(source, []).insert(0, item.node.name)
+    return planned
+
+
+def inputs_of(node: Node) -> Iterator[str]:
+    """The ids of what a target is built from, each once."""
+    return iter(dict.fromkeys(f"{node.spec}:{name}" for names in node.inputs.values() for name in names))
+
+
+def wanted(planned: Mapping[str, Planned]) -> dict[str, tuple[Reason, ...]]:
+    """The evicted results, by id, whose bytes a run needs by its plan, and for what."""
+    return {name: item.reasons for name, item in planned.items() if any(it.code == "evicted" for it in item.reasons)}
