@@ -92,20 +92,30 @@ def contradictions(
         name = f"{entry.type} of {target}"
         if is_digest(digest) and digest not in by_digest:
             yield "lineage_broken", entry, f"{name} names {digest[:16]}…, which no entry built"
-        if entry.type == "accept":
-            for code, what in _accept_problems(entry, by_place, by_digest.keys()):
-                yield code, entry, f"{name}: {what}"
-        elif entry.type == "promote":
-            for what in _promote_problems(entry, by_digest, side_of):
-                yield "promote_differs", entry, f"{name}: {what}"
-        elif entry.type in GATE_TYPES:
-            for what in _gate_problems(entry, by_digest, side_of):
-                yield "gate_differs", entry, f"{name}: {what}"
-        elif entry.type == "reproduced":
-            for what in _reproduced_problems(entry, by_digest.get(digest, ())):
-                yield "reproduced_differs", entry, f"{name}: {what}"
-        elif entry.type == "rollback" and (target, digest) not in promoted:
+        if entry.type == "rollback" and (target, digest) not in promoted:
             yield "rollback_differs", entry, f"{name} goes to {digest[:16]}…, which was never promoted for it"
+        problems = (
+            _accept_problems(entry, by_place, by_digest.keys())
+            if entry.type == "accept"
+            else _differences(entry, by_digest, side_of)
+        )
+        for code, what in problems:
+            yield code, entry, f"{name}: {what}"
+
+
+def _differences(
+    entry: Entry, by_digest: Mapping[str, Sequence[Receipt]], side_of: SideOf
+) -> Iterator[tuple[str, str]]:
+    """What a decision about a build says otherwise than the build's entry; nothing of other types."""
+    if entry.type == "promote":
+        found, code = _promote_problems(entry, by_digest, side_of), "promote_differs"
+    elif entry.type in GATE_TYPES:
+        found, code = _gate_problems(entry, by_digest, side_of), "gate_differs"
+    elif entry.type == "reproduced":
+        found, code = _reproduced_problems(entry, by_digest.get(_subject(entry)[1], ())), "reproduced_differs"
+    else:
+        return
+    yield from ((code, what) for what in found)
 
 
 def _reproduced_problems(entry: Entry, builds: Sequence[Receipt]) -> Iterator[str]:
