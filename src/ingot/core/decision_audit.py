@@ -92,30 +92,28 @@ def contradictions(
         name = f"{entry.type} of {target}"
         if is_digest(digest) and digest not in by_digest:
             yield "lineage_broken", entry, f"{name} names {digest[:16]}…, which no entry built"
-        if entry.type == "rollback" and (target, digest) not in promoted:
-            yield "rollback_differs", entry, f"{name} goes to {digest[:16]}…, which was never promoted for it"
-        problems = (
-            _accept_problems(entry, by_place, by_digest.keys())
-            if entry.type == "accept"
-            else _differences(entry, by_digest, side_of)
-        )
-        for code, what in problems:
-            yield code, entry, f"{name}: {what}"
+        if entry.type == "accept":
+            found = _accept_problems(entry, by_place, by_digest.keys())
+        elif entry.type == "rollback":
+            goes = f"goes to {digest[:16]}…, which was never promoted for it"
+            found = iter(() if (target, digest) in promoted else (("rollback_differs", goes),))
+        else:
+            found = _judged_problems(entry, by_digest, side_of)
+        for code, what in found:
+            yield code, entry, f"{name}{' ' if code == 'rollback_differs' else ': '}{what}"
 
 
-def _differences(
+def _judged_problems(
     entry: Entry, by_digest: Mapping[str, Sequence[Receipt]], side_of: SideOf
 ) -> Iterator[tuple[str, str]]:
-    """What a decision about a build says otherwise than the build's entry; nothing of other types."""
+    """What is wrong with a decision that says what was found when something was judged, or built again."""
     if entry.type == "promote":
-        found, code = _promote_problems(entry, by_digest, side_of), "promote_differs"
+        yield from (("promote_differs", what) for what in _promote_problems(entry, by_digest, side_of))
     elif entry.type in GATE_TYPES:
-        found, code = _gate_problems(entry, by_digest, side_of), "gate_differs"
+        yield from (("gate_differs", what) for what in _gate_problems(entry, by_digest, side_of))
     elif entry.type == "reproduced":
-        found, code = _reproduced_problems(entry, by_digest.get(_subject(entry)[1], ())), "reproduced_differs"
-    else:
-        return
-    yield from ((code, what) for what in found)
+        builds = by_digest.get(_subject(entry)[1], ())
+        yield from (("reproduced_differs", what) for what in _reproduced_problems(entry, builds))
 
 
 def _reproduced_problems(entry: Entry, builds: Sequence[Receipt]) -> Iterator[str]:
