@@ -75,7 +75,7 @@ def _careless() -> Iterator[None]:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             real(descriptor)
 
-    os.fsync = only_folders
+    os.fsync = only_folders  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol, TextIO
 
 from ingot.core.build import Built
 from ingot.core.reasons import found_again, summary
-from ingot.core.report_view import Table
 from ingot.core.session import Session
+from ingot.core.table import Table
 from ingot.errors import IngotError, StageFailed
 from ingot.view import interrupt
 from ingot.view.board import Board

@@ -67,17 +67,22 @@ def test_commands_on_a_full_disk(tmp_path: Path, cases: Callable[[int], None]) -
         for word in ("x", "y"):
             sandbox.spec("targets:\n" + simple("a") + simple("b", content=word, depends="a"))
             sandbox.ok()
-        refused = (("promote", "s"), ("registry", "export", "exported"), ("registry", "proof", "s:a"))
+        refused: tuple[tuple[str, ...], ...] = (
+            ("promote", "s"),
+            ("registry", "export", "exported"),
+            ("registry", "proof", "s:a"),
+            ("reproduce", "s"),
+        )
         with full(disk):
-            for arguments in (*refused, ("reproduce", "s")):
+            for arguments in refused:
                 done = sandbox.doit(*arguments)
                 assert (done.returncode, done.stdout) == (7, ""), f"{arguments}: {done.stdout}{done.stderr}"
                 assert done.stderr.startswith("E-SPACE: the disk is full: "), done.stderr
                 assert done.stderr.count("E-") == 1
-            for arguments in (("plan",), ("audit",), ("history",)):
-                assert sandbox.doit(*arguments).returncode == 0, "what only looks goes on"
+            for verb in ("plan", "audit", "history"):
+                assert sandbox.doit(verb).returncode == 0, "what only looks goes on"
             assert "freed 4 B of 1 artifact" in sandbox.ok("gc", "--newest", "0")
-        for arguments in (*refused, ("reproduce", "s")):
+        for arguments in refused:
             sandbox.ok(*arguments)
         audit = audited(sandbox)
         assert (audit.problems, [note.code for note in audit.notes]) == ([], ["artifact_absent"])

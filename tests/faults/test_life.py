@@ -90,7 +90,7 @@ def _noted(function: Callable[..., None]) -> Callable[..., None]:
 
 def step(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
     """Something that happens."""
-    return lambda function: rule(**arguments)(_noted(function))
+    return lambda function: cast("Any", rule)(**arguments)(_noted(function))
 
 
 def promise(function: Any) -> Any:

@@ -98,7 +98,8 @@ def test_a_program_does_not_get(what: str, sandbox: Sandbox) -> None:
     assert verdict.why in {why, "PermissionError"} if "file" in what else verdict.why == why
 
 
-def test_an_infinite_loop_ends_with_its_processor_time(sandbox: Sandbox) -> None:
+def test_an_infinite_loop_ends_with_its_processor_time(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "wall_seconds", 120)  # a machine that is busy gives a second of processor time late
     assert sandbox.run("while True: pass").why == "cpu time"
 
 

@@ -13,8 +13,8 @@ from ingot.core.build import Built
 from ingot.core.gates import Verdict
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
-from ingot.core.report_view import Table
 from ingot.core.session import Session
+from ingot.core.table import Table
 from ingot.view import closing
 from ingot.view.board import Board, Fate
 from ingot.view.closing import closing_page, gate_lines

@@ -17,13 +17,13 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingot.core.decision_audit import acceptances, check_form, contradictions
 from ingot.core.digest import FileRecord, hash_file, is_digest, tree_digest, walk_files
+from ingot.core.findings import Audit, Finding
 from ingot.core.gate_sides import side_of
 from ingot.core.key import forms_of, key_of
 from ingot.core.rederive import derive, disagreements
@@ -33,45 +33,11 @@ from ingot.core.store import Store
 from ingot.core.stream_audit import never_written, stream_contradictions
 from ingot.errors import DiskFailed, IngotError, RefusedInput, RegistryDamaged
 
-#: Problems of the store; all others are the registry's.
-STORE_CODES = frozenset({"artifact_damaged", "results_differ"})
+__all__ = ["Audit", "Finding", "audit"]
 
 #: Called with (bytes read so far, bytes in all).
 Progress = Callable[[int, int], None]
 Receipt = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem or note: a stable code, the place, and what is wrong there."""
-
-    code: str
-    where: str
-    detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As ``--json`` shows it."""
-        return {"code": self.code, "where": self.where, "detail": self.detail}
-
-
-@dataclass
-class Audit:
-    """What was checked and what was found."""
-
-    entries: int = 0
-    objects: int = 0
-    absent: int = 0
-    bytes: int = 0
-    metrics: int = 0
-    problems: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0, 4 for problems of the store only, 5 for any of the registry."""
-        if not self.problems:
-            return 0
-        return 4 if all(problem.code in STORE_CODES for problem in self.problems) else 5
 
 
 def audit(registry: Registry, store: Store, origins: Iterable[str], progress: Progress) -> Audit:

@@ -16,26 +16,16 @@ import threading
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from ingot.core import acceptance, disk
-from ingot.core.digest import canonical_json, sha256_bytes
+from ingot.core.index_values import Seen, gate_identity, hash_of, holds, order, place_in_time, stamp_of
 from ingot.core.key import forms_of
 from ingot.core.past import History
 from ingot.core.registry import Entry, Head, Registry, Stamp
 from ingot.core.statement import decision_of, later_than, receipt_of
 from ingot.core.store import Store
 from ingot.errors import RegistryDamaged
-
-
-class Seen(NamedTuple):
-    """How far a log has been read: its head, the latest time up to there, the last entry read or its SHA-256."""
-
-    size: int
-    root: str
-    time: str
-    last: Entry | str
-
 
 _NOTHING = Seen(0, "", "", "")
 #: Of ``cache/index.json``: another one is read from the logs anew.
@@ -84,7 +74,7 @@ class Index:
             data = json.loads(self._store.seal.unwrap(self._path.name, self._path.read_bytes()) or b"")
             if data["format"] == _FORMAT:
                 self._heads = {origin: Seen(*seen) for origin, seen in data["heads"].items()}
-                self._proven = {origin: _stamp(stamp) for origin, stamp in data["stamps"].items()}
+                self._proven = {origin: stamp_of(stamp) for origin, stamp in data["stamps"].items()}
                 self._stamps = dict(self._proven)
                 self.latest, self._gates = dict(data["latest"]), set(data["gates"])
                 self.promoted = set(data["promoted"])
@@ -174,7 +164,7 @@ class Index:
                     news.append((time, entry))
             if last is not None:
                 seen[origin] = Seen(heads[origin].size, heads[origin].root, time, last)
-        results = [self._add(entry, time) for time, entry in sorted(news, key=_place_in_time)]
+        results = [self._add(entry, time) for time, entry in sorted(news, key=place_in_time)]
         self._file([each for found in results for each in found], anew=anew)
         self._heads, self._changed, self._loaded = seen, True, False
 
@@ -187,7 +177,7 @@ class Index:
             return head.root == seen.root
         # The registry itself compares roots of what this process has read.
         first = self._registry.entries(origin, since=seen.size - 1) if self._loaded else iter(())
-        return not self._loaded or _hash(next(first)) == _hash(seen.last)
+        return not self._loaded or hash_of(next(first)) == hash_of(seen.last)
 
     def _file(self, results: Sequence[_Result], *, anew: bool) -> None:
         found: dict[str, list[dict[str, Any]]] = {}
@@ -231,7 +221,7 @@ class Index:
 
     def _point(self, target: str, fields: Mapping[str, Any], place: Mapping[str, Any]) -> None:
         known = self.latest.get(target)
-        if known is None or _order(known) <= _order(place):
+        if known is None or order(known) <= order(place):
             self.latest[target] = {"digest": fields["digest"], "key": fields["key"], **place}
 
     def time_to_select(self, target: str) -> str | None:
@@ -260,7 +250,7 @@ class Index:
         """
         with self._lock:
             found = self._known(key)
-            lost = newest is not None and newest["key"] == key and not _holds(found or [], str(newest["digest"]))
+            lost = newest is not None and newest["key"] == key and not holds(found or [], str(newest["digest"]))
             if found is None or (lost and not self._repaired):
                 # A power cut may have kept the index and lost a result. Once is enough: what the logs do not hold,
                 # such as a result that was selected on another branch, does not come back by reading them again.
@@ -290,7 +280,7 @@ class Index:
         """Keep the index for the next process; it may lag."""
         with self._lock:
             if self._changed:
-                heads = {origin: seen._replace(last=_hash(seen.last)) for origin, seen in self._heads.items()}
+                heads = {origin: seen._replace(last=hash_of(seen.last)) for origin, seen in self._heads.items()}
                 data = {
                     "format": _FORMAT,
                     "heads": heads,
@@ -303,31 +293,3 @@ class Index:
                 text = json.dumps(data, separators=(",", ":")).encode()
                 disk.write_file_atomic(self._path, self._store.seal.wrap(self._path.name, text), durable=False)
                 self._changed = False
-
-
-def _stamp(values: list[int]) -> Stamp:
-    inode, size, mtime, ctime = values
-    return inode, size, mtime, ctime
-
-
-def _place_in_time(item: tuple[str, Entry]) -> tuple[str, str, int]:
-    time, entry = item
-    return time, entry.origin, entry.index
-
-
-def _holds(builds: list[dict[str, Any]], digest: str) -> bool:
-    return any(build["digest"] == digest for build in builds)
-
-
-def _hash(last: Entry | str) -> str:
-    return last if isinstance(last, str) else sha256_bytes(canonical_json(last.statement))
-
-
-def _order(place: Mapping[str, Any]) -> tuple[str, str, int]:
-    return str(place["time"]), str(place["origin"]), int(place["index"])
-
-
-def gate_identity(fields: Mapping[str, Any]) -> str:
-    """One failure or warning of a gate, as the log records it once: (type, digest, gate, limit, reference)."""
-    named = {name: fields.get(name) for name in ("type", "digest", "gate", "limit", "reference")}
-    return sha256_bytes(canonical_json(named))

@@ -16,13 +16,13 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from ingot.core import disk
 from ingot.core.digest import sha256_bytes
 from ingot.core.log import START, Log, Prefix, encode_line, logs_in, read_small
 from ingot.core.log_places import Places, held, read_key, write_key
+from ingot.core.log_tail import quarantine_tail
 from ingot.core.note import Checkpoint, Note, SigningKey, VerifierKey
 from ingot.core.pins import Pin, StatePins, encode_lock, read_lock, verify_log
 from ingot.core.statement import origin_statement
@@ -291,16 +291,3 @@ class LogWriter:
     def _notice(self, text: str) -> None:
         if text not in self.notices:
             self.notices.append(text)
-
-
-def quarantine_tail(log: Log, offset: int, quarantine: Path) -> Path | None:
-    """Move what lies beyond the signed lines aside, keeping its bytes; returns where to, None when there is none."""
-    data = read_small(log.lines_path)
-    if data is None or len(data) <= offset:
-        return None
-    disk.make_dirs_durable(quarantine)
-    target = quarantine / f"log-{log.folder.name}-{secrets.token_hex(4)}.jsonl"
-    disk.write_file_atomic(target, data[offset:])
-    # Not synced: what is appended next is in the same file, and until then the lines are in both places.
-    disk.truncate(log.lines_path, offset)
-    return target

@@ -7,7 +7,8 @@ from typing import Any
 
 from ingot.core.lineage import Link
 from ingot.core.quantities import number_text
-from ingot.core.report_view import DASH, Column, Names, Table
+from ingot.core.report_view import DASH, Names
+from ingot.core.table import Column, Table
 from ingot.core.waterfall import Chain, Step, Waterfall
 
 Json = Mapping[str, Any]

@@ -23,7 +23,6 @@ from ingot.kit.stream.vocabulary import DTYPE_NAMES, Slot
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
-_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
@@ -62,11 +61,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             facts=[f"files: {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'none'}"],
             hint="a GGUF becomes a Hugging Face folder with 'kind: convert'",
         )
-    if (folder / _ADAPTER).exists():
+    if (folder / "adapter_config.json").exists():
         # transformers would load the model that this file names, from wherever it lies, and not this folder's.
         raise RefusedInput(
             "E-NOT-HF",
-            f"the folder holds {_ADAPTER} beside config.json: it is a model and an adapter at once",
+            f"the folder holds {'adapter_config.json'} beside config.json: it is a model and an adapter at once",
             hint="keep the two in folders of their own; 'kind: merge' adds an adapter to its model",
         )
     refuse_code(folder)

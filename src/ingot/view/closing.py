@@ -13,8 +13,9 @@ from ingot.core.gates import Verdict
 from ingot.core.graph import Node
 from ingot.core.key import NOT_INSTALLED
 from ingot.core.plan import input_ids, tool_version
-from ingot.core.report_view import Column, Table, table
+from ingot.core.report_view import table
 from ingot.core.session import Session
+from ingot.core.table import Column, Table
 from ingot.view.board import Board
 from ingot.view.text import Line, Piece, duration, join, plural, size
 

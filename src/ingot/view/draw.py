@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from ingot.core.report_view import Table
+from ingot.core.table import Table
 from ingot.view.live import console
 
 
