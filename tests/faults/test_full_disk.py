@@ -74,8 +74,8 @@ def test_commands_on_a_full_disk(tmp_path: Path, cases: Callable[[int], None]) -
                 assert (done.returncode, done.stdout) == (7, ""), f"{arguments}: {done.stdout}{done.stderr}"
                 assert done.stderr.startswith("E-SPACE: the disk is full: "), done.stderr
                 assert done.stderr.count("E-") == 1
-            for arguments in (("plan",), ("audit",), ("history",)):
-                assert sandbox.doit(*arguments).returncode == 0, "what only looks goes on"
+            for verb in ("plan", "audit", "history"):
+                assert sandbox.doit(verb).returncode == 0, "what only looks goes on"
             assert "freed 4 B of 1 artifact" in sandbox.ok("gc", "--newest", "0")
         for arguments in (*refused, ("reproduce", "s")):
             sandbox.ok(*arguments)
