@@ -55,8 +55,9 @@ def pytest_runtest_makereport(
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table when asked to; one of several processes that share the tests knows only its own."""
     if session.config.getoption("--write-promises") and not hasattr(session.config, "workerinput"):
-        expression = str(session.config.option.markexpr)
-        session.config.stash[_LEDGER].write(EVERYDAY if "not slow" in expression else FULL)
+        options, whole = session.config.option, session.config.args == [str(REPO / "tests")]
+        table = EVERYDAY if "not slow" in options.markexpr else FULL
+        session.config.stash[_LEDGER].write(table, in_part=bool(options.keyword) or not whole)
 
 
 def pytest_unconfigure() -> None:

@@ -3,7 +3,7 @@
 A test that plants a fault is marked ``@pytest.mark.fault("C1", "what is done to it")`` and tells by ``cases(n)`` how
 many cases it tried (1 unless it says so). ``python -m pytest -m "fault and not slow" --write-promises`` runs them all
 and writes the table; an ordinary run checks that the table and the marks agree. With ``-m "fault and slow"`` it is the
-table of the full tier, which may be written in parts: what this run did not reach stays as it was reached before.
+table of the full tier. A run of some files, or with ``-k``, writes its rows and leaves the others as they were reached.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Ledger:
         """Tests were left out by their marks."""
         self.slow |= marked(item for item in items if item.get_closest_marker("slow"))
 
-    def write(self, table: str) -> None:
-        """Replace a table in docs/promises.md: its rows in the order of the ids."""
+    def write(self, table: str, *, in_part: bool) -> None:
+        """Replace a table in docs/promises.md, or those of its rows that this run has reached."""
         before, _start, rest = PROMISES.read_text().partition(f"<!-- {table} -->")
         _old, _end, after = rest.partition(f"<!-- /{table} -->")
         cells = {identity: row.cells() for identity, row in self.rows.items()}
-        if table == FULL:
+        if in_part:
             cells = {(row[0], row[1]): row for row in _rows(table)} | cells
         lines = [_line(_TITLES), _line(["---"] * len(_TITLES))]
         lines += [_line(cells[identity]) for identity in sorted(cells, key=_order)]

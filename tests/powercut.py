@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import doitkit
 from diskkit import made, mounted
@@ -75,11 +76,8 @@ def _careless() -> Iterator[None]:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             real(descriptor)
 
-    os.fsync = only_folders  # type: ignore[assignment]
-    try:
+    with mock.patch.object(os, "fsync", only_folders):
         yield
-    finally:
-        os.fsync = real
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def cuts(
             arguments = (sandbox.root, sandbox.env, said, careless)
             process = get_context("fork").Process(target=build, args=arguments)
             process.start()
-            while taken < count and _stopped(process, chance.uniform(0.02, 0.4)):
+            while taken < count and _stopped(process, said, chance):
                 copy = folder / f"cut-{taken}"
                 shutil.copyfile(folder / "medium", copy)
                 yield Cut(copy, _said(said))
@@ -143,9 +141,12 @@ def cuts(
             assert process.exitcode in (0, -signal.SIGKILL), "the builder failed by itself"
 
 
-def _stopped(process: BaseProcess, seconds: float) -> bool:
-    """Let the builder run for a while and stop it; False when it has ended."""
-    process.join(seconds)
+def _stopped(process: BaseProcess, said: Path, chance: random.Random) -> bool:
+    """Let the builder finish a few targets more and stop it a moment later; False when it has ended."""
+    enough = len(_said(said)) + chance.randint(1, 5)
+    while process.exitcode is None and len(_said(said)) < enough:
+        process.join(0.002)
+    process.join(chance.uniform(0, 0.05))
     if process.exitcode is not None:
         return False
     os.kill(int(process.pid or 0), signal.SIGSTOP)

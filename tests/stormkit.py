@@ -14,7 +14,6 @@ import random
 import re
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -186,8 +185,12 @@ def broken_laws(sandbox: Sandbox, said: set[tuple[str, str]]) -> list[str]:
     known = logged | {(name, "") for name, _digest in logged}
     wrong = [f"lost: {name} {digest[:12]}" for name, digest in sorted(said - known)]
     # What was evicted and built again says so.
-    keys = Counter((str(it["target"]), str(it["key"])) for it in receipts if "observed" not in it)
-    wrong += [f"in the log {count} times: {name}" for (name, _key), count in keys.items() if count > 1]
+    by_key: dict[tuple[str, str], list[str]] = {}
+    for it in receipts:
+        if "observed" not in it:
+            what = f"{it['digest'][:12]} {it['timings']['started']}–{it['timings']['finished']}"
+            by_key.setdefault((str(it["target"]), str(it["key"])), []).append(what)
+    wrong += [f"in the log {len(it)} times: {name}: {it}" for (name, _key), it in by_key.items() if it[1:]]
     again = sandbox.doit("s", "r")
     wrong += [f"the next run: {again.returncode}: {again.stdout}{again.stderr}"] * ("nothing to do" not in again.stdout)
     found = audited(sandbox)
