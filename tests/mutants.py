@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import copy
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -39,8 +41,10 @@ TESTS = (
 _FAULTS = ("registry_rot",)
 #: Whole programs under a storm of processes: they tell nothing about one line that the others do not.
 _NOT = ("test_eight_processes_lose_nothing", "test_threads_of_one_process_lose_nothing", "test_a_long_series")
-#: No mutant may take longer; one that does has been noticed.
-PATIENCE_S = 120.0
+#: No mutant may take longer; one that does has been noticed. The processor's time, and the clock's on a busy machine.
+PATIENCE_CPU_S, PATIENCE_S = 60, 900.0
+#: A mutant that so many tests let live has survived.
+MOST_TESTS = 100
 _COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -172,16 +176,35 @@ class Known:
     lines: dict[str, dict[int, list[str]]]
 
     def tests(self, module: str, line: int) -> list[str]:
-        """The tests that execute a line, the quickest first; all of the module for what runs as it is imported."""
+        """The module's own tests, then others that execute the line, each the quickest first; at most ``MOST_TESTS``.
+
+        What runs as a module is imported is executed by all of its tests.
+        """
         of_module = self.lines.get(module, {})
-        chosen = set(of_module.get(line, ())) or {name for names in of_module.values() for name in names}
-        return sorted(chosen & set(self.seconds), key=lambda name: (self.seconds[name], name))
+        others = set(of_module.get(line, ())) or {name for names in of_module.values() for name in names}
+        own = {name for name in self.seconds if f"/test_{module}.py::" in name}
+        chosen = (own & others or own) | others
+
+        def order(name: str) -> tuple[bool, float, str]:
+            return name not in own, self.seconds[name], name
+
+        return sorted(chosen & set(self.seconds), key=order)[:MOST_TESTS]
 
 
 def learn(tests: Sequence[str], modules: Sequence[str], work: Path) -> Known:
-    """Run the tests once, under coverage, in a child."""
-    told = work / "known.json"
+    """Run the tests once, under coverage, in a child; what that told is kept in the file INGOT_TESTS_KNOWN names."""
+    told = Path(os.environ.get("INGOT_TESTS_KNOWN", work / "known.json")).resolve()
+    if not told.exists():
+        _learn(tests, modules, work, told)
+    found = json.loads(told.read_text())
+    for name in found["failed"]:
+        print(f"left out, because it fails without a mutant: {name}", flush=True)
+        found["seconds"].pop(name, None)
+    lines = {module: {int(at): names for at, names in each.items()} for module, each in found["lines"].items()}
+    return Known(found["seconds"], lines)
 
+
+def _learn(tests: Sequence[str], modules: Sequence[str], work: Path, told: Path) -> None:
     def run() -> int:
         import coverage
 
@@ -204,13 +227,7 @@ def learn(tests: Sequence[str], modules: Sequence[str], work: Path) -> Known:
         told.write_text(json.dumps({"seconds": recorder.seconds, "lines": lines, "failed": recorder.failed}))
         return int(code)
 
-    _in_child(run, work, 3000.0)
-    found = json.loads(told.read_text())
-    for name in found["failed"]:
-        print(f"left out, because it fails without a mutant: {name}", flush=True)
-        found["seconds"].pop(name, None)
-    lines = {module: {int(at): names for at, names in each.items()} for module, each in found["lines"].items()}
-    return Known(found["seconds"], lines)
+    _in_child(run, work, 3000.0, limited=False)
 
 
 # --- killing them --------------------------------------------------------------------------------------------
@@ -224,17 +241,27 @@ def outcome(work: Path, module: str, mutant: Mutant, tests: Sequence[str]) -> st
     whole = path.read_text()
     path.write_text(mutant.source)
     try:
-        code = _in_child(lambda: int(pytest.main([*_arguments(tests), "-x"])), work, PATIENCE_S)
+        code = _in_child(lambda: _first_failure(module, tests), work, PATIENCE_S)
     finally:
         path.write_text(whole)
-    return "timeout" if code is None else "killed" if code else "survived"
+    return "timeout" if code in (None, -signal.SIGXCPU, -signal.SIGKILL) else "killed" if code else "survived"
+
+
+def _first_failure(module: str, tests: Sequence[str]) -> int:
+    """Not 0 when a test fails; the module's own come first, so that most mutants need no other file to be read."""
+    own = [name for name in tests if f"/test_{module}.py::" in name]
+    for chosen in (own, tests[len(own) :]):
+        code = int(pytest.main([*_arguments(chosen), "-x"])) if chosen else 0
+        if code:
+            return code
+    return 0
 
 
 def _arguments(tests: Iterable[str]) -> list[str]:
     return ["-q", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-W", "default", *tests]
 
 
-def _in_child(run: Any, work: Path, patience: float) -> int | None:
+def _in_child(run: Any, work: Path, patience: float, *, limited: bool = True) -> int | None:
     """A child's exit code; None when it had to be ended. What it prints goes to a file."""
     sys.stdout.flush()
     pid = os.fork()
@@ -243,6 +270,8 @@ def _in_child(run: Any, work: Path, patience: float) -> int | None:
         try:
             os.setsid()
             _become(work)
+            if limited:
+                resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_CPU_S, PATIENCE_CPU_S))
             code = run()
         except BaseException as error:  # noqa: BLE001
             os.write(2, repr(error).encode())
@@ -299,6 +328,7 @@ def _file(work: Path, module: str) -> Path:
 def prepared(work: Path) -> None:
     """A copy of the package, and everything from elsewhere imported."""
     shutil.copytree(REPO / "src", work / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(work / "src", quiet=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("coverage", "cryptography.hazmat.primitives.asymmetric.ed25519", "doit.doit_cmd", "hypothesis",
@@ -330,7 +360,7 @@ class Score:
 
 
 def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float = 1e9) -> dict[str, Score]:
-    """Try the mutants of these modules; each survivor is printed as it is found."""
+    """Try the mutants of these modules; each is printed with what became of it."""
     scores: dict[str, Score] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -346,8 +376,7 @@ def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float
                     break
                 found = outcome(work, module, mutant, known.tests(module, mutant.line))
                 setattr(score, found, getattr(score, found) + 1)
-                if found != "killed":
-                    print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+                print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
             print(f"{module}: {score}", flush=True)
     return scores
 

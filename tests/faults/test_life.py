@@ -90,13 +90,13 @@ def _noted(function: Callable[..., None]) -> Callable[..., None]:
 
 def step(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
     """Something that happens."""
-    return lambda function: rule(**arguments)(_noted(function))
+    return lambda function: cast("Any", rule)(**arguments)(_noted(function))
 
 
 def promise(function: Any) -> Any:
     """Something that holds after whatever has happened."""
     function.is_promise = True
-    return cast(Any, invariant)()(_noted(function))
+    return cast("Any", invariant)()(_noted(function))
 
 
 class Life(RuleBasedStateMachine):

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from ingot.core import disk, locks, staging
 from ingot.core.digest import FileRecord, fast_hash_file, record_files, tree_digest, walk_files
+from ingot.core.redact import environment_secrets, scrub_file
 from ingot.core.seal import Seal
 from ingot.core.staging import Staging
 from ingot.core.statcache import StatCache
@@ -150,6 +151,7 @@ class Store:
     def staging(self) -> AbstractContextManager[Staging]:
         """A fresh staging folder, locked as long as any process of the build lives; dropped at the end."""
         self._keep_from_git()
+        self.sweep_staging()
         return staging.opened(self.root / "staging")
 
     def _keep_from_git(self) -> None:
@@ -161,8 +163,16 @@ class Store:
             disk.write_file_atomic(path, b"*\n")
 
     def sweep_staging(self) -> int:
-        """Drop the staging folders of dead builds (their lock is free); returns how many."""
-        return staging.sweep(self.root / "staging")
+        """Drop the staging folders of dead builds (their lock is free); returns how many.
+
+        Nobody was left to take what a library had printed of secrets out of their logs: that is done too.
+        """
+        swept = staging.sweep(self.root / "staging")
+        if swept:
+            with disk.explained(self.root / "logs"):
+                for path in sorted((self.root / "logs").glob("*/*.log")):
+                    scrub_file(path, environment_secrets())
+        return swept
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
