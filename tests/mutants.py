@@ -26,7 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Mutant:
     line: int
     what: str
     source: str
+    #: The qualified name of the function whose body it is in; None where it is in none, or in one within another.
+    function: str | None = None
 
 
 # --- what is changed -----------------------------------------------------------------------------------------
@@ -75,8 +77,17 @@ def mutants(source: str) -> list[Mutant]:
     for number in range(count):
         changed = copy.deepcopy(tree)
         node, what = _apply(changed, number)
-        found.append(Mutant(node.lineno, what, ast.unparse(ast.fix_missing_locations(changed))))
+        function = _function_at(tree, node.lineno)
+        found.append(Mutant(node.lineno, what, ast.unparse(ast.fix_missing_locations(changed)), function))
     return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _function_at(tree: ast.Module, line: int) -> str | None:
+    for outer in tree.body:
+        for node in (outer, *(outer.body if isinstance(outer, ast.ClassDef) else ())):
+            if isinstance(node, ast.FunctionDef) and node.body[0].lineno <= line <= (node.end_lineno or 0):
+                return node.name if node is outer else f"{getattr(outer, 'name', '')}.{node.name}"
+    return None
 
 
 def _apply(tree: ast.Module, number: int) -> tuple[Any, str]:
@@ -244,7 +255,69 @@ def outcome(work: Path, module: str, mutant: Mutant, tests: Sequence[str]) -> st
         code = _in_child(lambda: _first_failure(module, tests), work, PATIENCE_S)
     finally:
         path.write_text(whole)
-    return "timeout" if code in (None, -signal.SIGXCPU, -signal.SIGKILL) else "killed" if code else "survived"
+    return _named(code)
+
+
+class _Quick:
+    """Tries mutants in forks of one process that has collected the tests: ten times cheaper than a process of its own.
+
+    What is changed is the code of the function that a mutant lies in. One that lies in none is left to ``outcome``.
+    """
+
+    def __init__(self, module: str, tried: Sequence[tuple[Mutant, Sequence[str]]], tell: Any) -> None:
+        self.module, self.tried, self.tell = module, tried, tell
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        module = importlib.import_module(f"ingot.core.{self.module}")
+        for number, (mutant, tests) in enumerate(self.tried):
+            self.tell(number, _forked(session, module, mutant, [items[name] for name in tests if name in items]))
+        return True
+
+
+def _forked(session: pytest.Session, module: Any, mutant: Mutant, items: Sequence[pytest.Item]) -> str:
+    if not items:
+        return "untested"
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_CPU_S, PATIENCE_CPU_S))
+            _changed(module, mutant)
+            code = 0
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    code = 1
+                    break
+        finally:
+            os._exit(code)
+    code_or_none = _awaited(pid, PATIENCE_S)
+    return _named(code_or_none)
+
+
+def in_function(mutant: Mutant) -> bool:
+    """Whether the line of a mutant lies in the body of a function, as its source has it."""
+    return mutant.function is not None
+
+
+def _changed(module: Any, mutant: Mutant) -> None:
+    """Give the function that the mutant lies in its changed code."""
+    found: Any = compile(mutant.source, module.__file__, "exec")
+    place: Any = module
+    for name in str(mutant.function).split("."):
+        found = next(it for it in found.co_consts if getattr(it, "co_name", None) == name)
+        place = vars(place)[name]
+    for wrapper in ("__func__", "fget", "func", "__wrapped__"):
+        place = getattr(place, wrapper, place)
+    assert place.__code__.co_freevars == found.co_freevars
+    place.__code__ = found
+
+
+def _named(code: int | None) -> str:
+    return _named(code)
 
 
 def _first_failure(module: str, tests: Sequence[str]) -> int:
@@ -277,6 +350,10 @@ def _in_child(run: Any, work: Path, patience: float, *, limited: bool = True) ->
             os.write(2, repr(error).encode())
         finally:
             os._exit(code)
+    return _awaited(pid, patience)
+
+
+def _awaited(pid: int, patience: float) -> int | None:
     until = time.monotonic() + patience
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -336,6 +413,52 @@ def prepared(work: Path) -> None:
             importlib.import_module(name)
 
 
+def _control(work: Path, module: str, mutant: Mutant, tests: Sequence[str]) -> None:
+    """Where nothing is changed, nothing is killed: else every mutant would be."""
+    found: list[str] = []
+    same = replace(mutant, source=_file(work, module).read_text())
+    _try_quickly(work, module, [(same, tests)], lambda _mutant, outcome: found.append(outcome))
+    if found != ["survived"]:
+        raise SystemExit(f"{module}: the tests fail without a mutant: {(work / 'output.txt').read_text()[-3000:]}")
+
+
+def _try_quickly(work: Path, module: str, tried: Sequence[tuple[Mutant, Sequence[str]]], tell: Any) -> None:
+    """Try mutants of functions, and tell of each as soon as it is known."""
+    told = work / "told.txt"
+    told.touch()
+
+    def run() -> int:
+        def write(number: int, found: str) -> None:
+            with told.open("a") as file:
+                file.write(f"{number} {found}\n")
+
+        tests = sorted({name for _mutant, names in tried for name in names})
+        return int(pytest.main(_arguments(tests), plugins=[_Quick(module, tried, write)]))
+
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            _become(work)
+            run()
+        finally:
+            os._exit(0)
+    read, over = 0, False
+    while not over:
+        over = os.waitpid(pid, os.WNOHANG)[0] != 0
+        for line in told.read_text().splitlines()[read:]:
+            number, _, found = line.partition(" ")
+            tell(tried[int(number)][0], found)
+            read += 1
+        time.sleep(0.2)
+    told.unlink()
+    if read != len(tried):
+        raise SystemExit(
+            f"{module}: {len(tried) - read} mutants were not tried: {(work / 'output.txt').read_text()[-3000:]}"
+        )
+
+
 @dataclass
 class Score:
     """How many of a module's mutants there were, and what became of them."""
@@ -359,10 +482,9 @@ class Score:
         )
 
 
-def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float = 1e9) -> dict[str, Score]:
+def hunt(modules: Sequence[str], tests: Sequence[str], every: int) -> dict[str, Score]:
     """Try the mutants of these modules; each is printed with what became of it."""
     scores: dict[str, Score] = {}
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         work = Path(folder).resolve()
         prepared(work)
@@ -370,13 +492,19 @@ def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float
         print(f"{len(known.seconds)} tests, {sum(known.seconds.values()):.0f} s", flush=True)
         for module in modules:
             score = scores[module] = Score()
-            for mutant in mutants(_file(work, module).read_text())[::every]:
-                if time.monotonic() - began > most_s:
-                    print(f"{module}: out of time", flush=True)
-                    break
-                found = outcome(work, module, mutant, known.tests(module, mutant.line))
+            chosen = mutants(_file(work, module).read_text())[::every]
+
+            def tell(mutant: Mutant, found: str, module: str = module, score: Score = score) -> None:
                 setattr(score, found, getattr(score, found) + 1)
                 print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+
+            quick = [(mutant, known.tests(module, mutant.line)) for mutant in chosen if in_function(mutant)]
+            if quick:
+                _control(work, module, *quick[0])
+            _try_quickly(work, module, quick, tell)
+            for mutant in chosen:
+                if not in_function(mutant):
+                    tell(mutant, outcome(work, module, mutant, known.tests(module, mutant.line)))
             print(f"{module}: {score}", flush=True)
     return scores
 
@@ -399,10 +527,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES), help="modules of ingot.core")
     parser.add_argument("--every", type=int, default=1, help="take each N-th mutant")
     parser.add_argument("--least", type=float, default=0.0, help="fail below this share of killed ones")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no mutant after so long")
     chosen = parser.parse_args(arguments)
     deselect = " and ".join(f"not {name}" for name in _NOT)
-    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every, chosen.seconds)
+    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every)
     everything = total(scores)
     print(f"together: {everything}")
     return int(everything.share < chosen.least)
