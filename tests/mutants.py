@@ -317,7 +317,7 @@ def _changed(module: Any, mutant: Mutant) -> None:
 
 
 def _named(code: int | None) -> str:
-    return _named(code)
+    return "timeout" if code in (None, -signal.SIGXCPU, -signal.SIGKILL) else "killed" if code else "survived"
 
 
 def _first_failure(module: str, tests: Sequence[str]) -> int:
