@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import copy
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -24,7 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,10 @@ TESTS = (
 _FAULTS = ("registry_rot",)
 #: Whole programs under a storm of processes: they tell nothing about one line that the others do not.
 _NOT = ("test_eight_processes_lose_nothing", "test_threads_of_one_process_lose_nothing", "test_a_long_series")
-#: No mutant may take longer; one that does has been noticed.
-PATIENCE_S = 120.0
+#: No mutant may take longer; one that does has been noticed. The processor's time, and the clock's on a busy machine.
+PATIENCE_CPU_S, PATIENCE_S = 60, 900.0
+#: A mutant that so many tests let live has survived.
+MOST_TESTS = 100
 _COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -58,6 +62,8 @@ class Mutant:
     line: int
     what: str
     source: str
+    #: The qualified name of the function whose body it is in; None where it is in none, or in one within another.
+    function: str | None = None
 
 
 # --- what is changed -----------------------------------------------------------------------------------------
@@ -71,8 +77,17 @@ def mutants(source: str) -> list[Mutant]:
     for number in range(count):
         changed = copy.deepcopy(tree)
         node, what = _apply(changed, number)
-        found.append(Mutant(node.lineno, what, ast.unparse(ast.fix_missing_locations(changed))))
+        function = _function_at(tree, node.lineno)
+        found.append(Mutant(node.lineno, what, ast.unparse(ast.fix_missing_locations(changed)), function))
     return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _function_at(tree: ast.Module, line: int) -> str | None:
+    for outer in tree.body:
+        for node in (outer, *(outer.body if isinstance(outer, ast.ClassDef) else ())):
+            if isinstance(node, ast.FunctionDef) and node.body[0].lineno <= line <= (node.end_lineno or 0):
+                return node.name if node is outer else f"{getattr(outer, 'name', '')}.{node.name}"
+    return None
 
 
 def _apply(tree: ast.Module, number: int) -> tuple[Any, str]:
@@ -171,17 +186,36 @@ class Known:
     seconds: dict[str, float]
     lines: dict[str, dict[int, list[str]]]
 
-    def tests(self, module: str, line: int) -> list[str]:
-        """The tests that execute a line, the quickest first; all of the module for what runs as it is imported."""
+    def tests(self, module: str, line: int, most: int = MOST_TESTS) -> list[str]:
+        """The module's own tests, then others that execute the line, each the quickest first; at most ``most``.
+
+        What runs as a module is imported is executed by all of its tests.
+        """
         of_module = self.lines.get(module, {})
-        chosen = set(of_module.get(line, ())) or {name for names in of_module.values() for name in names}
-        return sorted(chosen & set(self.seconds), key=lambda name: (self.seconds[name], name))
+        others = set(of_module.get(line, ())) or {name for names in of_module.values() for name in names}
+        own = {name for name in self.seconds if f"/test_{module}.py::" in name}
+        chosen = (own & others or own) | others
+
+        def order(name: str) -> tuple[bool, float, str]:
+            return name not in own, self.seconds[name], name
+
+        return sorted(chosen & set(self.seconds), key=order)[:most]
 
 
 def learn(tests: Sequence[str], modules: Sequence[str], work: Path) -> Known:
-    """Run the tests once, under coverage, in a child."""
-    told = work / "known.json"
+    """Run the tests once, under coverage, in a child; what that told is kept in the file INGOT_TESTS_KNOWN names."""
+    told = Path(os.environ.get("INGOT_TESTS_KNOWN", work / "known.json")).resolve()
+    if not told.exists():
+        _learn(tests, modules, work, told)
+    found = json.loads(told.read_text())
+    for name in found["failed"]:
+        print(f"left out, because it fails without a mutant: {name}", flush=True)
+        found["seconds"].pop(name, None)
+    lines = {module: {int(at): names for at, names in each.items()} for module, each in found["lines"].items()}
+    return Known(found["seconds"], lines)
 
+
+def _learn(tests: Sequence[str], modules: Sequence[str], work: Path, told: Path) -> None:
     def run() -> int:
         import coverage
 
@@ -204,13 +238,7 @@ def learn(tests: Sequence[str], modules: Sequence[str], work: Path) -> Known:
         told.write_text(json.dumps({"seconds": recorder.seconds, "lines": lines, "failed": recorder.failed}))
         return int(code)
 
-    _in_child(run, work, 3000.0)
-    found = json.loads(told.read_text())
-    for name in found["failed"]:
-        print(f"left out, because it fails without a mutant: {name}", flush=True)
-        found["seconds"].pop(name, None)
-    lines = {module: {int(at): names for at, names in each.items()} for module, each in found["lines"].items()}
-    return Known(found["seconds"], lines)
+    _in_child(run, work, 3000.0, limited=False)
 
 
 # --- killing them --------------------------------------------------------------------------------------------
@@ -224,17 +252,89 @@ def outcome(work: Path, module: str, mutant: Mutant, tests: Sequence[str]) -> st
     whole = path.read_text()
     path.write_text(mutant.source)
     try:
-        code = _in_child(lambda: int(pytest.main([*_arguments(tests), "-x"])), work, PATIENCE_S)
+        code = _in_child(lambda: _first_failure(module, tests), work, PATIENCE_S)
     finally:
         path.write_text(whole)
-    return "timeout" if code is None else "killed" if code else "survived"
+    return _named(code)
+
+
+class _Quick:
+    """Tries mutants in forks of one process that has collected the tests: ten times cheaper than a process of its own.
+
+    What is changed is the code of the function that a mutant lies in. One that lies in none is left to ``outcome``.
+    """
+
+    def __init__(self, module: str, tried: Sequence[tuple[Mutant, Sequence[str]]], tell: Any) -> None:
+        self.module, self.tried, self.tell = module, tried, tell
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        module = importlib.import_module(f"ingot.core.{self.module}")
+        for number, (mutant, tests) in enumerate(self.tried):
+            self.tell(number, _forked(session, module, mutant, [items[name] for name in tests if name in items]))
+        return True
+
+
+def _forked(session: pytest.Session, module: Any, mutant: Mutant, items: Sequence[pytest.Item]) -> str:
+    if not items:
+        return "untested"
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_CPU_S, PATIENCE_CPU_S))
+            _changed(module, mutant)
+            code = 0
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    code = 1
+                    break
+        finally:
+            os._exit(code)
+    code_or_none = _awaited(pid, PATIENCE_S)
+    return _named(code_or_none)
+
+
+def in_function(mutant: Mutant) -> bool:
+    """Whether the line of a mutant lies in the body of a function, as its source has it."""
+    return mutant.function is not None
+
+
+def _changed(module: Any, mutant: Mutant) -> None:
+    """Give the function that the mutant lies in its changed code."""
+    found: Any = compile(mutant.source, module.__file__, "exec")
+    place: Any = module
+    for name in str(mutant.function).split("."):
+        found = next(it for it in found.co_consts if getattr(it, "co_name", None) == name)
+        place = vars(place)[name]
+    for wrapper in ("__func__", "fget", "func", "__wrapped__"):
+        place = getattr(place, wrapper, place)
+    assert place.__code__.co_freevars == found.co_freevars
+    place.__code__ = found
+
+
+def _named(code: int | None) -> str:
+    return "timeout" if code in (None, -signal.SIGXCPU, -signal.SIGKILL) else "killed" if code else "survived"
+
+
+def _first_failure(module: str, tests: Sequence[str]) -> int:
+    """Not 0 when a test fails; the module's own come first, so that most mutants need no other file to be read."""
+    own = [name for name in tests if f"/test_{module}.py::" in name]
+    for chosen in (own, tests[len(own) :]):
+        code = int(pytest.main([*_arguments(chosen), "-x"])) if chosen else 0
+        if code:
+            return code
+    return 0
 
 
 def _arguments(tests: Iterable[str]) -> list[str]:
     return ["-q", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-W", "default", *tests]
 
 
-def _in_child(run: Any, work: Path, patience: float) -> int | None:
+def _in_child(run: Any, work: Path, patience: float, *, limited: bool = True) -> int | None:
     """A child's exit code; None when it had to be ended. What it prints goes to a file."""
     sys.stdout.flush()
     pid = os.fork()
@@ -243,11 +343,17 @@ def _in_child(run: Any, work: Path, patience: float) -> int | None:
         try:
             os.setsid()
             _become(work)
+            if limited:
+                resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_CPU_S, PATIENCE_CPU_S))
             code = run()
         except BaseException as error:  # noqa: BLE001
             os.write(2, repr(error).encode())
         finally:
             os._exit(code)
+    return _awaited(pid, patience)
+
+
+def _awaited(pid: int, patience: float) -> int | None:
     until = time.monotonic() + patience
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -299,11 +405,58 @@ def _file(work: Path, module: str) -> Path:
 def prepared(work: Path) -> None:
     """A copy of the package, and everything from elsewhere imported."""
     shutil.copytree(REPO / "src", work / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(work / "src", quiet=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("coverage", "cryptography.hazmat.primitives.asymmetric.ed25519", "doit.doit_cmd", "hypothesis",
                      "pydantic", "rfc8785", "rich.live", "ruamel.yaml", "xdist", "xxhash"):  # fmt: skip
             importlib.import_module(name)
+
+
+def _control(work: Path, module: str, mutant: Mutant, tests: Sequence[str]) -> None:
+    """Where nothing is changed, nothing is killed: else every mutant would be."""
+    found: list[str] = []
+    same = replace(mutant, source=_file(work, module).read_text())
+    _try_quickly(work, module, [(same, tests[:10])], lambda _mutant, outcome: found.append(outcome))
+    if found != ["survived"]:
+        raise SystemExit(f"{module}: the tests fail without a mutant: {(work / 'output.txt').read_text()[-3000:]}")
+
+
+def _try_quickly(work: Path, module: str, tried: Sequence[tuple[Mutant, Sequence[str]]], tell: Any) -> None:
+    """Try mutants of functions, and tell of each as soon as it is known."""
+    told = work / "told.txt"
+    told.touch()
+
+    def run() -> int:
+        def write(number: int, found: str) -> None:
+            with told.open("a") as file:
+                file.write(f"{number} {found}\n")
+
+        tests = sorted({name for _mutant, names in tried for name in names})
+        return int(pytest.main(_arguments(tests), plugins=[_Quick(module, tried, write)]))
+
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            _become(work)
+            run()
+        finally:
+            os._exit(0)
+    read, over = 0, False
+    while not over:
+        over = os.waitpid(pid, os.WNOHANG)[0] != 0
+        for line in told.read_text().splitlines()[read:]:
+            number, _, found = line.partition(" ")
+            tell(tried[int(number)][0], found)
+            read += 1
+        time.sleep(0.2)
+    told.unlink()
+    if read != len(tried):
+        raise SystemExit(
+            f"{module}: {len(tried) - read} mutants were not tried: {(work / 'output.txt').read_text()[-3000:]}"
+        )
 
 
 @dataclass
@@ -329,10 +482,9 @@ class Score:
         )
 
 
-def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float = 1e9) -> dict[str, Score]:
-    """Try the mutants of these modules; each survivor is printed as it is found."""
+def hunt(modules: Sequence[str], tests: Sequence[str], every: int) -> dict[str, Score]:
+    """Try the mutants of these modules; each is printed with what became of it."""
     scores: dict[str, Score] = {}
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         work = Path(folder).resolve()
         prepared(work)
@@ -340,14 +492,19 @@ def hunt(modules: Sequence[str], tests: Sequence[str], every: int, most_s: float
         print(f"{len(known.seconds)} tests, {sum(known.seconds.values()):.0f} s", flush=True)
         for module in modules:
             score = scores[module] = Score()
-            for mutant in mutants(_file(work, module).read_text())[::every]:
-                if time.monotonic() - began > most_s:
-                    print(f"{module}: out of time", flush=True)
-                    break
-                found = outcome(work, module, mutant, known.tests(module, mutant.line))
+            chosen = mutants(_file(work, module).read_text())[::every]
+
+            def tell(mutant: Mutant, found: str, module: str = module, score: Score = score) -> None:
                 setattr(score, found, getattr(score, found) + 1)
-                if found != "killed":
-                    print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+                print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+
+            quick = [(mutant, known.tests(module, mutant.line)) for mutant in chosen if in_function(mutant)]
+            if quick:
+                _control(work, module, *quick[0])
+            _try_quickly(work, module, quick, tell)
+            for mutant in chosen:
+                if not in_function(mutant):
+                    tell(mutant, outcome(work, module, mutant, known.tests(module, mutant.line)))
             print(f"{module}: {score}", flush=True)
     return scores
 
@@ -370,10 +527,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES), help="modules of ingot.core")
     parser.add_argument("--every", type=int, default=1, help="take each N-th mutant")
     parser.add_argument("--least", type=float, default=0.0, help="fail below this share of killed ones")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no mutant after so long")
     chosen = parser.parse_args(arguments)
     deselect = " and ".join(f"not {name}" for name in _NOT)
-    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every, chosen.seconds)
+    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every)
     everything = total(scores)
     print(f"together: {everything}")
     return int(everything.share < chosen.least)

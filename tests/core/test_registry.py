@@ -462,3 +462,26 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DiskFailed, match=r"registry\.lock"):
         at.registry().append([selected(1)])
     assert not (tmp_path / "victim").exists()
+
+
+def test_verifying_our_own_logs_finds_damage_before_an_append_would(tmp_path: Path) -> None:
+    at = project(tmp_path)
+    at.registry().verify_own()
+    at.registry().append([selected(1), selected(2)])
+    at.registry().verify_own()
+    data = at.log().read_bytes()
+    at.log().write_bytes(data.replace(b'"number":1', b'"number":7'))
+    with pytest.raises(RegistryDamaged):
+        at.registry().verify_own()
+    assert at.log().read_bytes() == data.replace(b'"number":1', b'"number":7'), "nothing is mended unasked"
+    at.log().write_bytes(data)
+    at.registry().verify_own()
+
+
+def test_a_log_that_is_pinned_and_gone_is_told_of_by_verifying(tmp_path: Path) -> None:
+    at = project(tmp_path)
+    at.registry().append([selected(1)])
+    shutil.rmtree(at.folder())
+    registry = at.registry()
+    registry.verify_own()
+    assert [notice for notice in registry.notices if "is gone" in notice]

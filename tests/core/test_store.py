@@ -55,6 +55,26 @@ def test_a_published_object_is_whole_and_read_only(store: Store) -> None:
     assert list((store.root / "staging").iterdir()) == []
 
 
+def test_a_file_whose_stat_is_known_is_read_again_only_when_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, files = publish(store, FILES)
+    read: list[str] = []
+
+    def counting(path: Path) -> str:
+        read.append(path.name)
+        return str(next(it["xxh3_128"] for it in files if it["path"].endswith(path.name)))
+
+    monkeypatch.setattr("ingot.core.store.fast_hash_file", counting)
+    assert store.presence(digest, files) == ("present", ())
+    assert read == []
+    assert store.presence(digest, files, reread=True) == ("present", ())
+    assert len(read) == len(files)
+    store.doubt(digest, "a.txt")
+    store.presence(digest, files)
+    assert read[len(files) :] == ["a.txt"]
+
+
 def test_publishing_the_same_bytes_twice_gives_one_object(store: Store) -> None:
     first, _files = publish(store, FILES)
     second, _files = publish(store, dict(reversed(FILES.items())))

@@ -127,11 +127,17 @@ def test_a_secret_is_nowhere_after_a_run(secretive: Sandbox, host: str, cases: C
     cases(len(outputs) + len(SECRETS))
 
 
+def read_before_it_was_secret(sandbox: Sandbox) -> None:
+    """Have the spec read while no variable has the value that it holds: with one it would be refused."""
+    Sandbox(sandbox.root, sandbox.home).ok("plan")
+
+
 @pytest.mark.fault("S6", "a library prints and raises the token that fetch was given")
 def test_what_fetch_says_is_shown_without_its_token(secretive: Sandbox) -> None:
     # The name of what cannot be downloaded is in the error, in the progress and in what the stage prints.
     url = f"http://localhost:1/{SECRETS['HF_TOKEN']}.gguf"
     secretive.spec(f"targets:\n  w: {{kind: fetch, url: '{url}', sha256: {'ab' * 32}, as: w.gguf}}\n")
+    read_before_it_was_secret(secretive)
     done = secretive.doit("-c")
     assert done.returncode != 0
     assert "[not shown].gguf could not be downloaded" in done.stdout + done.stderr
@@ -145,6 +151,7 @@ def test_the_log_of_a_failed_fetch_holds_no_token(secretive: Sandbox) -> None:
     secretive.spec(
         f"targets:\n  w: {{kind: fetch, pypi: {SECRETS['HF_TOKEN']}==1.0, member: a/b.gguf, sha256: {'ab' * 32}}}\n"
     )
+    read_before_it_was_secret(secretive)
     done = secretive.doit("-c")
     log = (secretive.root / "cache/logs/s/w.log").read_text()
     assert "No matching distribution" in log

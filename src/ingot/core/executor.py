@@ -84,11 +84,13 @@ class Executor:
         self._lock = threading.Lock()
         self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._running: set[int] = set()
+        self._logs: set[Path] = set()
 
     def run(self, job: Mapping[str, Any], log: Path, lock_fd: int, listener: Listener) -> Outcome:
         """Run one job to its end. Raises what the stage raised, or StageFailed when the child died."""
         ours, theirs = socket.socketpair()
         run = _Run(meter=self._meter(job))
+        self._logs.add(log)
         with ours, log.open("ab") as log_file:
             with theirs:
                 plain = self._start(job, theirs, log_file.fileno(), lock_fd)
@@ -114,6 +116,7 @@ class Executor:
         # What the child could see of secrets may be in what a library printed or raised.
         with disk.explained(log):
             scrub_file(log, environment_secrets())
+        self._logs.discard(log)
         return _conclude(run, log)
 
     def _meter(self, job: Mapping[str, Any]) -> Meter | None:
@@ -187,9 +190,15 @@ class Executor:
         sampler.start()
 
     def kill_all(self) -> None:
-        """Kill every running stage with everything it started, at once; safe in a signal handler."""
+        """Kill every running stage with everything it started, at once; safe in a signal handler.
+
+        Whoever waits for them may not come to take secrets out of their logs, so that is done here too.
+        """
         for pid in list(self._running):
             _kill_group(pid)
+        for log in list(self._logs):
+            with contextlib.suppress(OSError, ValueError):
+                scrub_file(log, environment_secrets())
 
     def close(self) -> None:
         """End the fork server."""

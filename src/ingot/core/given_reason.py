@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ingot.core.redact import holds_secret
+from ingot.core.redact import environment_secrets, holds_secret
 from ingot.core.scalars import shorten
 from ingot.errors import UsageError
 
@@ -17,8 +17,8 @@ def checked(text: str, root: Path) -> str:
     One line, not empty, at most ``MAX_LENGTH`` characters, without the path of the project or of the home folder.
     """
     reason = text.strip()
-    if holds_secret(reason):
-        what = "the reason holds what looks like an access key or a private key"
+    if holds_secret(reason) or any(value in reason for value in environment_secrets()):
+        what = "the reason holds what is, or looks like, a secret of yours"
         raise UsageError("E-SECRET-LITERAL", what, hint="the log is signed and cannot forget: leave the secret out")
     if not reason:
         raise UsageError("E-REASON", "the reason is empty", hint='say why, for those who read the log: --reason "…"')

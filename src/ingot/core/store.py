@@ -21,6 +21,7 @@ from ingot.core import disk, locks, staging
 from ingot.core.digest import FileRecord, fast_hash_file, tree_digest, walk_files
 from ingot.core.filed import Filed
 from ingot.core.latest import Latest
+from ingot.core.redact import environment_secrets, scrub_file
 from ingot.core.seal import Seal
 from ingot.core.sealing import read_back, sealed, sync_tree
 from ingot.core.staging import Staging
@@ -151,6 +152,7 @@ class Store(Filed, Latest):
         # Before they are needed: gc makes room on a disk that has no block left for a folder.
         for name in ("evicted", "trash"):
             disk.make_dirs(self.root / name)
+        self.sweep_staging()
         return staging.opened(self.root / "staging")
 
     def _keep_from_git(self) -> None:
@@ -162,8 +164,16 @@ class Store(Filed, Latest):
             disk.write_file_atomic(path, b"*\n")
 
     def sweep_staging(self) -> int:
-        """Drop the staging folders of dead builds (their lock is free); returns how many."""
-        return staging.sweep(self.root / "staging")
+        """Drop the staging folders of dead builds (their lock is free); returns how many.
+
+        Nobody was left to take what a library had printed of secrets out of their logs: that is done too.
+        """
+        swept = staging.sweep(self.root / "staging")
+        if swept:
+            with disk.explained(self.root / "logs"):
+                for path in sorted((self.root / "logs").glob("*/*.log")):
+                    scrub_file(path, environment_secrets())
+        return swept
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:

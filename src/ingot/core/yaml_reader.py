@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.core.redact import has_known_form, holds_secret, names_secret, redact
+from ingot.core.redact import environment_secrets, has_known_form, holds_secret, names_secret, redact
 from ingot.core.scalars import Refusal, plain, shorten
 from ingot.errors import Problem, SpecError
 
@@ -87,6 +87,13 @@ _SECRET = Refusal(
     "a spec is committed to git: keep it in a file outside the project, and revoke it if it was ever committed",
 )
 
+#: Of no known form, but known by its value.
+_OF_ENVIRONMENT = Refusal(
+    _SECRET.code,
+    "this holds what an environment variable with the name of a secret holds (not shown)",
+    "a spec is committed to git, and the log cannot forget: let the program read it from a file outside the project",
+)
+
 
 def _fatal(place: Place, code: str, what: str, hint: str | None = None) -> SpecError:
     return SpecError([Problem(place.file, place.line, place.column, "", code, what, hint)])
@@ -159,6 +166,7 @@ class _Reader:
 
     def __init__(self, file: str) -> None:
         self._file = file
+        self._secrets = environment_secrets()
         self.problems: list[Problem] = []
         self._places: dict[Path, Place] = {}
         self._keys: dict[Path, Place] = {}
@@ -259,6 +267,8 @@ class _Reader:
         named = bool(path) and isinstance(path[-1], str) and names_secret(path[-1], text)
         if len(text) > 7 and (named or holds_secret(text)):
             self._refuse(event, path, _SECRET)
+        elif any(value in text for value in self._secrets):
+            self._refuse(event, path, _OF_ENVIRONMENT)
 
     def _key(self, event: Any, text: str, *, alias: bool) -> None:
         frame = self._stack[-1]
