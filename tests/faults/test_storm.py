@@ -7,13 +7,19 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import doitkit
 import stormkit
+from ingot.core import disk
+from ingot.core.project import Project
+from ingot.core.session import Session
 from ingot.core.statement import build_statement
+from machine import Killed
 from projectkit import Sandbox
-from recordkit import audited, object_of, receipts, registry_of, writable
+from recordkit import audited, object_of, receipts, registry_of, simple, writable
 
 #: How long the storm of the full tier lasts.
 MINUTES = "INGOT_STORM_MINUTES"
@@ -47,6 +53,35 @@ def test_a_long_storm(sandbox: Sandbox, cases: Callable[[int], None], tmp_path: 
     assert storm.wrong + stormkit.broken_laws(sandbox, said) == []
     assert storm.kills > storm.rounds
     assert_teeth(sandbox, said)
+
+
+@pytest.mark.fault("C7", "a builder dies between its pin and its commit, and one that runs comes to the same target")
+def test_a_commit_that_another_one_left_unfinished(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dead one built is recorded as soon as anybody signs: it is not built and recorded once more."""
+    sandbox.spec("targets:\n" + simple("first", content="1") + simple("t"))
+    write = disk.write_file_atomic
+
+    def die(path: Path, *rest: Any, **more: Any) -> None:
+        if path.name == "checkpoint":
+            raise Killed
+        write(path, *rest, **more)
+
+    monkeypatch.setattr(os, "environ", {**os.environ, **sandbox.env})
+    with doitkit.prepared():
+        living, dying = Session(Project.open(sandbox.root)), Session(Project.open(sandbox.root))
+        living.execute("s:first")
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write_file_atomic", die)
+            with pytest.raises(Killed):
+                dying.execute("s:t")
+        assert not living.up_to_date("s:t"), "nobody has signed it yet"
+        living.execute("s:t")
+        living.close()
+    builds = [
+        entry.statement["subject"][0]["name"] for entry in registry_of(sandbox).entries() if entry.type == "build"
+    ]
+    assert builds == ["s:first", "s:t"]
+    assert audited(sandbox).problems == []
 
 
 def assert_teeth(sandbox: Sandbox, said: set[tuple[str, str]]) -> None:

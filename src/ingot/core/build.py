@@ -86,7 +86,9 @@ class Builder:
         while True:
             group = self._group(planned, wish)
             with self._locked(group):
-                # Another process may have built or selected it while this one waited.
+                # Another process may have built or selected it while this one waited, or died before its commit was
+                # over: what it built is recorded then, and is not to be built and recorded once more.
+                self._project.require_recordable()
                 again = self._project.check(planned.node)
                 if again.state == "fresh" and not wish.force:
                     return self._select(again)
