@@ -17,10 +17,11 @@ import pytest
 
 from ingot.core import log_places
 from ingot.core.digest import canonical_json
+from ingot.core.log import encode_line
 from ingot.core.merkle import leaf_hash, root_of
 from ingot.core.note import Checkpoint, Note, VerifierKey
 from ingot.core.registry import Head, Ref, default_keys_dir, default_pins_dir
-from ingot.core.statement import build_statement, receipt_of
+from ingot.core.statement import MAX_LINE, build_statement, receipt_of
 from ingot.errors import Busy, DiskFailed, RefusedInput, RegistryDamaged, UsageError
 from registrykit import DIGEST, Project, append_many, codes, git, numbers, project, receipt, selected
 
@@ -485,3 +486,19 @@ def test_a_log_that_is_pinned_and_gone_is_told_of_by_verifying(tmp_path: Path) -
     registry = at.registry()
     registry.verify_own()
     assert [notice for notice in registry.notices if "is gone" in notice]
+
+
+def test_entries_of_two_logs_are_merged_by_their_times(tmp_path: Path) -> None:
+    one, other = project(tmp_path, user="one"), project(tmp_path, user="other")
+    one.registry().append([selected(1, "2090-01-01T00:00:00.000000Z")])
+    other.registry().append([selected(2, "2090-01-02T00:00:00.000000Z")])
+    one.registry().append([selected(3, "2090-01-03T00:00:00.000000Z")])
+    assert len(list(one.root.iterdir())) == 2
+    assert numbers(one.registry()) == [1, 2, 3]
+
+
+def test_a_line_may_have_just_as_many_bytes_as_are_allowed() -> None:
+    text = "x" * (MAX_LINE - len(b'{"a":""}'))
+    assert len(encode_line({"a": text})) == MAX_LINE
+    with pytest.raises(RefusedInput, match="E-LEAF-SIZE"):
+        encode_line({"a": text + "x"})
