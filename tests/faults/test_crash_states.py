@@ -31,7 +31,7 @@ RECOVERIES_EVERYDAY, RECOVERIES_THOROUGH = (30, 32), (66, 39)
 SPARE = {
     "core/log_writer.py _open: write_file_atomic, name": "the checkpoint's name, later in the same folder, brings it",
     "core/log_writer.py _completed: write_file_atomic, name": "a completion that was lost is completed again",
-    "core/store.py evict: make_dirs_durable, name": "builds have made it before, in all but projects of earlier versions",
+    "core/store.py evict: make_dirs_durable, name": "builds made it before, save in projects of earlier versions",
     "core/store.py evict: write_file_atomic, content": "a mark is its name, and empty",
     "core/tiles.py export: make_dirs_durable, name": "an export that was lost whole is made again",
     "core/tiles.py export: write_file_atomic, name": "without its checkpoint an export is made again",
