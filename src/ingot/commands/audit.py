@@ -45,7 +45,8 @@ class Audit(IngotCommand):
             _show(screen, result, time.monotonic() - started)
         again = [] if share is None or result.problems else _sampled(screen, share, quiet=bool(options["json"]))
         if options["json"]:
-            screen.json(to_json(result) | {"reproduced": [it.to_dict() for it in again]})
+            sampled = {} if share is None else {"reproduced": [it.to_dict() for it in again]}
+            screen.json(to_json(result) | sampled)
         return 5 if any(it.broken for it in again) else result.exit_code
 
 

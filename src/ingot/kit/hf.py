@@ -30,6 +30,8 @@ _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 #: The dtypes that ingot reads and writes, by their name in config.json.
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+_ADAPTER = "adapter_config.json"
+
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a config.json name. RefusedInput (E-DTYPE) for others."""
@@ -61,11 +63,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             facts=[f"files: {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'none'}"],
             hint="a GGUF becomes a Hugging Face folder with 'kind: convert'",
         )
-    if (folder / "adapter_config.json").exists():
+    if (folder / _ADAPTER).exists():
         # transformers would load the model that this file names, from wherever it lies, and not this folder's.
         raise RefusedInput(
             "E-NOT-HF",
-            f"the folder holds {'adapter_config.json'} beside config.json: it is a model and an adapter at once",
+            f"the folder holds {_ADAPTER} beside config.json: it is a model and an adapter at once",
             hint="keep the two in folders of their own; 'kind: merge' adds an adapter to its model",
         )
     refuse_code(folder)
