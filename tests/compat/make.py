@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         sandbox = Sandbox.make(Path(name))
         fill(sandbox)
-        for derived in ("staging", "locks", "logs", "specs", "stat.json"):
+        for derived in ("staging", "locks", "registry.lock", "logs", "specs", "stat.json"):
             path = sandbox.root / "cache" / derived
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with lzma.open(target, "wb", preset=9) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
