@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pytest
 
 from ingot.errors import RefusedInput
-from ingot.kit.bootstrap import ratio_interval, resampled_sums
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums
 from ingot.kit.confidence import logits as kept
 from ingot.kit.confidence import measure
 from ingot.kit.confidence.diagram import diagram
 from ingot.kit.confidence.logits import InMemory, OnDisk, chance, sure
-from ingot.kit.confidence.reliability import Documents, assign, interval, intervals, reliability
+from ingot.kit.confidence.reliability import Documents, assign, intervals, reliability
 from ingot.kit.confidence.scaling import fit_platt, fit_temperature
 from stagekit import digest_of, run_stage
 from tinymodels import chat_model
@@ -103,7 +103,7 @@ def test_scaling_leaves_the_order_and_lowers_the_error() -> None:
     ]
     assert left[0].ece > 0.2
     assert left[1].ece < 0.02
-    assert interval(left[1].resampled - left[0].resampled)[1] < -0.2
+    assert percentiles(left[1].resampled - left[0].resampled)[1] < -0.2
     assert after.nll.mean() < before.nll.mean() - 0.3
 
 
@@ -155,7 +155,7 @@ def test_the_error_is_the_sum_by_hand(seed: int) -> None:
     expected = ece_by_hand(np.maximum(confidence, 1e-12), right, 15)  # 0 belongs to the first bin
     assert found.ece == pytest.approx(expected, abs=1e-9)
     assert sum(item.n for item in found.bins) == 505
-    low, high = interval(found.resampled)
+    low, high = percentiles(found.resampled)
     assert low <= found.ece * 1.5
     assert high >= found.ece
 
@@ -181,7 +181,7 @@ def test_resampled_sums_are_those_of_the_ratio_interval() -> None:
     generator = np.random.default_rng(1)
     values = generator.random((7, 2)) + 0.5
     drawn = resampled_sums(values, 1000)
-    assert interval(drawn[:, 0] / drawn[:, 1]) == pytest.approx(
+    assert percentiles(drawn[:, 0] / drawn[:, 1]) == pytest.approx(
         ratio_interval(values[:, 0].tolist(), values[:, 1].tolist(), 1000)
     )
 

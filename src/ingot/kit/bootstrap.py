@@ -32,8 +32,12 @@ def ratio_interval(
     bottom = np.asarray(denominators, dtype=np.float64)
     if len(top) < 2:
         return None
-    ratios = _resampled(top, bottom, resamples)
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return percentiles(_resampled(top, bottom, resamples))
+
+
+def percentiles(resampled: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of what was computed of each resample."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -87,7 +91,4 @@ def statistic_interval(
     generator = np.random.Generator(np.random.PCG64(SEED))
     drawn = generator.integers(0, len(items), (resamples, len(items)))
     found = np.array([statistic([items[at] for at in row]) for row in drawn], dtype=np.float64)
-    if not np.isfinite(found).all():
-        return None
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return percentiles(found) if np.isfinite(found).all() else None

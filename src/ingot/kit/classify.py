@@ -19,7 +19,7 @@ import torch
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend, not_finite
-from ingot.kit.bootstrap import LEVEL, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, resampled_sums, share_interval
 from ingot.kit.chat import Row, answered
 from ingot.kit.generate import Allowed, Decoding, generate
 
@@ -237,7 +237,7 @@ def _f1(found: Sequence[Prediction], labels: int, resamples: int) -> Metric:
         sums = resampled_sums(np.hstack([right, both]), resamples)
         drawn = macro_f1(sums[:, :labels], sums[:, labels:])
     how = f"mean of the F1 of each label that is wanted or found; {_BOOTSTRAP}"
-    return Metric(value, "1", how, len(found), None if drawn is None else _interval(drawn))
+    return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
 
 
 def _calibration(found: Sequence[Prediction], resamples: int) -> Metric:
@@ -251,12 +251,7 @@ def _calibration(found: Sequence[Prediction], resamples: int) -> Metric:
     value = float(np.abs(gaps.sum(axis=0)).sum()) / len(found)
     drawn = np.abs(resampled_sums(gaps, resamples)).sum(axis=1) / len(found) if len(found) > 1 else None
     how = f"expected calibration error of the likeliest label's share, {BINS} bins of equal width; {_BOOTSTRAP}"
-    return Metric(value, "1", how, len(found), None if drawn is None else _interval(drawn))
-
-
-def _interval(drawn: Floats) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
 
 
 def told(found: Sequence[Prediction], labels: Sequence[str]) -> Mapping[str, Any]:

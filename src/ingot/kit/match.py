@@ -21,7 +21,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import LEVEL, ratio_interval, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share_interval
 
 Normalization = Literal["space", "words"]
 _NORMALIZED = {
@@ -115,9 +115,7 @@ def _bleu_interval(pairs: Sequence[tuple[str, str]], tokenize: str, resamples: i
     scores = [library.sentence_score(said, [wanted]) for said, wanted in pairs]
     counted = np.array([[it.sys_len, it.ref_len, *it.counts, *it.totals] for it in scores], dtype=np.float64)
     sums = resampled_sums(counted, resamples).astype(np.int64)
-    again = [_score(row.tolist()) for row in sums]
-    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return percentiles([_score(row.tolist()) for row in sums])
 
 
 def _score(row: list[int]) -> float:

@@ -182,8 +182,7 @@ def _fit_metrics(fitted: Fitted, resamples: int) -> dict[str, Metric]:
 
 
 def _metrics(found: Measured, panels: Mapping[str, Reliability], resamples: int) -> dict[str, Metric]:
-    from ingot.kit.bootstrap import ratio_interval
-    from ingot.kit.confidence.reliability import interval
+    from ingot.kit.bootstrap import percentiles, ratio_interval
 
     count, total = found.documents.count, len(found.documents.of)
     tokens = found.documents.sums(found.before.nll * 0 + 1)[:, 0]
@@ -202,9 +201,9 @@ def _metrics(found: Measured, panels: Mapping[str, Reliability], resamples: int)
         "nll_temperature": mean(found.after.nll, "nats/token", "mean negative log-likelihood at the temperature"),
     }
     for name, panel in panels.items():
-        metrics[f"ece_{name}"] = Metric(panel.ece, "1", f"{what}; {_BOOTSTRAP}", total, interval(panel.resampled))
+        metrics[f"ece_{name}"] = Metric(panel.ece, "1", f"{what}; {_BOOTSTRAP}", total, percentiles(panel.resampled))
         if panel is not before:
-            change = interval(panel.resampled - before.resampled)
+            change = percentiles(panel.resampled - before.resampled)
             how = f"ece_{name} less ece_before, paired by document; below 0 it is better; {_BOOTSTRAP}"
             metrics[f"ece_{name}_change"] = Metric(panel.ece - before.ece, "1", how, total, change)
     return metrics

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ingot.kit.bootstrap import LEVEL, resampled_sums
+from ingot.kit.bootstrap import percentiles, resampled_sums
 from ingot.kit.confidence.logits import Floats
 from ingot.kit.confidence.scaling import Fit
 
@@ -96,12 +96,6 @@ def _bin(confidence: Floats, right: npt.NDArray[np.bool_], place: tuple[int, int
     return Bin(low, high, len(confidence), float(confidence.mean()), float(right.mean()))
 
 
-def interval(resampled: Floats) -> tuple[float, float]:
-    """The 95 % interval by percentiles."""
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def intervals(
     fit: Fit, documents: Documents, resamples: int, shown: Callable[[Floats], Floats] = lambda it: it
 ) -> list[tuple[float, float]]:
@@ -117,4 +111,4 @@ def intervals(
     hessian = drawn[:, size:].reshape(-1, size, size) + 1e-12 * np.eye(size)
     steps = np.linalg.solve(hessian, drawn[:, :size, None])[:, :, 0]
     found = shown(np.array(fit.values) - steps)
-    return [interval(found[:, at]) for at in range(size)]
+    return [percentiles(found[:, at]) for at in range(size)]

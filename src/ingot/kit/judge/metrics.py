@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import LEVEL, ratio_interval, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share_interval
 from ingot.kit.judge.pairs import OUTCOMES, Judged, Outcome
 
 _MEANING: Mapping[Outcome, str] = {
@@ -63,17 +63,13 @@ def _soundness(
     if np.isnan(kappa):
         return measured, {"agreement_kappa": "every verdict of both orders is the same, so chance explains all of it"}
     again = np.array([_kappa(row) for row in resampled_sums(table, resamples)])
-    interval = None
-    if count > 1 and not np.isnan(again).any():
-        low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        interval = float(low), float(high)
     measured["agreement_kappa"] = Metric(
         kappa,
         "1",
         f"Cohen's kappa of the two orders, {on}; 95 % interval: percentile bootstrap over pairs, none where a resample "
         "has no kappa",
         count,
-        interval,
+        percentiles(again) if count > 1 and not np.isnan(again).any() else None,
     )
     return measured, {}
 

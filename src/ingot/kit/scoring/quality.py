@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import LEVEL, ratio_interval, resampled_sums
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums
 from ingot.kit.scoring.run import BINS, Document, Floats, Scores
 from ingot.kit.scoring.widths import UNKNOWN
 
@@ -97,7 +97,7 @@ class Quality:
         value = float(difference(sums.sum(axis=0, keepdims=True))[0])
         interval = None
         if len(sums) > 1:
-            interval = _percentiles(difference(resampled_sums(sums, self._resamples)))
+            interval = percentiles(difference(resampled_sums(sums, self._resamples)))
         how = (
             f"bits_per_byte of the candidate less those of the reference on the same text, paired by "
             f"{self._units[:-1]}; below 0 the candidate is better{self._how}"
@@ -125,7 +125,7 @@ class Quality:
             found: Floats = np.abs(rows[:, :BINS]).sum(axis=1) / rows[:, BINS]
             return found
 
-        interval = _percentiles(error(resampled_sums(sums, self._resamples))) if len(sums) > 1 else None
+        interval = percentiles(error(resampled_sums(sums, self._resamples))) if len(sums) > 1 else None
         how = f"expected calibration error of the likeliest token's probability, {BINS} bins of equal width{self._how}"
         total = sum(self._tokens)
         return Metric(float(error(sums.sum(axis=0, keepdims=True))[0]), "1", how, total, interval)
@@ -138,7 +138,7 @@ class Quality:
         edges = np.quantile(np.concatenate(by_unit), np.linspace(0.9, 1, 201))
         counts = [np.bincount(np.searchsorted(edges, values), minlength=len(edges)) for values in by_unit]
         drawn = resampled_sums(np.array(counts, np.float64), self._resamples).cumsum(axis=1)
-        return _percentiles(edges[(drawn >= 0.99 * drawn[:, -1:]).argmax(axis=1)])
+        return percentiles(edges[(drawn >= 0.99 * drawn[:, -1:]).argmax(axis=1)])
 
 
 def missing(found: Mapping[str, Metric], units: str, *, against: bool) -> dict[str, str]:
@@ -156,11 +156,6 @@ def _pairs(documents: Sequence[Document]) -> tuple[list[float], list[int]] | Non
     sizes = [document.bytes for document in documents if document.bytes is not None]
     known = len(sizes) == len(documents) and sum(sizes) > 0
     return ([document.nll for document in documents], sizes) if known else None
-
-
-def _percentiles(drawn: Floats) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _exp(interval: tuple[float, float] | None) -> tuple[float, float] | None:
