@@ -76,3 +76,18 @@ def test_bytes(tmp_path: Path) -> None:
     one.write_bytes(b"not json")
     other.write_bytes(b"nor jsonx")
     assert apart(one, other) == {"what": "bytes", "bytes": 2, "of": 9}
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "one.gguf"])
+def test_what_is_no_weights_is_compared_by_its_bytes(tmp_path: Path, name: str) -> None:
+    one, other = tmp_path / name, tmp_path / f"other-{name}"
+    one.write_bytes(b"broken")
+    other.write_bytes(b"brakes")
+    assert apart(one, other) == {"what": "bytes", "bytes": 2, "of": 6}
+
+
+def test_equal_numbers_of_two_types_differ_by_nothing(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('{"a": 0, "b": 2}')
+    other.write_text('{"a": 0.0, "b": 2}')
+    assert apart(one, other) == {"what": "values", "values": 1, "of": 2, "relative": 0.0, "where": "/a"}

@@ -28,22 +28,24 @@ def apart(one: Path, other: Path) -> dict[str, Any]:
         if one.name.endswith(suffix):
             try:
                 return compare(one, other)
-            except (ValueError, KeyError, OSError):
+            except (ValueError, KeyError, OSError, OverflowError, RecursionError):
                 break  # not what its name says: then its bytes are compared
     return _bytes(one, other)
 
 
 def _safetensors(one: Path, other: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(one, "pt") as before, safe_open(other, "pt") as after:
-        names = sorted({*before.keys(), *after.keys()})
+    def read(file: Any, name: str) -> Array | None:
+        found: Array | None = file.get_tensor(name).float().numpy() if name in set(file.keys()) else None
+        return found
 
-        def read(file: Any, name: str) -> Array | None:
-            found: Array | None = file.get_tensor(name).float().numpy() if name in set(file.keys()) else None
-            return found
-
-        return _tensors((name, read(before, name), read(after, name)) for name in names)
+    try:
+        with safe_open(one, "pt") as before, safe_open(other, "pt") as after:
+            names = sorted({*before.keys(), *after.keys()})
+            return _tensors((name, read(before, name), read(after, name)) for name in names)
+    except SafetensorError as error:
+        raise ValueError("no safetensors") from error
 
 
 def _gguf(one: Path, other: Path) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _gap(a: object, b: object) -> float:
     """The relative difference of two numbers; infinite for anything else."""
     if isinstance(a, bool) or isinstance(b, bool) or not isinstance(a, int | float) or not isinstance(b, int | float):
         return math.inf
-    return abs(a - b) / max(abs(a), abs(b))
+    return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))  # 0 and 0.0 are not written alike
 
 
 def _bytes(one: Path, other: Path) -> dict[str, Any]:
