@@ -16,6 +16,7 @@ from ingot.core.digest import sha256_bytes
 from ingot.errors import RefusedInput
 from ingot.kit import samples
 from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
+from ingot.kit.chat import wanted_text
 from ingot.kit.generate import Decoding
 from ingot.kit.samples import Prompt, Sample
 from stagekit import Recorder
@@ -48,7 +49,7 @@ def test_the_first_held_out_prompts_by_content_are_asked(tmp_path: Path) -> None
     found = samples.held_out(folder, 5)
     assert [item.text for item in found] == ["One", "Hi.", "system: Be kind.\nuser: Hi.", "Which?", "Hi."]
     assert [item.id for item in found] == [f"{index:016x}" for index in range(5)]
-    assert [samples.wanted_text(item.row or {}) for item in found] == [" two", "Hello.", "Hello.", "this", "Good day."]
+    assert [wanted_text(item.row or {}) for item in found] == [" two", "Hello.", "Hello.", "this", "Good day."]
 
 
 @pytest.mark.parametrize("held_out", [[{"text": "a story"}], []])

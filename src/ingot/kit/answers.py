@@ -14,7 +14,7 @@ from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import share_interval
-from ingot.kit.chat import Example, Row, answered
+from ingot.kit.chat import Example, Row, wanted_text
 from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
 
@@ -59,8 +59,7 @@ def questions(chosen: Sequence[tuple[Row, Example]], pattern: str | None, matche
                 "the rows of the data set are plain text, so there is nothing to ask",
                 hint="leave 'answers' out, or use a data set of prompts and completions or of chats",
             )
-        given = answered(row)
-        wanted = str(given["messages"][-1]["content"] if "messages" in given else given["completion"])
+        wanted = wanted_text(row)
         its = str(row["pattern"]) if row.get("pattern") is not None else pattern
         if its is not None and not matcher.matches(its, wanted):
             raise RefusedInput(

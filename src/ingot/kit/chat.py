@@ -99,6 +99,12 @@ def prompt_of(row: Row, template: Template) -> str:
     return str(row.get("prompt", ""))
 
 
+def wanted_text(row: Row) -> str:
+    """The answer that a row of prompts and completions or of chats gives."""
+    row = answered(row)
+    return str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
+
+
 def special_tokens(row: Row) -> bool:
     """Whether the tokenizer adds its begin token to a row's text: chat templates write it themselves."""
     return "messages" not in row

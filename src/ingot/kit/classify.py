@@ -20,7 +20,7 @@ from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend, not_finite
 from ingot.kit.bootstrap import percentiles, resampled_sums, share_interval
-from ingot.kit.chat import Row, answered
+from ingot.kit.chat import Row, answered, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
 
 #: Bins of equal width of the calibration error.
@@ -56,11 +56,8 @@ def known(text: str) -> str:
 
 def label_of(row: Row) -> str:
     """The label of a row: its answer. RefusedInput (E-CLASSIFY-ROWS) for plain text."""
-    row = answered(row)
-    if "messages" in row:
-        return str(row["messages"][-1]["content"])
-    if "prompt" in row:
-        return str(row["completion"])
+    if "messages" in row or "prompt" in row:
+        return wanted_text(row)
     raise RefusedInput(
         "E-CLASSIFY-ROWS",
         f"row {row.get('id')} is plain text, so it has no label",

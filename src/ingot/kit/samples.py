@@ -21,7 +21,7 @@ from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
-from ingot.kit.chat import Row, answered, read_rows
+from ingot.kit.chat import Row, answered, read_rows, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
 
 #: Words of a window in which distinct ones are counted: shares in texts of unlike length do not compare.
@@ -90,12 +90,6 @@ def prompt_text(row: Row) -> str:
     if len(asked) == 1:
         return str(asked[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in asked)
-
-
-def wanted_text(row: Row) -> str:
-    """The answer that the data set gives."""
-    row = answered(row)
-    return str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
 
 
 @dataclass(frozen=True)
