@@ -23,6 +23,7 @@ from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
 from ingot.kit.chat import Row, answered, read_rows, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
+from ingot.kit.scoring.units import in_order
 
 #: Words of a window in which distinct ones are counted: shares in texts of unlike length do not compare.
 WINDOW = 25
@@ -66,7 +67,7 @@ class Sample:
 
 def held_out(folder: Path, limit: int) -> list[Prompt]:
     """The first ``limit`` held-out rows, in the order of their ids (content). RefusedInput (E-SAMPLES-PROMPTS)."""
-    rows = sorted(read_rows(folder, "eval"), key=lambda row: str(row.get("id", "")))
+    rows = in_order(read_rows(folder, "eval"))
     if not rows or not all("messages" in row or "prompt" in row for row in rows):
         raise RefusedInput(
             "E-SAMPLES-PROMPTS",

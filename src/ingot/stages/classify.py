@@ -126,6 +126,7 @@ class Classify(Placed, Task):
     def _rows(self, given: Given) -> tuple[list[Labelled], tuple[str, ...]]:
         from ingot.kit import classify
         from ingot.kit.chat import read_rows
+        from ingot.kit.scoring.units import in_order
 
         folder = given.one("data")
         held_out = list(read_rows(folder, "eval"))
@@ -134,8 +135,7 @@ class Classify(Placed, Task):
         labels = self.labels
         if labels is None:
             labels = classify.labels_of([*read_rows(folder, "train"), *held_out], _MOST_LABELS)
-        chosen = sorted(held_out, key=lambda row: str(row.get("id", "")))[: self.documents]
-        return classify.labelled(chosen, labels), labels
+        return classify.labelled(in_order(held_out)[: self.documents], labels), labels
 
     def _predict(self, backend: Backend, labels: tuple[str, ...]) -> Callable[[Row], Prediction]:
         from ingot.kit import classify
