@@ -18,10 +18,11 @@ import torch
 
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend, not_finite
+from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import percentiles, resampled_sums, share_interval
 from ingot.kit.chat import Row, answered, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
+from ingot.kit.scoring.run import log_softmax, picked
 
 #: Bins of equal width of the calibration error.
 BINS = 15
@@ -131,10 +132,8 @@ def by_likelihood(backend: Backend, labels: Sequence[str], room: int, *, mean: b
 def _log_likelihood(backend: Backend, ids: Sequence[int], start: int) -> float:
     at, total = start, 0.0
     for logits in backend.logits(ids, start):
-        if not torch.isfinite(logits).all():
-            raise not_finite()
         wanted = torch.tensor(ids[at : at + len(logits)])
-        total += float(torch.log_softmax(logits.float(), -1).gather(-1, wanted[:, None]).double().sum())
+        total += float(picked(log_softmax(logits), wanted).sum())
         at += len(logits)
     return total
 

@@ -18,10 +18,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from ingot.core.stage import Progress
 from ingot.errors import RefusedInput
-from ingot.kit.backends import Backend, not_finite
+from ingot.kit.backends import Backend
 from ingot.kit.generate import Decoding, generate
 from ingot.kit.harness.reading_on import Reader
 from ingot.kit.harness.tokens import tokens_of
+from ingot.kit.scoring.run import log_softmax
 
 _GENERATION = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p"})
 
@@ -127,9 +128,7 @@ class BackendModel(TemplateLM):  # type: ignore[misc]
         longest = max(map(len, continuations))
         sums, likeliest, at = [0.0] * len(continuations), [True] * len(continuations), 0
         for rows in self.reader.rows(ids, len(ids) - longest):
-            log = rows.log_softmax(-1)
-            if not torch.isfinite(log).all():
-                raise not_finite()
+            log = log_softmax(rows)
             best, end = log.argmax(-1), at + len(log)
             for number, continuation in enumerate(continuations):
                 begin = longest - len(continuation)
