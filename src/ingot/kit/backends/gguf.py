@@ -83,7 +83,7 @@ class GgufBackend:
 
     def spell(self, ids: Sequence[int]) -> str:
         """The text of token ids, that of special tokens too."""
-        return b"".join(self._model.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+        return self._model.text(ids, special=True)
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
         """Logits that predict ``ids[first:]``; only those positions go through the output layer."""
