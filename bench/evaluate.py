@@ -32,20 +32,11 @@ from ingot.kit import llama_cpp as ours
 from ingot.kit.backends.gguf import GgufBackend
 from ingot.kit.backends.hf import HfBackend
 from ingot.kit.scoring import run, units
+from plain_chain import Quiet
 from workload import REPO, doit_program, environment
 
 _NOTHING = {"repeats": 1, "generation_tokens": 1, "prompt_tokens": 8}
 _SILENCE = llama_cpp.llama_log_callback(lambda *_: None)
-
-
-class Quiet:
-    """A progress that shows nothing."""
-
-    def __call__(self, done: float, total: float | None, unit: str, **live: float | str) -> None:
-        """Nothing."""
-
-    def phase(self, name: str) -> None:
-        """Nothing."""
 
 
 class Bench:

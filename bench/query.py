@@ -62,9 +62,8 @@ def _receipts(like: Mapping[str, Any], count: int, targets: int) -> Iterator[dic
             {} if export else {"candidate": item, "data": {"target": "chains:data", "digest": _digest("data")}}
         )
         known = {role: f"sha256:{value['digest']}" for role, value in receipt["inputs"].items()}
-        receipt["key_parts"] = {**receipt["key_parts"], "kind": receipt["kind"], "inputs": known, "params": {"n": at}}
-        if not export:
-            receipt["key_parts"]["params"] = {"documents": 24}
+        params = {"n": at} if export else {"documents": 24}
+        receipt["key_parts"] = {**receipt["key_parts"], "kind": receipt["kind"], "inputs": known, "params": params}
         receipt["metrics"] = _metrics(at)
         receipt["key"] = key_of(receipt["key_parts"])
         yield receipt
