@@ -88,7 +88,4 @@ class Scoring(Placed):
 
     def load(self, folder: Path, given: Given, progress: Progress, context: int) -> Scorable:
         """A model, opened for texts of so many tokens."""
-        from ingot.kit.backends import open_backend
-
-        progress.phase("load")
-        return open_backend(folder, dtype=self.dtype, context=context, threads=given.threads, device=self.device)
+        return self.opened(folder, given, progress, dtype=self.dtype, context=context)

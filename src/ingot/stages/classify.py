@@ -106,13 +106,9 @@ class Classify(Placed, Task):
         RefusedInput: E-CLASSIFY-LABELS, E-CLASSIFY-ROWS, E-EVAL-EMPTY, E-EVAL-CONTEXT, E-EVAL-NAN.
         """
         from ingot.kit import classify
-        from ingot.kit.backends import open_backend
 
         rows, labels = self._rows(given)
-        progress.phase("load")
-        backend = open_backend(
-            given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads, device=self.device
-        )
+        backend = self.opened(given.one("candidate"), given, progress, dtype=self.dtype, context=self.max_length)
         progress.phase("classify")
         found = classify.predict_all(rows, self._predict(backend, labels), progress)
         metrics = classify.metrics(found, labels, names(labels), self.resamples)

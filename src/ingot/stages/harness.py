@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field
 
 from ingot.core.digest import record_files, tree_digest
 from ingot.core.stage import (
-    Device,
     Done,
     Frozen,
     Given,
@@ -22,6 +21,7 @@ from ingot.core.stage import (
     Source,
 )
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 from ingot.stages._task import Found, Task, write_evaluation
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RunCode(Frozen):
     memory: int = Field(default=512, ge=64, le=65536, description="memory of one program, in MiB")
 
 
-class Harness(Task):
+class Harness(Placed, Task):
     """Asks a candidate the tasks of a folder, through lm-eval's own code.
 
     The folder holds the YAML of tasks as lm-eval has it, their Python and their items as JSON; nothing is fetched. Task
@@ -116,16 +116,9 @@ class Harness(Task):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="what Hugging Face models compute in; float32 adds no rounding of its own"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where Hugging Face models compute; auto prefers a GPU"
-    )
     resamples: int = Field(
         default=2000, ge=1000, le=100_000, description="bootstrap resamples of the items behind each 95 % interval"
     )
-
-    def device_wanted(self) -> Device:
-        """Where Hugging Face models compute; anything else has a runtime of its own."""
-        return self.device
 
     def measured(self, roles: frozenset[str]) -> tuple[str, ...]:
         """Those that ``metrics`` names, else all that a task can give; a task's own only ``metrics`` can tell."""
@@ -137,8 +130,6 @@ class Harness(Task):
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Refuse what cannot be asked, then ask; writes evaluation.json, harness.json and items.jsonl."""
-        from ingot.kit import device as devices
-        from ingot.kit.backends import gpu_of
         from ingot.kit.harness import run
 
         progress.phase("tasks")
@@ -163,9 +154,8 @@ class Harness(Task):
         found = Found(backend.container, backend.precision, metrics, missing)
         write_evaluation(self.kind, settings, given, out, found)
         _write_details(out, results, programs)
-        where = devices.resolve("cpu" if gpu_of(backend) is None else self.device)
         told = {} if programs is None else {"sandbox": dict(programs.how)}
-        return Done(metrics, notes={**devices.described(where), "runtime": backend.runtime, **told})
+        return Done(metrics, notes={**self.where(backend), **told})
 
     def _folder(self, given: Given) -> Path:
         folder = given.sources[0]
@@ -186,17 +176,9 @@ class Harness(Task):
         return Programs(Sandbox(Limits(self.run_code.cpu_seconds, self.run_code.memory << 20), scratch))
 
     def _open(self, given: Given, progress: Progress) -> tuple[BackendModel, Backend]:
-        from ingot.kit.backends import open_backend
         from ingot.kit.harness.model import BackendModel
 
-        progress.phase("load")
-        backend = open_backend(
-            given.one("candidate"),
-            dtype=self.dtype,
-            context=self.max_length,
-            threads=given.threads,
-            device=self.device,
-        )
+        backend = self.opened(given.one("candidate"), given, progress, dtype=self.dtype, context=self.max_length)
         return BackendModel(backend, self.max_length, progress), backend
 
     def _measured(

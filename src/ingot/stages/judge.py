@@ -213,13 +213,9 @@ class Judge(Placed, Task):
         judge, candidate, reference = (given.digests.get(role) for role in ("judge", "candidate", "reference"))
         if not judge or judge == candidate:  # ingot fills no role of a hidden target with its own element
             return [], "", {}
-        from ingot.kit.backends import open_backend
         from ingot.kit.judge.ask import Questions, ask
 
-        progress.phase("load")
-        backend = open_backend(
-            given.one("judge"), dtype=self.dtype, context=self.context, threads=given.threads, device=self.device
-        )
+        backend = self.opened(given.one("judge"), given, progress, dtype=self.dtype, context=self.context)
         progress.phase("judge")
         questions = Questions(self.template, self.criteria, self.verdicts.words())
         by = f"a {backend.container} model judges" if judge != reference else "the reference itself judges"

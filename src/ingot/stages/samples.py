@@ -68,13 +68,9 @@ class Samples(Asked, Task):
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Answer every prompt; writes samples.jsonl and evaluation.json."""
         from ingot.kit import samples
-        from ingot.kit.backends import open_backend
 
         prompts = self._prompts(given)
-        progress.phase("load")
-        backend = open_backend(
-            given.one("candidate"), dtype=self.dtype, context=self.context, threads=given.threads, device=self.device
-        )
+        backend = self.opened(given.one("candidate"), given, progress, dtype=self.dtype, context=self.context)
         progress.phase("answer")
         how = samples.How(self._decoding(), self.context, self._masks(backend))
         found = samples.answer(backend, prompts, how, progress)

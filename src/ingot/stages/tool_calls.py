@@ -174,16 +174,12 @@ class ToolCalls(Placed, Task):
         RefusedInput: E-TOOLS-QUESTIONS, E-TOOLS-ANSWERS, E-TOOLS-FIXTURES, E-TOOLS-TEMPLATE, E-CHAT-TEMPLATE, E-SCHEMA,
         E-EVAL-CONTEXT, E-EVAL-NAN.
         """
-        from ingot.kit.backends import open_backend
         from ingot.kit.tool_calls import score
         from ingot.kit.tool_calls.play import play
 
         progress.phase("read the questions")
         questions, fixtures = self._read(given)
-        progress.phase("load")
-        backend = open_backend(
-            given.one("candidate"), dtype=self.dtype, context=self.max_length, threads=given.threads, device=self.device
-        )
+        backend = self.opened(given.one("candidate"), given, progress, dtype=self.dtype, context=self.max_length)
         progress.phase("ask")
         played = play(backend, questions, fixtures, self._rules(backend), self._masks(backend))(progress)
         privacy = self.privacy
