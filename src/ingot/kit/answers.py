@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
-from ingot.kit.bootstrap import share_interval
+from ingot.kit.bootstrap import share
 from ingot.kit.chat import Example, Row, wanted_text
 from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
@@ -108,17 +108,15 @@ def metrics(answers: Sequence[Answer], max_tokens: int) -> dict[str, Metric]:
     """The shares of right answers, each with its 95 % interval; that of patterns where a row has one."""
     how = f"greedy answers to held-out prompts, at most {max_tokens} tokens"
 
-    def share(right: Callable[[Answer], bool], what: str) -> Metric:
-        count = sum(map(right, answers))
-        method = f"share of {how}, {what}; 95 % interval: Wilson's"
-        return Metric(count / len(answers), "1", method, len(answers), share_interval(count, len(answers)))
+    def of_all(right: Callable[[Answer], bool], what: str) -> Metric:
+        return share(sum(map(right, answers)), len(answers), f"share of {how}, {what}")
 
     found = {
-        "exact_match": share(lambda answer: answer.exact, "that are the answer of the data set"),
-        "answers_ended": share(lambda answer: answer.ended, "that the model ended by itself"),
+        "exact_match": of_all(lambda answer: answer.exact, "that are the answer of the data set"),
+        "answers_ended": of_all(lambda answer: answer.ended, "that the model ended by itself"),
     }
     if any(answer.pattern is not None for answer in answers):
-        found["pattern_accuracy"] = share(
+        found["pattern_accuracy"] = of_all(
             lambda answer: answer.right,
             "that match the pattern of their row in full",
         )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ingot.core.stage import Metric
+
 #: Fixed, so that equal measurements give equal intervals; part of the method, not a setting.
 SEED = 0
 LEVEL = 0.95
@@ -77,6 +79,11 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * of)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share(count: int, of: int, how: str) -> Metric:
+    """A share as a metric with its interval; ``how`` it was measured."""
+    return Metric(count / of, "1", f"{how}; 95 % interval: Wilson's", of, share_interval(count, of))
 
 
 def statistic_interval(

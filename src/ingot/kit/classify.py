@@ -19,7 +19,7 @@ import torch
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
-from ingot.kit.bootstrap import percentiles, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, resampled_sums, share
 from ingot.kit.chat import Row, answered, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
 from ingot.kit.scoring.run import log_softmax, picked
@@ -201,7 +201,7 @@ def metrics(
     of = len(found)
     measured = {
         "documents": Metric(of, "documents", "held-out documents classified"),
-        "accuracy": _share(right, of, "with their own label"),
+        "accuracy": share(right, of, "share of documents with their own label"),
         "f1_macro": _f1(found, len(labels), resamples),
     }
     counted = confusion(found, len(labels)).sum(axis=0).tolist()
@@ -209,15 +209,10 @@ def metrics(
         if label is None and all(one.scores for one in found):
             continue  # one label is always the likeliest
         what = "no label at all" if label is None else f"the label {label!r}"
-        measured[f"{name}_share"] = _share(count, of, f"that were given {what}")
+        measured[f"{name}_share"] = share(count, of, f"share of documents that were given {what}")
     if all(one.scores for one in found):
         measured["calibration_error"] = _calibration(found, resamples)
     return measured
-
-
-def _share(count: int, of: int, what: str) -> Metric:
-    method = f"share of documents {what}; 95 % interval: Wilson's"
-    return Metric(count / of, "1", method, of, share_interval(count, of))
 
 
 def _f1(found: Sequence[Prediction], labels: int, resamples: int) -> Metric:

@@ -21,7 +21,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share
 
 Normalization = Literal["space", "words"]
 _NORMALIZED = {
@@ -70,13 +70,7 @@ def metrics(
     """The scores with their 95 % intervals over answers, and why the rest is not measured."""
     count, exact = len(found), sum(item.exact for item in found)
     measured = {
-        "exact_match": Metric(
-            exact / count,
-            "1",
-            f"share of answers that are the row's own: {_NORMALIZED[how]}; 95 % interval: Wilson's",
-            count,
-            share_interval(exact, count),
-        ),
+        "exact_match": share(exact, count, f"share of answers that are the row's own: {_NORMALIZED[how]}"),
         "bleu": _bleu(pairs, tokenize, resamples),
     }
     scores = [item.rouge_l for item in found if item.rouge_l is not None]

@@ -20,7 +20,7 @@ from ingot.core.digest import read_json, sha256_bytes
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
-from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
+from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share
 from ingot.kit.chat import Row, answered, read_rows, wanted_text
 from ingot.kit.generate import Allowed, Decoding, generate
 from ingot.kit.scoring.units import in_order
@@ -177,8 +177,7 @@ def valid(found: Sequence[Sample], schema: Mapping[str, Any]) -> Metric:
     for item in found:
         with suppress(ValueError, RecursionError):
             right += not checked.faults(read_json(item.answer.encode()))
-    how = "share of answers that are JSON of `json_schema`; 95 % interval: Wilson's"
-    return Metric(right / len(found), "1", how, len(found), share_interval(right, len(found)))
+    return share(right, len(found), "share of answers that are JSON of `json_schema`")
 
 
 def metrics(found: Sequence[Sample], max_tokens: int) -> tuple[dict[str, Metric], dict[str, str]]:
@@ -189,13 +188,7 @@ def metrics(found: Sequence[Sample], max_tokens: int) -> tuple[dict[str, Metric]
     measured = {
         "samples": Metric(count, "answers", "prompts answered"),
         "tokens": Metric(tokens, "tokens", "tokens generated, those that end an answer left out"),
-        "ended": Metric(
-            ended / count,
-            "1",
-            f"{how}, that the model or a stop text ended; 95 % interval: Wilson's",
-            count,
-            share_interval(ended, count),
-        ),
+        "ended": share(ended, count, f"{how}, that the model or a stop text ended"),
         "distinct_answers": Metric(
             len({" ".join(item.answer.split()) for item in found}) / count,
             "1",

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share_interval
+from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums, share
 from ingot.kit.judge.pairs import OUTCOMES, Judged, Outcome
 
 _MEANING: Mapping[Outcome, str] = {
@@ -24,13 +24,7 @@ def metrics(judged: Sequence[Judged], by: str, resamples: int) -> tuple[dict[str
     measured = {"pairs": Metric(count, "pairs", "prompts whose two answers were compared")}
     for outcome in OUTCOMES:
         found = sum(item.outcome == outcome for item in judged)
-        measured[f"{outcome}_rate"] = Metric(
-            found / count,
-            "1",
-            f"share of pairs, {_MEANING[outcome]} ({by}); 95 % interval: Wilson's",
-            count,
-            share_interval(found, count),
-        )
+        measured[f"{outcome}_rate"] = share(found, count, f"share of pairs, {_MEANING[outcome]} ({by})")
     asked = [item for item in judged if item.outcomes is not None]
     if not asked:
         why = "both models said the same to every prompt, so there was nothing to judge"
@@ -43,13 +37,7 @@ def _soundness(
 ) -> tuple[dict[str, Metric], dict[str, str]]:
     count, agree = len(asked), sum(len(set(item.outcomes or ())) == 1 for item in asked)
     bias, on = [item.bias for item in asked], "over pairs that differ"
-    measured["agreement"] = Metric(
-        agree / count,
-        "1",
-        f"share of pairs of which both orders say the same, {on}; 95 % interval: Wilson's",
-        count,
-        share_interval(agree, count),
-    )
+    measured["agreement"] = share(agree, count, f"share of pairs of which both orders say the same, {on}")
     measured["position_bias"] = Metric(
         sum(bias) / (2 * count),
         "1",

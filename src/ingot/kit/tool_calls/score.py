@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import ratio_interval, share_interval
+from ingot.kit.bootstrap import ratio_interval, share
 from ingot.kit.schemas import searches
 from ingot.kit.tool_calls.calls import Call, leaves
 from ingot.kit.tool_calls.compare import Answer, in_any_order, in_order, lax_fault
@@ -20,7 +20,6 @@ from ingot.kit.tool_calls.functions import faults
 from ingot.kit.tool_calls.play import Played
 
 _BOOTSTRAP = "95 % interval: percentile bootstrap over questions"
-_WILSON = "95 % interval: Wilson's"
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ def _add(found: dict[str, Metric], missing: dict[str, str], more: Mapping[str, M
 
 
 def _share(of: Sequence[bool], how: str) -> Metric:
-    count = sum(of)
-    return Metric(count / len(of), "1", f"share of questions {how}; {_WILSON}", len(of), share_interval(count, len(of)))
+    return share(sum(of), len(of), f"share of questions {how}")
 
 
 _COUNTED = tuple(f"{what}_{way}" for way in ("lax", "strict") for what in ("f1", "precision", "recall"))

@@ -23,7 +23,7 @@ import torch
 from ingot.core.stage import Given, Metric
 from ingot.errors import RefusedInput
 from ingot.kit import chat, hf
-from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share_interval
+from ingot.kit.bootstrap import RESAMPLES, ratio_interval, share
 from ingot.kit.train.documents import Corpus, Document, row_id
 from ingot.kit.train.layout import Layout
 from ingot.kit.train.next_token import padded_nll
@@ -171,8 +171,7 @@ def dpo(difference: torch.Tensor, beta: float, label_smoothing: float = 0.0) -> 
 
 def _share(values: Sequence[float], how: str) -> Metric:
     count = sum(value > 0 for value in values)
-    interval = share_interval(count, len(values))
-    return Metric(count / len(values), "1", f"{how}; 95 % interval: Wilson's", len(values), interval)
+    return share(count, len(values), how)
 
 
 def _mean(values: Sequence[float], unit: str, how: str) -> Metric:
