@@ -1,11 +1,12 @@
-"""A long history: plan, why, history, show and audit on a registry of 10,000 entries.
+"""A long history: plan, why, history, show, audit, appending and proofs on a registry of 10,000 entries.
 
     python bench/large_registry.py [--entries 10000] [--targets 300]
 
 Builds 300 targets, then signs builds of the same targets under other parameters, as years of use would, until the log
 has that many entries; then times what a user runs (medians). The first command after the log grew brings the derived
-index up to date and is timed by itself. The last plan is of a change at the root of every chain: all targets stale or
-waiting, each predicted. Of a record of this kind there is no peer to measure against: DVC keeps none.
+index up to date and is timed by itself; so are the appends before it. The last plan is of a change at the root of every
+chain: all targets stale or waiting, each predicted. Of a record of this kind there is no peer to measure against: DVC
+keeps none.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def container_of(folder: Path) -> str:
 
 
 def open_backend(folder: Path, *, dtype: str, context: int, threads: int, device: str = "cpu") -> Scorable:
-    """The backend of a candidate, loaded; ``dtype`` and ``device`` are where Hugging Face models are computed."""
+    """The backend of a candidate, loaded; ``dtype`` and ``device`` are of Hugging Face models alone."""
     container = container_of(folder)
     if container == "coreml":
         from ingot.kit.backends.coreml import CoremlBackend

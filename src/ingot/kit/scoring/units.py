@@ -68,8 +68,7 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 def held_out(backend: Backend, rows: Sequence[Row], *, limit: int, max_length: int) -> Iterator[tuple[Row, Example]]:
     """The first ``limit`` rows, in the order of their ids (content), that have at least one token to score.
 
-    A row whose prompt alone fills ``max_length`` has none. The choice depends on tokens, so with a reference it is
-    made with the reference's tokenizer.
+    A row whose prompt alone fills ``max_length`` has none; so the choice depends on the tokenizer of ``backend``.
     """
     return ((row, example) for _, row, example in _numbered(backend, rows, limit, max_length))
 
@@ -86,7 +85,10 @@ def _numbered(backend: Backend, rows: Sequence[Row], limit: int, max_length: int
 
 
 def documents(backend: Scorable, rows: Sequence[Row], *, limit: int, max_length: int) -> list[Unit]:
-    """The held-out documents as units. RefusedInput (E-EVAL-EMPTY) where none has a token to score."""
+    """The held-out documents as units, chosen as ``held_out`` does.
+
+    RefusedInput (E-EVAL-EMPTY) where none has a token to score.
+    """
     chosen = _numbered(backend, rows, limit, max_length)
     units = [
         Unit(str(row.get("id", "")), number, example, widths.of_document(backend, row, example))
