@@ -119,5 +119,5 @@ def _foreign(facts: list[str]) -> RefusedInput:
         "E-EVAL-LOGITS",
         "the logits were not made of this text, with these settings and by this model",
         facts=facts,
-        hint="build them from the same data, with the same documents, max_length, windows and dtype",
+        hint="build them from the same data, with the same documents, max_length, windows, dtype and device",
     )
