@@ -23,14 +23,13 @@ from ingot.kit.stream.vocabulary import DTYPE_NAMES, Slot
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 
 #: The dtypes that ingot reads and writes, by their name in config.json.
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-_ADAPTER = "adapter_config.json"
 
 
 def torch_dtype(name: str) -> torch.dtype:
