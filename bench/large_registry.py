@@ -11,8 +11,6 @@ keeps none.
 
 from __future__ import annotations
 
-import argparse
-import copy
 import os
 import statistics
 import sys
@@ -22,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import history
 from workload import doit_program, environment, make_ingot, median, timed
 
-#: Entries of one commit: what is measured is reading, so the log is written in few commits.
-_BATCH = 500
 _COMMANDS = (
     ("doit (nothing to do)", ()),
     ("doit plan", ("plan",)),
@@ -39,17 +36,12 @@ _COMMANDS = (
 def _grow(project: Path, entries: int) -> int:
     """Sign builds of other parameters until the log has ``entries`` entries; how many it has now."""
     from ingot import registry as public
-    from ingot.core.statement import build_statement
 
     os.chdir(project)
     opened = public.open_log()
     receipts = [public.latest(target) for target in sorted(opened.index.latest)]
-    have = sum(head.size for head in opened.registry.heads().values())
-    wanted = _others(receipts, entries - have)
-    statements = [build_statement(receipt) for receipt in wanted]
-    for start in range(0, len(statements), _BATCH):
-        opened.registry.append(statements[start : start + _BATCH])
-    return have + len(statements)
+    history.sign(opened.registry, _others(receipts, entries - history.length(opened.registry)))
+    return history.length(opened.registry)
 
 
 def _others(receipts: Sequence[Any], count: int) -> Iterator[dict[str, Any]]:
@@ -57,9 +49,7 @@ def _others(receipts: Sequence[Any], count: int) -> Iterator[dict[str, Any]]:
     from ingot.core.key import key_of
 
     for number in range(count):
-        receipt = copy.deepcopy(dict(receipts[number % len(receipts)]))
-        for name in ("origin", "index", "built_at", "present", "built_as"):
-            receipt.pop(name, None)
+        receipt = history.like(receipts[number % len(receipts)])
         receipt["key_parts"]["params"]["env"]["RUN"] = str(number)
         receipt["key"] = key_of(receipt["key_parts"])
         yield receipt
@@ -70,10 +60,11 @@ def _appends(project: Path, repeats: int) -> Iterator[tuple[str, float]]:
     from ingot import registry as public
     from ingot.core.statement import build_statement
 
-    firsts, laters = [], []
+    firsts: list[float] = []
+    laters: list[float] = []
     for _ in range(repeats):
         registry = public.open_log(project).registry
-        receipt = copy.deepcopy(dict(public.latest(min(public.open_log(project).index.latest), project)))
+        receipt = public.latest(min(public.open_log(project).index.latest), project)
         for statement in [build_statement(it) for it in _others([receipt], 2)]:
             start = time.perf_counter()
             registry.append([statement])
@@ -84,11 +75,7 @@ def _appends(project: Path, repeats: int) -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     """Run the benchmark and print one line a command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=10_000)
-    parser.add_argument("--targets", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = history.options(__doc__)
     doit = doit_program()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

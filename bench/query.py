@@ -8,8 +8,6 @@ asks (medians). Of a record of this kind there is no peer to measure against.
 
 from __future__ import annotations
 
-import argparse
-import copy
 import hashlib
 import os
 import tempfile
@@ -18,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import history
 from workload import doit_program, environment, make_ingot, median, timed
 
-_BATCH = 500
 _METHOD = (
     "mean over the held-out documents as the documentation says; 95 % interval: percentile bootstrap over documents"
 )
@@ -53,7 +51,7 @@ def _receipts(like: Mapping[str, Any], count: int, targets: int) -> Iterator[dic
     for number in range(count):
         at, export = number // 2, number % 2 == 0
         name = f"gguf@v{at % targets}"
-        receipt = {key: copy.deepcopy(value) for key, value in like.items() if key not in _SHOWN}
+        receipt = history.like(like)
         item = {"target": f"chains:{name}", "digest": _digest(f"{name} {at}")}
         receipt["kind"] = "gguf" if export else "evaluate"
         receipt["target"] = item["target"] if export else f"chains:report.{name}"
@@ -69,32 +67,20 @@ def _receipts(like: Mapping[str, Any], count: int, targets: int) -> Iterator[dic
         yield receipt
 
 
-#: What a presented receipt has beside its own fields.
-_SHOWN = ("origin", "index", "built_at", "present", "built_as")
-
-
 def _grow(project: Path, entries: int, targets: int) -> int:
     """Sign exports and evaluations until the log has ``entries`` entries; how many it has now."""
     from ingot import registry as public
-    from ingot.core.statement import build_statement
 
     os.chdir(project)
     opened = public.open_log()
-    have = sum(head.size for head in opened.registry.heads().values())
     like = public.latest(next(iter(opened.index.latest)))
-    statements = [build_statement(receipt) for receipt in _receipts(like, entries - have, targets)]
-    for start in range(0, len(statements), _BATCH):
-        opened.registry.append(statements[start : start + _BATCH])
-    return have + len(statements)
+    history.sign(opened.registry, _receipts(like, entries - history.length(opened.registry), targets))
+    return history.length(opened.registry)
 
 
 def main() -> None:
     """Run the benchmark and print one line a question."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=10_000)
-    parser.add_argument("--targets", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = history.options(__doc__)
     doit = doit_program()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
