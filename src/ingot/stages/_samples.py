@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -56,6 +56,13 @@ class Asked(Placed):
         if len(set(prompts)) < len(prompts):
             raise ValueError("a prompt is named twice")
         return prompts
+
+    def prompted(self, roles: frozenset[str], name: str = "prompts") -> Iterator[tuple[str, str]]:
+        """What is wrong with where the prompts come from: one place; ``name`` is that of the parameter."""
+        if self.prompts and "data" in roles:
+            yield "data", "the prompts are those of the spec, so no data set is read"
+        if not self.prompts and "data" not in roles:
+            yield "data", f"without {name!r} the held-out prompts of a data set are answered"
 
 
 def asked(per: tuple[str, ...], into: str | None, params: object, name: str, place: tuple[str, ...]) -> Hidden:

@@ -168,10 +168,7 @@ class Judge(Placed, Task):
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """One judge, and prompts from one place."""
         yield from judges(roles)
-        if self.samples.prompts and "data" in roles:
-            yield "data", "the prompts are those of the spec, so no data set is read"
-        if not self.samples.prompts and "data" not in roles:
-            yield "data", "without 'samples.prompts' the held-out prompts of a data set are answered"
+        yield from self.samples.prompted(roles, "samples.prompts")
 
     def settings(self) -> dict[str, Any]:
         """The parameters as plain data; how the models were asked is told by the samples."""

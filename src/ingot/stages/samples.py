@@ -60,10 +60,7 @@ class Samples(Asked, Task):
 
     def misfits(self, roles: frozenset[str]) -> Iterator[tuple[str, str]]:
         """Prompts come from one place."""
-        if self.prompts and "data" in roles:
-            yield "data", "the prompts are those of the spec, so no data set is read"
-        if not self.prompts and "data" not in roles:
-            yield "data", "without 'prompts' the held-out prompts of a data set are answered"
+        return self.prompted(roles)
 
     def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Answer every prompt; writes samples.jsonl and evaluation.json."""
