@@ -13,19 +13,8 @@ from ingot.kit.chat import Example, Row, Template
 END = 256
 
 
-class Bytes:
-    """A backend whose tokens are bytes; each is followed by what a table says, with its chances."""
-
-    container, precision, parameters, bytes, runtime = "bytes", "", 1, 1, "bytes"
-
-    def __init__(self, says: str = "", *, context: int = 1000, chances: Mapping[int, float] | None = None) -> None:
-        self.says, self.context, self.chances = says, context, chances
-        self.template = Template(None)
-        self.left: list[int] = []
-        self.read = 0
-
-    def question(self, row: Row) -> list[int]:
-        return list(row["prompt"].encode())
+class ByteTokens:
+    """What backends share whose tokens are bytes and the end, and which only answer."""
 
     def encode(self, row: Row, max_length: int) -> Example:
         raise NotImplementedError
@@ -38,6 +27,21 @@ class Bytes:
 
     def text(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < END).decode("utf-8", "replace")
+
+
+class Bytes(ByteTokens):
+    """A backend whose tokens are bytes; each is followed by what a table says, with its chances."""
+
+    container, precision, parameters, bytes, runtime = "bytes", "", 1, 1, "bytes"
+
+    def __init__(self, says: str = "", *, context: int = 1000, chances: Mapping[int, float] | None = None) -> None:
+        self.says, self.context, self.chances = says, context, chances
+        self.template = Template(None)
+        self.left: list[int] = []
+        self.read = 0
+
+    def question(self, row: Row) -> list[int]:
+        return list(row["prompt"].encode())
 
     def prefill(self, ids: Sequence[int]) -> Next:
         self.left = [*self.says.encode(), END]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingot import registry
-from ingot.core.gates import Verdict
 from ingot.core.key import key_of
 from ingot.core.project import Project
 from ingot.core.statement import build_statement
+from ingot.core.verdicts import Finding, Verdict
 from ingot.view.page.book import Book
 from ingot.view.page.facts import Page, collect
 from ingot.view.page.figures import Figure
@@ -195,6 +195,9 @@ def reported(story: Story) -> None:
     story.build("report", "report", inputs, files={"report.json": json.dumps(report)}, metrics={"rows": metric(6)})
 
 
+_FINDINGS: dict[bool | None, Finding] = {True: "kept", False: "broken", None: "unknown"}
+
+
 def verdict(gate: str, limit: float, value: float | None, *, passed: bool | None) -> Verdict:
     """A limit from above, judged."""
     target, _, name = gate.rpartition(".")
@@ -208,13 +211,7 @@ def verdict(gate: str, limit: float, value: float | None, *, passed: bool | None
     }
     if passed is None:
         made["reason"] = f"nothing measures {name!r} there"
-    return Verdict(**made, **_judged(passed))
-
-
-def _judged(passed: bool | None) -> dict[str, Any]:
-    if "finding" in {field.name for field in fields(Verdict)}:
-        return {"finding": {True: "kept", False: "broken", None: "unknown"}[passed]}
-    return {"passed": passed}
+    return Verdict(**made, finding=_FINDINGS[passed])
 
 
 VERDICTS = (

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from bytekit import END, ByteTokens
 from ingot.kit.backends import Next
-from ingot.kit.chat import Example, Row, Template
+from ingot.kit.chat import Row, Template
 from tinymodels import TEMPLATE
-
-END = 256
 
 WEATHER = {
     "name": "weather",
@@ -41,7 +39,7 @@ def lines(path: Path, *rows: Any) -> Path:
     return path
 
 
-class Scripted:
+class Scripted(ByteTokens):
     """A backend whose tokens are bytes. It answers a conversation by its last message and by what it said before."""
 
     container, precision, parameters, bytes, runtime = "scripted", "", 1, 1, "scripted"
@@ -53,18 +51,6 @@ class Scripted:
 
     def question(self, row: Row) -> list[int]:
         return list(self.template.apply(row["messages"][:-1], add_generation_prompt=True).encode())
-
-    def encode(self, row: Row, max_length: int) -> Example:
-        raise NotImplementedError
-
-    def logits(self, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
-        raise NotImplementedError
-
-    def ends(self, token: int) -> bool:
-        return token == END
-
-    def text(self, ids: Sequence[int]) -> str:
-        return bytes(token for token in ids if token < END).decode("utf-8", "replace")
 
     def prefill(self, ids: Sequence[int]) -> Next:
         self.prompts.append(self.text(ids))

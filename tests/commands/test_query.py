@@ -12,8 +12,6 @@ from ingot.core.query_text import Condition, Order, conditions, order_of, parse
 from ingot.errors import UsageError
 from projectkit import Sandbox
 
-SPEEDS = {"Q8_0": 30.0, "Q4_0": 40.0, "int4": None, "w8": 12.0}
-
 
 def metrics(kl: float, size: int, speed: float | None) -> dict[str, Any]:
     found = {"kl_divergence": number(kl, kl / 2, kl * 2, unit="nats/token", n=9), "bytes": number(size, unit="B")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ingot.view.page import verdicts
 from ingot.view.page.book import Entry, Score
 from ingot.view.page.facts import Page, Row
 
@@ -21,7 +20,7 @@ def report(page: Page) -> dict[str, Any]:
         "data": page.report["data"],
         "settings": dict(page.report.get("settings", {})),
         "rows": [_row(row) for row in page.rows],
-        "gates": [verdicts.to_json(verdict) for verdict in page.verdicts],
+        "gates": [verdict.to_dict() for verdict in page.verdicts],
         "lineage": {
             "nodes": [
                 {"digest": node.digest, "targets": list(node.names), "kind": None if node.entry is None else node.kind,

@@ -21,7 +21,6 @@ _QUALITY = (
 _CHARTS = 4
 #: From so many candidates on, only the front is named in the chart; the others say their name when pointed at.
 _NAMED = 8
-_HISTORY = 40
 
 
 def quality(page: Page) -> list[Figure]:
