@@ -15,7 +15,9 @@ import pytest
 import pagekit
 from ingot.core.quantities import number_text
 from ingot.errors import MissingTool, UsageError
-from ingot.view.page import card, document, html, jsonform, markdown, measures, overview, palette, render, write
+from ingot.view.page import (
+    card, document, html, jsonform, markdown, measures, overview, palette, render, verdicts, write,
+)  # fmt: skip
 from ingot.view.page.book import Entry
 from ingot.view.page.facts import Page, row_id
 from ingot.view.page.figures import script_json
@@ -305,6 +307,14 @@ def test_json_holds_the_numbers_with_their_entries(page_facts: Page) -> None:
     assert [task["name"] for task in row["tasks"]] == [pagekit.TASK, "mood", "better"]
     assert [gate["verdict"] for gate in told["gates"]] == ["fail", "pass", "unknown"]
     assert {"from", "to", "role"} == set(told["lineage"]["edges"][0])
+
+
+def test_a_warning_does_not_count_as_passing() -> None:
+    passing = pagekit.VERDICTS[1]
+    warned = replace(pagekit.VERDICTS[0], severity="warn")
+    assert verdicts.standing([passing, warned]) == ("warn", "1 of 2 pass")
+    assert verdicts.standing([passing, replace(passing, finding="new", value=None)]) == ("note", "1 of 2 pass")
+    assert verdicts.standing([passing]) == ("ok", "1 of 1 pass")
 
 
 def test_the_registry_on_one_page(page_project: Sandbox, page_facts: Page) -> None:

@@ -44,7 +44,7 @@ def _stands(folds: Standing, target: str, row: Row) -> Sequence[Child]:
 
 
 def _same(digest: str, measured: str) -> Html:
-    return join(code(digest[:12]), " the same" if digest == measured else word("warn", "another"))
+    return join(code(digest[:12]), " ", "the same" if digest == measured else word("warn", "another"))
 
 
 def _event(entry: LogEntry) -> Iterator[Child]:

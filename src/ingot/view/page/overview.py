@@ -134,12 +134,7 @@ def _gates_of(overview: Overview, spec: str) -> Html:
     listed = [verdict for report in overview.reports(spec) for verdict in overview.verdicts.get(report.id, ())]
     if not listed:
         return Html("none")
-    worst = next(
-        (level for level in ("bad", "warn", "note", "ok") if any(verdicts.level(each) == level for each in listed)),
-        "ok",
-    )
-    passed = sum(verdict.passed is True for verdict in listed)
-    return word(worst, f"{passed} of {len(listed)} pass")
+    return word(*verdicts.standing(listed))
 
 
 def _spec(overview: Overview, spec: str) -> Html:

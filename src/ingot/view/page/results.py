@@ -56,10 +56,9 @@ def _tiles(page: Page) -> Iterator[Html]:
             best = pick(having, key=lambda row: row.scores[metric].value)
             yield _tile(title, number(best.scores[metric], plain=True), best.name)
     if page.verdicts:
-        worst = next(level for level in ("bad", "warn", "note", "ok") if level in map(verdicts.level, page.verdicts))
-        passed = sum(verdicts.level(verdict) == "ok" for verdict in page.verdicts)
+        worst, passed = verdicts.standing(page.verdicts)
         said = {"bad": "failed", "warn": "caution", "note": "pass, where judged", "ok": "all pass"}[worst]
-        yield _tile("gates", link("#gates", said, class_=worst), f"{passed} of {len(page.verdicts)} pass")
+        yield _tile("gates", link("#gates", said, class_=worst), passed)
 
 
 def _tile(what: str, value: Html, below: str) -> Html:

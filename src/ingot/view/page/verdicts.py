@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ingot.view.page.measures import figure, written
@@ -23,6 +24,13 @@ _BESIDE = {"pass": "passes", "none": "new:", "warn": "warns:", "unknown": "not k
 def level(verdict: Verdict) -> str:
     """The level of its mark: ok, note, warn or bad."""
     return _LEVELS[verdict.word]
+
+
+def standing(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The worst level of several verdicts, at least one, and how many pass: ``2 of 3 pass``."""
+    found = [level(verdict) for verdict in verdicts]
+    worst = next(name for name in ("bad", "warn", "note", "ok") if name in found)
+    return worst, f"{found.count('ok')} of {len(found)} pass"
 
 
 def said(verdict: Verdict) -> str:
