@@ -194,13 +194,9 @@ class _Prober:
         return self._probe(name, node, "reused", planned.receipt)
 
     def _planned(self, node: Node) -> Planned:
-        from ingot.core.plan import input_ids
-
-        project, wanted = self._session.project, {node.id}
-        for each in reversed(project.nodes.values()):
-            wanted.update(input_ids(each) if each.id in wanted else ())
+        project = self._session.project
         project.index.sync()
-        return project.plan(each for each in project.nodes.values() if each.id in wanted)[node.id]
+        return project.plan(project.with_inputs([node]))[node.id]
 
     def _measured(self, name: str) -> Probe:
         node = self._node(name)
