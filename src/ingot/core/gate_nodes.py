@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ingot.core.names import nearest
+from ingot.core.names import nearest, stands_for
 
 if TYPE_CHECKING:
     from ingot.core.instances import Instance
@@ -37,7 +36,7 @@ class Known:
 
     def measures(self, metric: str) -> bool:
         """Whether it measures something of that name, or may."""
-        return not self.sure or any(re.fullmatch(_pattern(name), metric) for name in self.measured)
+        return not self.sure or any(stands_for(name, metric) for name in self.measured)
 
     def hint(self, metric: str, nodes: Mapping[str, Known]) -> str | None:
         """The nearest name that it measures, else who measures this one of it, else all that it measures."""
@@ -51,10 +50,6 @@ class Known:
             return None
         more = len(self.measured) - _LISTED
         return f"it measures {', '.join(self.measured[:_LISTED])}{f' and {more} more' if more > 0 else ''}"
-
-
-def _pattern(name: str) -> str:
-    return re.sub("[A-Z]+", "[a-z0-9_]+", name)
 
 
 Nodes = Mapping[str, Known]
