@@ -19,14 +19,12 @@ from ingot.core.complaints import describe, unknown_fields
 from ingot.core.gate_nodes import Nodes, reference_of
 from ingot.core.gate_rules import read_presets, read_regression
 from ingot.core.names import is_metric, nearest, suggestion
-from ingot.core.pairs import Form
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
-from ingot.core.verdicts import BOUNDS, Gate, Severity, Undecided
+from ingot.core.verdicts import BOUNDS, FORMS, Gate, Severity, Undecided
 from ingot.core.yaml_reader import Path
 
 SIDES = ("max", "min")
-FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}
 #: Results by what the log says of them, and the reference of a report.
 OTHERS = ("reference", "last_good", "active")
 FIELDS = (*SIDES, "bound", *FORMS, "severity", "undecided")

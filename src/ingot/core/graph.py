@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core.instances import Instance, bind, topological
 from ingot.core.stage_values import ELEMENT
-from ingot.core.verdicts import Gate, of_dicts
+from ingot.core.verdicts import Gate
 
 if TYPE_CHECKING:
     from ingot.core.spec import ResolvedSpec
@@ -218,7 +218,7 @@ def to_json(graph: SpecGraph) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> SpecGraph:
     """The graph that ``to_json`` made plain; KeyError, TypeError or ValueError where it is not one."""
-    nodes, gates = tuple(_node_from_json(item) for item in data["nodes"]), tuple(of_dicts(data["gates"]))
+    nodes, gates = tuple(_node_from_json(item) for item in data["nodes"]), tuple(Gate(**item) for item in data["gates"])
     return SpecGraph(**{**data, "nodes": nodes, "gates": gates})
 
 
