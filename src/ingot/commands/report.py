@@ -104,12 +104,12 @@ def _open() -> Project:
 def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
     """The gates that the spec of today sets at a report, judged from what the report was made of; none without it."""
     from ingot.core.gate_judging import judge_at
+    from ingot.core.standing import input_digests
 
     node = project.nodes.get(str(receipt["target"]))
     if node is None:
         return []
-    listed = [value if isinstance(value, list) else [value] for value in receipt["inputs"].values()]
-    used = {str(item["digest"]) for items in listed for item in items}
+    used = input_digests(receipt, receipt["inputs"])
 
     def now(name: str) -> Json | None:
         if name == node.id:

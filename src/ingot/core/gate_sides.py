@@ -18,7 +18,7 @@ from ingot.core.directions import better
 from ingot.core.gate_presets import KEPT
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
 from ingot.core.item_sums import read_sums
-from ingot.core.lineage import asked
+from ingot.core.lineage import asked, inputs
 from ingot.core.pairs import Sums
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
@@ -201,8 +201,8 @@ def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES - {_SAID}
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
-    return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)
+    return all(_digests(one, role) == _digests(two, role) for role in shared)
 
 
-def _digests(value: Any) -> list[str]:
-    return [str(item["digest"]) for item in ([value] if isinstance(value, Mapping) else value)]
+def _digests(receipt: Receipt, role: str) -> list[str]:
+    return [str(item["digest"]) for item in inputs(receipt, role)]
