@@ -135,7 +135,7 @@ def _waterfalls(project: Project, receipt: Json, names: Mapping[str, Sequence[st
     from ingot.core.waterfall import Waterfalls
     from ingot.core.waterfall_view import to_json
 
-    found = Waterfalls(project, dict(receipt))
+    found = Waterfalls(project, dict(receipt), project.standing().lookup)
     return [to_json(found.of(metric), names) for metric in found.metrics]
 
 
@@ -144,7 +144,7 @@ def _show_waterfall(screen: Screen, project: Project, receipt: Json) -> None:
     from ingot.core.waterfall import Waterfalls
     from ingot.core.waterfall_view import waterfall_table
 
-    found = Waterfalls(project, dict(receipt))
+    found = Waterfalls(project, dict(receipt), project.standing().lookup)
     shown = next((each for each in map(found.of, found.metrics) if each.steps), None)
     if shown is not None:
         drawn = waterfall_table(shown, names_of(receipt), screen.width)

@@ -151,7 +151,7 @@ class Waterfalls:
         """The chain of each candidate, in the order of the report, from the reference where that is an ancestor."""
         return tuple(self._lineage.chain(item, self._reference) for item in inputs(self.report, "candidates"))
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """What was measured of at least one candidate, the best known first; those of a task as ``TASK.METRIC``."""
         names = {
