@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -99,3 +100,8 @@ def measurers(name: str, metric: str, nodes: Nodes) -> list[Known]:
 def instances_of(name: str, nodes: Collection[str]) -> list[str]:
     """The nodes that a name means: one, or all instances of a matrix."""
     return [name] if name in nodes else [it for it in nodes if it.startswith(f"{name}@")]
+
+
+def is_unsure(name: str, unsure: Collection[str]) -> bool:
+    """Whether a name is of a target whose nodes are not known."""
+    return re.split(r"[@.]", name, maxsplit=1)[0] in unsure
