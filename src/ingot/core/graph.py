@@ -84,6 +84,11 @@ class Node(Facts):
         return self.target
 
 
+def input_ids(node: Node) -> list[str]:
+    """The ids of a node's immediate inputs, in the order of its roles."""
+    return [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
+
+
 @dataclass(frozen=True)
 class SpecGraph:
     """A spec as the planner sees it. ``gates`` are spread out as they are judged."""
