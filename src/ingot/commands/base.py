@@ -23,7 +23,7 @@ from doit.cmdparse import CmdParseError
 
 from ingot import registry
 from ingot.commands.screen import Screen
-from ingot.errors import DiskFailed, IngotError, UsageError
+from ingot.errors import DiskFailed, IngotError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
@@ -157,6 +157,14 @@ def open_project() -> Project:
     from ingot.core.project import Project
 
     return Project.open(Path.cwd())
+
+
+def open_readable() -> Project:
+    """The project with its specs, which name gates and kinds; without them where one is bad: the log needs none."""
+    try:
+        return open_project()
+    except SpecError:
+        return registry.open_log()
 
 
 def remedy(project: Project, target: str) -> str:

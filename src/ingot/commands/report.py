@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy, value
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_readable, remedy, value
 from ingot.commands.screen import Screen
 from ingot.core.report_view import names_of
-from ingot.errors import SpecError, StoreDamaged, UsageError
+from ingot.errors import StoreDamaged, UsageError
 
 if TYPE_CHECKING:
     from ingot.core.gates import Verdict
@@ -51,7 +51,7 @@ class Report(IngotCommand):
 
         Without a name the reports at hand are shown, and those that are not in the store are named on standard error.
         """
-        project = _open()
+        project = open_readable()
         if options["all"]:
             return _write_all(screen, project, options, arguments)
         receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
@@ -89,16 +89,6 @@ class Report(IngotCommand):
             sys.stderr.write(f"note: {receipt['target']} is not in the store: {remedy(project, receipt['target'])}\n")
         keep_derived(project)
         return 0
-
-
-def _open() -> Project:
-    """The project with its specs, which name the gates; without them where a spec is bad, since the log needs none."""
-    from ingot.commands.base import open_project
-
-    try:
-        return open_project()
-    except SpecError:
-        return registry.open_log()
 
 
 def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
