@@ -1,4 +1,4 @@
-"""``doit report``: the measured table of a report, with the names of its targets."""
+"""``doit report``: the measured table of a report, with the names of its targets, and its pages."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class SpecGraph:
     prices: dict[str, Any] = field(default_factory=dict)
     #: The memory that exports are to run in (``core.budgets``); empty without.
     budget: dict[str, Any] = field(default_factory=dict)
-    #: How candidates are compared with what is active (``core.regression``); None where that is switched off.
+    #: How candidates are compared with what is active (``core.gate_rules`` reads it); None where that is switched off.
     regression: dict[str, Any] | None = field(default_factory=dict)
 
 
