@@ -69,8 +69,9 @@ class Worth(Executor):
 
 @pytest.fixture
 def chain(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    with doitkit.prepared():
-        monkeypatch.setattr(project, "Executor", Worth)
+    # What is replaced last is put back first: else the executor of doitkit would stay for the tests of other files.
+    with doitkit.prepared(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "Executor", Worth)
         monkeypatch.setattr(Worth, "divergence", {1: 0.1, 2: 0.2, 3: 0.9, 4: 1.0, 5: 1.1})
         monkeypatch.setattr(Worth, "ran", [])
         sandbox.file("specs/weights.bin", "weights")

@@ -23,7 +23,7 @@ from doit.cmdparse import CmdParseError
 
 from ingot import registry
 from ingot.commands.screen import Screen
-from ingot.errors import DiskFailed, IngotError, UsageError
+from ingot.errors import DiskFailed, IngotError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from ingot.core.graph import Node
@@ -71,11 +71,11 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
             code = self.run(Screen(sys.stdout), opt_values, list(pos_args))
             sys.stdout.flush()
         except IngotError as error:
-            return _complain(str(error), error.exit_code)
+            return complain(str(error), error.exit_code)
         except KeyboardInterrupt as interrupt:
             # Once is enough: another one would cut short what ends the helpers, or come before the exit code is given.
             _listen(signal.SIG_IGN)
-            return _complain("interrupted", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+            return complain("interrupted", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
         except BrokenPipeError:
             # Python flushes stdout once more at its end; give it somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +84,7 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
             from ingot.core import disk
 
             failed = disk.failure(error, Path.cwd())
-            return _complain(str(failed), failed.exit_code)
+            return complain(str(failed), failed.exit_code)
         return code
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
@@ -92,7 +92,7 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
         try:
             options, arguments = self._parse(in_args)
         except UsageError as error:
-            return _complain(str(error), error.exit_code)
+            return complain(str(error), error.exit_code)
         return self.execute(options, arguments)
 
     def _parse(self, in_args: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
@@ -107,8 +107,7 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
                 options, rest = self.cmdparser.parse_only(later, options)
                 literal = len(later) > len(rest) and later[len(later) - len(rest) - 1] == "--"
         except CmdParseError as error:
-            what = str(error).partition(" (parsing options")[0].removeprefix("Error parsing Command: ").strip()
-            raise self._usage(what) from None
+            raise self._usage(parsing_words(error)) from None
         return {**options, **self.opt_vals}, arguments + rest
 
     def _usage(self, what: str) -> UsageError:
@@ -135,7 +134,13 @@ def _listen(answer: Callable[[int, FrameType | None], None] | signal.Handlers = 
                 signal.signal(number, answer)
 
 
-def _complain(message: str, code: int) -> int:
+def parsing_words(error: CmdParseError) -> str:
+    """What is wrong with a command line, without what doit says around it."""
+    return str(error).partition(" (parsing options")[0].removeprefix("Error parsing Command: ").strip()
+
+
+def complain(message: str, code: int) -> int:
+    """Say on standard error why a command ends, and give its exit code."""
     with suppress(BrokenPipeError):
         sys.stderr.write(message.rstrip("\n") + "\n")
     return code
@@ -152,6 +157,14 @@ def open_project() -> Project:
     from ingot.core.project import Project
 
     return Project.open(Path.cwd())
+
+
+def open_readable() -> Project:
+    """The project with its specs, which name gates and kinds; without them where one is bad: the log needs none."""
+    try:
+        return open_project()
+    except SpecError:
+        return registry.open_log()
 
 
 def remedy(project: Project, target: str) -> str:

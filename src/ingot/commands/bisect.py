@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from doit.cmd_run import Run as DoitRun
 from doit.cmdparse import CmdParseError
 
-from ingot.commands.base import JSON_OPTION, value
+from ingot.commands.base import JSON_OPTION, complain, parsing_words, value
 from ingot.commands.run import Run
 from ingot.commands.screen import Screen
 from ingot.core.bisection import Limit, Line, Probe
@@ -73,8 +73,7 @@ class Bisect(Run):
                 arguments.append(rest[0])
                 params, rest = self.cmdparser.parse_only(rest[1:], params)
         except CmdParseError as error:
-            what = str(error).partition(" (parsing options")[0].removeprefix("Error parsing Command: ").strip()
-            return _complain(str(self._usage(what)), 2)
+            return complain(str(self._usage(parsing_words(error))), 2)
         return self.execute(params, arguments)
 
     def execute(self, params: Any, args: Sequence[str]) -> Any:
@@ -86,9 +85,9 @@ class Bisect(Run):
         except Failed as failed:
             return failed.code
         except IngotError as error:
-            return _complain(str(error), error.exit_code)
+            return complain(str(error), error.exit_code)
         except KeyboardInterrupt:
-            return _complain("interrupted", _INTERRUPTED)
+            return complain("interrupted", _INTERRUPTED)
 
     def _usage(self, what: str) -> UsageError:
         return UsageError("E-USAGE", what, facts=[f"usage: doit {self.name} {self.doc_usage}"], hint="doit help bisect")
@@ -194,13 +193,9 @@ class _Prober:
         return self._probe(name, node, "reused", planned.receipt)
 
     def _planned(self, node: Node) -> Planned:
-        from ingot.core.plan import input_ids
-
-        project, wanted = self._session.project, {node.id}
-        for each in reversed(project.nodes.values()):
-            wanted.update(input_ids(each) if each.id in wanted else ())
+        project = self._session.project
         project.index.sync()
-        return project.plan(each for each in project.nodes.values() if each.id in wanted)[node.id]
+        return project.plan(project.with_inputs([node]))[node.id]
 
     def _measured(self, name: str) -> Probe:
         node = self._node(name)
@@ -220,8 +215,3 @@ class _Prober:
         from ingot.core.waterfall import reasons_of
 
         return reasons_of(self._session.project, receipt).get(self._metric.rpartition(".")[2])
-
-
-def _complain(message: str, code: int) -> int:
-    sys.stderr.write(message.rstrip("\n") + "\n")
-    return code

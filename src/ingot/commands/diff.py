@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingot import registry
-from ingot.commands.base import IngotCommand, keep_derived
+from ingot.commands.base import IngotCommand, keep_derived, open_readable
 from ingot.commands.screen import Screen, duration_text, number_text, size_text
-from ingot.errors import SpecError, UsageError
+from ingot.errors import UsageError
 
 if TYPE_CHECKING:
     from ingot.core.changes import Change
@@ -54,12 +52,8 @@ class Diff(IngotCommand):
 
 def _project() -> Project | None:
     """The project, without its specs where they are bad; None outside one, where files can still be compared."""
-    from ingot.core.project import Project
-
     try:
-        return Project.open(Path.cwd())
-    except SpecError:
-        return registry.open_log()
+        return open_readable()
     except UsageError as error:
         if error.code != "E-PROJECT":
             raise

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, value
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_readable, value
 from ingot.commands.screen import Screen, number_text, plural
-from ingot.errors import SpecError, UsageError
+from ingot.errors import UsageError
 
 if TYPE_CHECKING:
     from ingot.core.project import Project
@@ -60,7 +60,7 @@ class Query(IngotCommand):
         asked = self._asked(options, arguments)
         columns = query_text.names(options["columns"], "--columns") if options["columns"] is not None else ()
         wanted = query_text.names(options["pareto"], "--pareto") if options["pareto"] is not None else None
-        project = _open()
+        project = open_readable()
         _require_spec(project, options["spec"])
         lookup = Scan(project)
         # A long log is a million small values, none of them rubbish: looking for some would take most of the time.
@@ -102,17 +102,6 @@ def _as_given(name: str, handed: Sequence[str]) -> Sequence[str]:
         if word == name and [each for each in given[at + 1 :] if each[:1] == "-" or "=" not in each] == list(handed):
             return given[at + 1 :]
     return handed
-
-
-def _open() -> Project:
-    """The project with its specs, which name kinds; without them where one is bad, since the log needs none."""
-    from ingot import registry
-    from ingot.commands.base import open_project
-
-    try:
-        return open_project()
-    except SpecError:
-        return registry.open_log()
 
 
 def _require_spec(project: Project, spec: str | None) -> None:

@@ -1,4 +1,4 @@
-"""``doit report``: the measured table of a report, with the names of its targets."""
+"""``doit report``: the measured table of a report, with the names of its targets, and its pages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy, value
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_readable, remedy, value
 from ingot.commands.screen import Screen
 from ingot.core.report_view import names_of
-from ingot.errors import SpecError, StoreDamaged, UsageError
+from ingot.errors import StoreDamaged, UsageError
 
 if TYPE_CHECKING:
     from ingot.core.gates import Verdict
@@ -51,7 +51,7 @@ class Report(IngotCommand):
 
         Without a name the reports at hand are shown, and those that are not in the store are named on standard error.
         """
-        project = _open()
+        project = open_readable()
         if options["all"]:
             return _write_all(screen, project, options, arguments)
         receipts = [item for item in _receipts(project, arguments) if item["kind"] == "report"]
@@ -91,25 +91,15 @@ class Report(IngotCommand):
         return 0
 
 
-def _open() -> Project:
-    """The project with its specs, which name the gates; without them where a spec is bad, since the log needs none."""
-    from ingot.commands.base import open_project
-
-    try:
-        return open_project()
-    except SpecError:
-        return registry.open_log()
-
-
 def verdicts_of(project: Project, receipt: Json) -> list[Verdict]:
     """The gates that the spec of today sets at a report, judged from what the report was made of; none without it."""
     from ingot.core.gate_judging import judge_at
+    from ingot.core.standing import input_digests
 
     node = project.nodes.get(str(receipt["target"]))
     if node is None:
         return []
-    listed = [value if isinstance(value, list) else [value] for value in receipt["inputs"].values()]
-    used = {str(item["digest"]) for items in listed for item in items}
+    used = input_digests(receipt, receipt["inputs"])
 
     def now(name: str) -> Json | None:
         if name == node.id:
@@ -135,7 +125,7 @@ def _waterfalls(project: Project, receipt: Json, names: Mapping[str, Sequence[st
     from ingot.core.waterfall import Waterfalls
     from ingot.core.waterfall_view import to_json
 
-    found = Waterfalls(project, dict(receipt))
+    found = Waterfalls(project, dict(receipt), project.standing().lookup)
     return [to_json(found.of(metric), names) for metric in found.metrics]
 
 
@@ -144,7 +134,7 @@ def _show_waterfall(screen: Screen, project: Project, receipt: Json) -> None:
     from ingot.core.waterfall import Waterfalls
     from ingot.core.waterfall_view import waterfall_table
 
-    found = Waterfalls(project, dict(receipt))
+    found = Waterfalls(project, dict(receipt), project.standing().lookup)
     shown = next((each for each in map(found.of, found.metrics) if each.steps), None)
     if shown is not None:
         drawn = waterfall_table(shown, names_of(receipt), screen.width)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingot.core import checkpoints, disk, eviction, key_locks, passes, receipts, reuse
+from ingot.core import checkpoints, disk, key_locks, passes, receipts, reuse
 from ingot.core.copies import Copies, Copy
 from ingot.core.digest import FileRecord
 from ingot.core.executor import Outcome
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.job import Job, Jobs
 from ingot.core.passes import AS_IT_IS, Made, Pass, Wish
 from ingot.core.plan import Planned
@@ -138,7 +138,7 @@ class Builder:
 
     def _bring_back(self, node: Node) -> None:
         """Build the inputs whose bytes were evicted, where the plan did not foresee that they are needed."""
-        for name in eviction.inputs_of(node):
+        for name in dict.fromkeys(input_ids(node)):
             below = self._project.nodes[name]
             if below.virtual:
                 self._bring_back(below)

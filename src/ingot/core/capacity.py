@@ -20,8 +20,9 @@ from pathlib import Path
 
 from ingot.core import gpu, procfs
 from ingot.core.floors import Floor
+from ingot.core.graph import input_ids
 from ingot.core.key import params_in_key
-from ingot.core.plan import Planned, input_ids
+from ingot.core.plan import Planned
 from ingot.core.predict import Prediction
 
 _RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 0.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -184,6 +184,11 @@ def _sentence(kind_of: str, context: dict[str, Any], message: str, value: object
     if kind_of in ("value_error", "assertion_error"):
         return str(context["error"]), None
     return message[:1].lower() + message[1:], None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of YAML is a number."""
+    return not isinstance(value, bool) and isinstance(value, int | float)
 
 
 def describe(value: object) -> str:

@@ -6,14 +6,14 @@ that is to be built reads them, and by ``doit materialize``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ingot.core import reasons
+from ingot.core.graph import input_ids
 
 if TYPE_CHECKING:
-    from ingot.core.graph import Node
     from ingot.core.plan import Planned
     from ingot.core.reasons import Reason
 
@@ -30,14 +30,9 @@ def told(planned: dict[str, Planned]) -> dict[str, Planned]:
             planned[name] = replace(item, state="stale", reasons=(reasons.evicted(wanted),))
         # What flows through a virtual target is read where that is read.
         reads = item.state in ("stale", "waiting", "building") or (item.state in ("virtual", "evicted") and wanted)
-        for source in inputs_of(item.node) if reads else ():
+        for source in dict.fromkeys(input_ids(item.node)) if reads else ():
             readers.setdefault(source, []).insert(0, item.node.name)
     return planned
-
-
-def inputs_of(node: Node) -> Iterator[str]:
-    """The ids of what a target is built from, each once."""
-    return iter(dict.fromkeys(f"{node.spec}:{name}" for names in node.inputs.values() for name in names))
 
 
 def wanted(planned: Mapping[str, Planned]) -> dict[str, tuple[Reason, ...]]:

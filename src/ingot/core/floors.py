@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import gpu, weights_facts
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.model_shape import model_shape
-from ingot.core.plan import Planned, input_ids
+from ingot.core.plan import Planned
 from ingot.core.store import Store
 
 if TYPE_CHECKING:

@@ -10,23 +10,20 @@ gates:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from ingot.core.complaints import describe, unknown_fields
-from ingot.core.gate_nodes import Nodes, reference_of
+from ingot.core.complaints import describe, is_number, unknown_fields
+from ingot.core.gate_nodes import Nodes, is_unsure, reference_of
 from ingot.core.gate_rules import read_presets, read_regression
 from ingot.core.names import is_metric, nearest, suggestion
-from ingot.core.pairs import Form
 from ingot.core.problems import Problems
 from ingot.core.scalars import shorten
-from ingot.core.verdicts import BOUNDS, Gate, Severity, Undecided
+from ingot.core.verdicts import BOUNDS, FORMS, Gate, Severity, Undecided
 from ingot.core.yaml_reader import Path
 
 SIDES = ("max", "min")
-FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}
 #: Results by what the log says of them, and the reference of a report.
 OTHERS = ("reference", "last_good", "active")
 FIELDS = (*SIDES, "bound", *FORMS, "severity", "undecided")
@@ -86,14 +83,10 @@ def _check_name(name: str, nodes: Nodes, unsure: Collection[str], problems: Prob
             return True
         what = f"nothing measures {shorten(metric)!r} of {shorten(node)!r} (kind {nodes[node].kind!r})"
         problems.add(path, "E-SPEC-GATE", what, nodes[node].hint(metric, nodes), key=True)
-    elif not _is_unsure(node, unsure):
+    elif not is_unsure(node, unsure):
         what = f"there is nothing measured under the name {shorten(node)!r}"
         problems.add(path, "E-SPEC-GATE", what, nearest_node(node, nodes), key=True)
     return False
-
-
-def _is_unsure(node: str, unsure: Collection[str]) -> bool:
-    return re.split(r"[@.]", node, maxsplit=1)[0] in unsure
 
 
 def nearest_node(name: str, nodes: Nodes) -> str | None:
@@ -132,11 +125,6 @@ def check_words(limits: Mapping[str, Any], path: Path, problems: Problems) -> No
             hint = suggestion(given, words) if isinstance(given, str) and len(given) > 1 else None
             what = f"must be one of {', '.join(words)}, not {describe(given)}"
             problems.add((*path, name), "E-SPEC-GATE", what, hint if hint and "mean" in hint else None)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of YAML is a number."""
-    return not isinstance(value, bool) and isinstance(value, int | float)
 
 
 def _gate(name: str, limits: Mapping[str, Any], nodes: Nodes, problems: Problems) -> Gate | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ingot.core.names import nearest
+from ingot.core.names import nearest, stands_for
 
 if TYPE_CHECKING:
     from ingot.core.instances import Instance
@@ -37,7 +37,7 @@ class Known:
 
     def measures(self, metric: str) -> bool:
         """Whether it measures something of that name, or may."""
-        return not self.sure or any(re.fullmatch(_pattern(name), metric) for name in self.measured)
+        return not self.sure or any(stands_for(name, metric) for name in self.measured)
 
     def hint(self, metric: str, nodes: Mapping[str, Known]) -> str | None:
         """The nearest name that it measures, else who measures this one of it, else all that it measures."""
@@ -51,10 +51,6 @@ class Known:
             return None
         more = len(self.measured) - _LISTED
         return f"it measures {', '.join(self.measured[:_LISTED])}{f' and {more} more' if more > 0 else ''}"
-
-
-def _pattern(name: str) -> str:
-    return re.sub("[A-Z]+", "[a-z0-9_]+", name)
 
 
 Nodes = Mapping[str, Known]
@@ -104,3 +100,8 @@ def measurers(name: str, metric: str, nodes: Nodes) -> list[Known]:
 def instances_of(name: str, nodes: Collection[str]) -> list[str]:
     """The nodes that a name means: one, or all instances of a matrix."""
     return [name] if name in nodes else [it for it in nodes if it.startswith(f"{name}@")]
+
+
+def is_unsure(name: str, unsure: Collection[str]) -> bool:
+    """Whether a name is of a target whose nodes are not known."""
+    return re.split(r"[@.]", name, maxsplit=1)[0] in unsure

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
-from ingot.core.pairs import Form
+from ingot.core.verdicts import FORMS
 
 Receipt = Mapping[str, Any]
-_FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}
 
 
 def entry(verdict: Verdict, target: str, current: Mapping[str, Receipt]) -> dict[str, Any]:
@@ -58,14 +57,14 @@ def gate_of(recorded: Mapping[str, Any]) -> Gate:
     sides: dict[str, Any] = {side: float(limit[side]) for side in ("min", "max") if side in limit}
     if not sides:
         raise KeyError("limit")
-    words = [word for word in _FORMS if word in limit]
+    words = [word for word in FORMS if word in limit]
     return Gate(
         str(recorded["gate"]),
         **sides,
         bound=limit.get("bound", "value"),
         severity=recorded.get("severity", "fail"),
         undecided=recorded.get("undecided", "warn"),
-        form=_FORMS[words[0]] if words else None,
+        form=FORMS[words[0]] if words else None,
         other=str(limit[words[0]]) if words else "",
         rule=str(recorded.get("rule", "")),
     )

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from ingot.core.complaints import describe, unknown_fields
+from ingot.core.complaints import describe, is_number, unknown_fields
 from ingot.core.directions import better
-from ingot.core.gate_nodes import Nodes, instances_of, measurers, reference_of
+from ingot.core.gate_nodes import Nodes, instances_of, is_unsure, measurers, reference_of
 from ingot.core.gate_presets import KEPT, PRESETS, Limit
 from ingot.core.names import nearest, suggestion
 from ingot.core.problems import Problems
@@ -32,7 +32,7 @@ def read_presets(value: object, nodes: Nodes, unsure: Collection[str], problems:
     for target, wanted in value.items():
         path = (*_PRESETS, target)
         meant = [name for name in instances_of(target, nodes) if not nodes[name].implying]
-        if not meant and re.split(r"[@.]", target, maxsplit=1)[0] not in unsure:
+        if not meant and not is_unsure(target, unsure):
             near = nearest(target, [name for name, node in nodes.items() if not node.implying])
             hint = f"did you mean {near!r}?" if near else None
             problems.add(path, _CODE, f"there is no target {shorten(target)!r}", hint, key=True)
@@ -74,7 +74,7 @@ def _spread(name: str, preset: str, changes: Mapping[str, Any], place: tuple[Pat
         number = changes.get(metric, limit.number)
         if number is None:
             continue
-        if isinstance(number, bool) or not isinstance(number, int | float):
+        if not is_number(number):
             problems.add((*path, metric), _CODE, f"must be a number or null, not {describe(number)}")
             continue
         found = measurers(name, metric, nodes)
@@ -102,7 +102,7 @@ def _kept(name: str, preset: str, share: object, place: tuple[Path, Nodes, Probl
     path, nodes, problems = place
     if share is None:
         return
-    if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
+    if not is_number(share) or share <= 0:
         problems.add((*path, KEPT), _CODE, f"must be a share above 0 or null, not {describe(share)}")
         return
     for node in nodes.values():
@@ -142,7 +142,7 @@ def read_regression(value: object, nodes: Nodes, unsure: Collection[str], proble
     else:
         for metric, number in margin.items():
             _check_metric(metric, (*_REGRESSION, "margin", metric), (nodes, unsure), problems)
-            if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+            if not is_number(number) or number < 0:
                 what = f"must be a number of at least 0, not {describe(number)}"
                 problems.add((*_REGRESSION, "margin", metric), _CODE, what)
     return dict(value)

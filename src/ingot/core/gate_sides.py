@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import quality
 from ingot.core.directions import better
 from ingot.core.gate_presets import KEPT
 from ingot.core.gates import Gate, Other, Side, Verdict, judge
-from ingot.core.item_sums import read_sums
-from ingot.core.lineage import asked
-from ingot.core.pairs import Sums
+from ingot.core.item_sums import recorded_sums
+from ingot.core.lineage import asked, inputs
 from ingot.core.standing import CANDIDATES, MEASUREMENTS
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ Now = Callable[[str], Receipt | None]
 
 def side_of(store: Store, receipt: Receipt) -> Side:
     """A recorded measurement, with its sums a document as long as its files are here and whole."""
-
-    def sums(metric: str) -> Sums | None:
-        digest = str(receipt["digest"])
-        if store.presence(digest, receipt["files"])[0] != "present":
-            return None
-        return read_sums(store.object_path(digest), metric, receipt["metrics"][metric].get("value"))
-
-    return Side(receipt["metrics"], str(receipt["digest"]), sums)
+    return Side(receipt["metrics"], str(receipt["digest"]), partial(recorded_sums, store, receipt))
 
 
 class Sides:
@@ -201,8 +194,8 @@ def comparable(one: Receipt, two: Receipt, metric: str) -> bool:
     shared = (one["inputs"].keys() & two["inputs"].keys()) - _CANDIDATES - {_SAID}
     if not quality.depends_on_reference(str(one["kind"]), metric):
         shared -= {"reference"}
-    return all(_digests(one["inputs"][role]) == _digests(two["inputs"][role]) for role in shared)
+    return all(_digests(one, role) == _digests(two, role) for role in shared)
 
 
-def _digests(value: Any) -> list[str]:
-    return [str(item["digest"]) for item in ([value] if isinstance(value, Mapping) else value)]
+def _digests(receipt: Receipt, role: str) -> list[str]:
+    return [str(item["digest"]) for item in inputs(receipt, role)]

@@ -56,10 +56,9 @@ def judge(gate: Gate, side: Side | None, other: Other | None = None) -> list[Ver
     for which in sides:
         limit = gate.min if which == "min" else gate.max
         if limit is not None:
-            verdict = Verdict(gate.name, *split_gate(gate.name), which, float(limit), gate.bound)
-            verdict = replace(
-                verdict, severity=gate.severity, undecided=gate.undecided, rule=gate.rule, form=gate.form,
-                other=gate.other,
+            verdict = Verdict(
+                gate.name, gate.target, gate.metric, which, float(limit), gate.bound,
+                severity=gate.severity, undecided=gate.undecided, form=gate.form, other=gate.other, rule=gate.rule,
             )  # fmt: skip
             verdicts.append(_decided(verdict, found))
     return verdicts

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ingot.core import disk, key_locks
 from ingot.core.lookup import is_about
 from ingot.core.staging import bytes_below
-from ingot.core.standing import Standing
+from ingot.core.standing import input_digests
 from ingot.core.statement import receipt_of
 
 if TYPE_CHECKING:
@@ -152,12 +152,12 @@ def _reasons(project: Project, policy: Policy, builds: Sequence[Receipt], now: d
             yield digest, "young"
         if number < policy.newest:
             yield digest, "among the newest"
-            yield from ((given, "input of one of the newest") for given in _inputs(receipt))
+            yield from ((given, "input of one of the newest") for given in input_digests(receipt, receipt["inputs"]))
 
 
 def _in_force(project: Project, policy: Policy) -> Iterator[tuple[str, str]]:
     """The results of the targets that the specs declare: those in force, the newest, and the last good ones."""
-    standing = Standing(project)
+    standing = project.standing()
     for name, item in project.planner.plan(project.nodes.values()).items():
         if _is_named(name, policy.drop):
             continue
@@ -172,15 +172,9 @@ def _in_force(project: Project, policy: Policy) -> Iterator[tuple[str, str]]:
 
 def _decided(project: Project) -> Iterator[tuple[str, str]]:
     """What is active, and what a rollback could go back to."""
-    for stack in Standing(project).stacks.values():
+    for stack in project.standing().stacks.values():
         yield from ((level.digest, "active" if level is stack[-1] else "promoted") for level in stack)
 
 
 def _is_named(target: str, names: Collection[str]) -> bool:
     return any(is_about(target, name) for name in names)
-
-
-def _inputs(receipt: Receipt) -> Iterator[str]:
-    for value in receipt["inputs"].values():
-        for item in [value] if isinstance(value, Mapping) else value:
-            yield str(item["digest"])

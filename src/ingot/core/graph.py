@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingot.core.instances import Instance, bind, topological
 from ingot.core.stage_values import ELEMENT
-from ingot.core.verdicts import Gate, of_dicts
+from ingot.core.verdicts import Gate
 
 if TYPE_CHECKING:
     from ingot.core.spec import ResolvedSpec
@@ -84,6 +84,11 @@ class Node(Facts):
         return self.target
 
 
+def input_ids(node: Node) -> list[str]:
+    """The ids of a node's immediate inputs, in the order of its roles."""
+    return [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
+
+
 @dataclass(frozen=True)
 class SpecGraph:
     """A spec as the planner sees it. ``gates`` are spread out as they are judged."""
@@ -98,7 +103,7 @@ class SpecGraph:
     prices: dict[str, Any] = field(default_factory=dict)
     #: The memory that exports are to run in (``core.budgets``); empty without.
     budget: dict[str, Any] = field(default_factory=dict)
-    #: How candidates are compared with what is active (``core.regression``); None where that is switched off.
+    #: How candidates are compared with what is active (``core.gate_rules`` reads it); None where that is switched off.
     regression: dict[str, Any] | None = field(default_factory=dict)
 
 
@@ -218,7 +223,7 @@ def to_json(graph: SpecGraph) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> SpecGraph:
     """The graph that ``to_json`` made plain; KeyError, TypeError or ValueError where it is not one."""
-    nodes, gates = tuple(_node_from_json(item) for item in data["nodes"]), tuple(of_dicts(data["gates"]))
+    nodes, gates = tuple(_node_from_json(item) for item in data["nodes"]), tuple(Gate(**item) for item in data["gates"])
     return SpecGraph(**{**data, "nodes": nodes, "gates": gates})
 
 

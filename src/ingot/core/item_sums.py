@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingot.core.pairs import ANSWERS, RATIOS, Documents, Ratio, Sums, of_item, sums
+
+if TYPE_CHECKING:
+    from ingot.core.store import Store
 
 #: Of the number of a window.
 _DIGITS = 8
@@ -26,6 +29,14 @@ def read_sums(folder: Path, metric: str, value: object) -> Sums | None:
     found = [sums(ratio, rows, value) for ratio, rows in _forms(folder, metric)]
     known = {it.ids + it.tops: it for it in found if it is not None}
     return next(iter(known.values())) if len(known) == 1 else None
+
+
+def recorded_sums(store: Store, receipt: Mapping[str, Any], metric: str) -> Sums | None:
+    """The sums of a metric of a recorded measurement; None where its files are not here and whole."""
+    digest = str(receipt["digest"])
+    if store.presence(digest, receipt["files"])[0] != "present":
+        return None
+    return read_sums(store.object_path(digest), metric, receipt["metrics"][metric].get("value"))
 
 
 def _forms(folder: Path, metric: str) -> Iterator[tuple[Ratio, Documents]]:

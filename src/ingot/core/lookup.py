@@ -45,6 +45,12 @@ def is_about(target: str, name: str) -> bool:
     return target == name or target.startswith((f"{name}:", f"{name}@"))
 
 
+def subject_digest(line: bytes) -> str | None:
+    """The digest that the entry of a line is about."""
+    match = _DIGEST.match(line, max(0, line.rfind(b'"subject":[')))
+    return match[1].decode() if match else None
+
+
 class Lookup:
     """The entries of one project's logs, read once."""
 
@@ -149,9 +155,9 @@ class Lookup:
         found: dict[str, list[tuple[str, int]]] = {}
         for origin, lines in self._lines.items():
             for index, line in enumerate(lines):
-                match = _DIGEST.match(line, max(0, line.rfind(b'"subject":[')))
-                if match and _BUILD in line:
-                    found.setdefault(match[1].decode(), []).append((origin, index))
+                digest = subject_digest(line)
+                if digest is not None and _BUILD in line:
+                    found.setdefault(digest, []).append((origin, index))
         return found
 
     def with_role(self, role: str) -> list[Receipt]:

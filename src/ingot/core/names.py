@@ -93,3 +93,8 @@ def is_label(text: str) -> bool:
 def is_metric(name: str) -> bool:
     """Whether a metric may be called so."""
     return _METRIC.fullmatch(name) is not None
+
+
+def stands_for(name: str, metric: str) -> bool:
+    """Whether a metric is one of those that a name means: capitals in it stand for several names."""
+    return re.fullmatch(re.sub("[A-Z]+", "[a-z0-9_]+", re.escape(name)), metric) is not None

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ingot.core import eviction, gpu, reasons, virtual
 from ingot.core.acceptance import given_by, place_of
 from ingot.core.environment import environment
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.index import Index
 from ingot.core.key import NOT_INSTALLED, by_key, key_of, key_parts
 from ingot.core.reasons import Reason
@@ -168,11 +168,6 @@ class Planner:
                 error.facts = (*error.facts, f"{node.id} needs it ({node.file}:{node.line})")
                 raise
         return self._source_digests[node.id]
-
-
-def input_ids(node: Node) -> list[str]:
-    """The ids of a node's immediate inputs, in the order of its roles."""
-    return [f"{node.spec}:{name}" for names in node.inputs.values() for name in names]
 
 
 def _choose(builds: list[dict[str, Any]], latest: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -34,10 +34,10 @@ from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.key import key_parts
 from ingot.core.past import History, Past, fingerprints
-from ingot.core.plan import Planned, input_ids
+from ingot.core.plan import Planned
 from ingot.core.sources import SourceReader
 from ingot.errors import RefusedInput
 

@@ -6,14 +6,13 @@ report that lists one later finds its measurement made.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ingot.core.graph import Node, expand
 from ingot.core.lineage import MAIN
+from ingot.core.names import stands_for, suggestion
 from ingot.core.stage import load_kind
 from ingot.errors import UsageError
 
@@ -34,8 +33,6 @@ def report_of(project: Project, name: str) -> Node:
     if chosen:
         raise UsageError("E-TARGET", f"{name!r} has several reports", facts=listed, hint="name one of them")
     if spec not in project.graphs:
-        from ingot.core.names import suggestion
-
         raise UsageError("E-TARGET", f"there is no spec {spec!r}", hint=suggestion(spec, project.graphs))
     hint = (
         f"its reports: {', '.join(listed)}" if listed else "bisection asks what a report measures: add one to the spec"
@@ -51,8 +48,6 @@ def ends(project: Project, report: Node, target: str | None) -> list[str]:
         name = target.removeprefix(f"{report.spec}:")
         if name in names and _can_be_measured(report, names[name]):
             return [name]
-        from ingot.core.names import suggestion
-
         what = "cannot be a candidate of a report" if name in names else "is no target"
         raise UsageError("E-TARGET", f"{target!r} {what}", hint=suggestion(name, candidates))
     inner = {name for each in candidates for name in chain(project, report, each)[:-1]}
@@ -131,23 +126,10 @@ def require_metric(project: Project, report: Node, names: Sequence[str], metric:
     for node in project.nodes.values():
         if node.id == start or (node.id.startswith(f"{start}.") and node.target == report.target and node.hidden):
             task = node.id[len(start) + 1 :]
-            known.update({f"{task}.{each}" if task else each: None for each in measured_by(node)})
-    if not any(_means(each, metric) for each in known):
+            known.update({f"{task}.{each}" if task else each: None for each in node.measured})
+    if not any(stands_for(each, metric) for each in known):
         import difflib
 
         near = difflib.get_close_matches(metric, list(known), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"measured are {', '.join(known)}"
         raise UsageError("E-METRIC", f"nothing in {report.id} measures {metric!r}", hint=hint)
-
-
-def measured_by(node: Node) -> tuple[str, ...]:
-    """What a target of this kind measures, with its parameters and roles."""
-    params: Mapping[str, object] = node.params
-    stage = load_kind(node.kind).model_validate_json(json.dumps(params), strict=True)
-    return stage.measured(frozenset(role for role, names in node.inputs.items() if names))
-
-
-def _means(known: str, metric: str) -> bool:
-    """Capitals in a name stand for several names."""
-    pattern = "".join("[a-z0-9_]+" if part.isupper() else re.escape(part) for part in re.split(r"([A-Z]+)", known))
-    return re.fullmatch(pattern, metric) is not None

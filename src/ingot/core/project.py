@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ingot.core import checkpoints, disk, filesystems, gate_judging, gate_record, gates, prices, procfs
 from ingot.core.checkpoints import Kept
 from ingot.core.executor import Executor
-from ingot.core.graph import Node, SpecGraph
+from ingot.core.graph import Node, SpecGraph, input_ids
 from ingot.core.index import Index
 from ingot.core.log import logs_in
 from ingot.core.log_places import read_key
-from ingot.core.plan import Planned, Planner, input_ids, missing_device, missing_tools
+from ingot.core.plan import Planned, Planner, missing_device, missing_tools
 from ingot.core.prices import Prices
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.seal import user_seal

@@ -41,7 +41,7 @@ class InclusionProof:
     @classmethod
     def of(cls, log: Log, index: int) -> InclusionProof:
         """The proof of an entry of a log; RegistryDamaged where its lines are not those that are signed."""
-        lines, note = _signed_lines(log)
+        lines, note = signed_lines(log)
         leaves = [leaf_hash(line) for line in lines]
         return cls(lines[index], index, tuple(inclusion_proof(leaves, index)), note)
 
@@ -83,7 +83,7 @@ class ConsistencyProof:
     @classmethod
     def of(cls, log: Log, old: int) -> ConsistencyProof:
         """The proof from a size on; RegistryDamaged where the log is shorter or its lines are not those signed."""
-        lines, note = _signed_lines(log)
+        lines, note = signed_lines(log)
         if not 0 < old <= len(lines):
             raise _bad(f"{log.origin} has {len(lines)} entries: it did not grow from one of {old}")
         return cls(old, tuple(consistency_proof([leaf_hash(line) for line in lines], old)), note)
@@ -126,7 +126,7 @@ def is_inclusion(data: bytes) -> bool:
     return data.startswith(_HEADER.encode() + b"\n")
 
 
-def _signed_lines(log: Log) -> tuple[list[bytes], bytes]:
+def signed_lines(log: Log) -> tuple[list[bytes], bytes]:
     """The lines of a log that its checkpoint signs, and the checkpoint as it is signed, verified with the log's key."""
     note = log.signed_note()
     checkpoint = signed_checkpoint(note, log.vkey())

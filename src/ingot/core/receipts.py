@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ingot.core.digest import FileRecord, canonical_json, tree_digest
 from ingot.core.executor import Outcome, Result
 from ingot.core.gitinfo import git_state
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.job import Flow, Job
 from ingot.core.key import forms_of, is_by_key, key_of
-from ingot.core.plan import input_ids
 from ingot.core.statement import MAX_LINE, build_statement
 from ingot.errors import RefusedInput, StageFailed
 from ingot.version import __version__

@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cached_property
 
-from ingot.core.lookup import Lookup, Receipt
+from ingot.core.lookup import Lookup, Receipt, subject_digest
 from ingot.core.registry import Entry
 from ingot.core.statement import TREE
 
-#: What stands so in canonical statements of builds, and the subject of every entry.
+#: What stands so in canonical statements of builds.
 _MEASURED = re.compile(rb'"annotations":\{"role":"candidate"\},"digest":\{"%b":"([0-9a-f]{64})"' % TREE.encode())
 _KIND = re.compile(rb'"externalParameters":\{"kind":"([a-z0-9_]+)"')
-_SUBJECT = re.compile(rb'"subject":\[\{"digest":\{"%b":"([0-9a-f]{64})"' % TREE.encode())
 
 
 class Scan(Lookup):
@@ -87,8 +86,8 @@ class Scan(Lookup):
         places: list[tuple[str, int]] = []
         for origin, lines in self._lines.items():
             for index, line in enumerate(lines):
-                match = _SUBJECT.match(line, max(0, line.rfind(b'"subject":[')))
-                if match and wanted(self.kind_at(origin, index), match[1].decode()):
+                digest = subject_digest(line)
+                if digest is not None and wanted(self.kind_at(origin, index), digest):
                     places.append((origin, index))
         for entry in self._decoded(places):
             yield str(entry.statement["subject"][0]["name"]), entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ingot.core.complaints import describe, unknown_fields
+from ingot.core.complaints import describe, is_number, unknown_fields
 from ingot.core.problems import Problems
 
 NUMBERS = ("machine_hour", "gpu_hour")
@@ -25,7 +25,7 @@ def read_prices(value: object, problems: Problems) -> dict[str, Any]:
         price = value.get(name)
         if name not in value:
             continue
-        if isinstance(price, bool) or not isinstance(price, int | float):
+        if not is_number(price):
             problems.add((*path, name), "E-SPEC-TYPE", f"must be a number, not {describe(price)}")
         elif not math.isfinite(price) or price < 0:
             problems.add((*path, name), "E-SPEC-VALUE", f"must be at least 0, not {price}")

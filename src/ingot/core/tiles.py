@@ -15,7 +15,7 @@ from ingot.core.disk import make_dirs_durable, sweep_asides, write_file_atomic
 from ingot.core.files import read_regular
 from ingot.core.log import Log
 from ingot.core.merkle import leaf_hash, root_of
-from ingot.core.proof import signed_checkpoint
+from ingot.core.proof import signed_lines
 from ingot.errors import RegistryDamaged
 
 _WIDTH = 256
@@ -40,10 +40,7 @@ def export(log: Log, folder: Path) -> Exported:
     to one folder at once. RegistryDamaged: the log does not verify, or a file that never
     changes has other content there (E-TILE: another log was exported to this folder, or it was changed).
     """
-    note = log.signed_note()
-    checkpoint = signed_checkpoint(note, log.vkey())
-    lines: list[bytes] = []
-    log.verified(checkpoint, into=lines)
+    lines, note = signed_lines(log)
     make_dirs_durable(folder)
     for each, _folders, _names in os.walk(folder):
         # What a killed export left.

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.directions import AGAINST_ITSELF
-from ingot.core.lineage import NO_CONDITION, asked, inputs
+from ingot.core.lineage import NO_CONDITION, asked, candidate, inputs
 from ingot.core.lookup import Receipt
 from ingot.core.scan import Scan
 
@@ -134,7 +134,7 @@ def read(project: Project, lookup: Scan, *, every: bool, spec: str | None = None
         if not every and newest is not None and newest["digest"] != receipt["digest"]:
             # It was measured again since, in another way perhaps: what was replaced has no say.
             continue
-        found[_candidate(receipt)].measured_by.append((_task(receipt), receipt))
+        found[candidate(receipt)].measured_by.append((_task(receipt), receipt))
     return [variant for variant in found.values() if variant.measured_by or forms.is_model(variant.kind)]
 
 
@@ -176,17 +176,13 @@ def _results(
             yield name, receipt
 
 
-def _candidate(receipt: Receipt) -> str:
-    return str(inputs(receipt, _CANDIDATE)[0]["digest"])
-
-
 def _task(receipt: Receipt) -> str:
     """What a task is called: ``gsm8k`` of ``s:report.gguf@Q4_0.gsm8k``; one that is a target of its own by its name."""
     if receipt["kind"] == "evaluate":
         return ""
     name = str(receipt["target"]).partition(":")[2]
-    candidate = str(inputs(receipt, _CANDIDATE)[0]["target"]).partition(":")[2]
-    _, found, task = name.partition(f".{candidate}.")
+    measured = str(inputs(receipt, _CANDIDATE)[0]["target"]).partition(":")[2]
+    _, found, task = name.partition(f".{measured}.")
     return task if found else name.partition("@")[0]
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ingot.core.pairs import Form, Interval
@@ -20,6 +20,8 @@ Undecided = Literal["pass", "warn", "fail"]
 Finding = Literal["kept", "broken", "undecided", "unknown", "new"]
 #: What follows from it. ``fail`` and ``unknown`` stop a task and a promotion.
 Word = Literal["pass", "warn", "fail", "unknown", "none"]
+#: How a spec and an entry of the log write that a metric is compared with another one.
+FORMS: Mapping[str, Form] = {"relative_to": "ratio", "minus": "difference"}
 _SIGNS = {"max": "≤", "min": "≥"}
 _FORMS = {"ratio": "/", "difference": "−"}
 
@@ -51,10 +53,6 @@ class Gate:
     def metric(self) -> str:
         """What that node measures."""
         return split_gate(self.name)[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The gate as plain JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,8 @@ class Verdict:
     @property
     def limits(self) -> dict[str, Any]:
         """The threshold as it is recorded: what makes two failures of a gate one."""
-        word = {"ratio": "relative_to", "difference": "minus"}.get(self.form or "")
-        return {self.side: self.limit, "bound": self.bound, **({word: self.other} if word else {})}
+        other = {word: self.other for word, form in FORMS.items() if form == self.form}
+        return {self.side: self.limit, "bound": self.bound, **other}
 
     @property
     def what(self) -> str:
@@ -179,8 +177,3 @@ def split_gate(name: str) -> tuple[str, str]:
     if not dot or not target or not metric:
         raise ValueError(f"a gate is named TARGET.METRIC, and {name!r} is not")
     return target, metric
-
-
-def of_dicts(items: Sequence[Mapping[str, Any]]) -> Iterator[Gate]:
-    """The gates that ``Gate.to_dict`` made plain."""
-    return (Gate(**item) for item in items)

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ingot.core.directions import AGAINST_ITSELF, better
-from ingot.core.item_sums import read_sums
+from ingot.core.item_sums import recorded_sums
 from ingot.core.lineage import Lineage, Link, against, candidate, conditions, inputs, series_of
 from ingot.core.lookup import Lookup, Receipt
 from ingot.core.pairs import Sums, paired
@@ -151,7 +151,7 @@ class Waterfalls:
         """The chain of each candidate, in the order of the report, from the reference where that is an ancestor."""
         return tuple(self._lineage.chain(item, self._reference) for item in inputs(self.report, "candidates"))
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """What was measured of at least one candidate, the best known first; those of a task as ``TASK.METRIC``."""
         names = {
@@ -235,12 +235,10 @@ class Waterfalls:
         """What a measurement keeps of each document; None where its artifact is not whole, or keeps it otherwise."""
         task, _, name = metric.rpartition(".")
         receipt = self.measured[task][link.digest]
-        digest, store = str(receipt["digest"]), self._project.store
-        if (digest, name) not in self._read:
-            whole = store.presence(digest, receipt["files"])[0] == "present"
-            value = receipt["metrics"][name]["value"]
-            self._read[digest, name] = read_sums(store.object_path(digest), name, value) if whole else None
-        return self._read[digest, name]
+        place = str(receipt["digest"]), name
+        if place not in self._read:
+            self._read[place] = recorded_sums(self._project.store, receipt, name)
+        return self._read[place]
 
     def _why(self, link: Link, metric: str) -> str | None:
         """Why a candidate has no such measurement, in the words of its evaluation."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ingot.core.gates import Verdict
-from ingot.core.graph import Node
+from ingot.core.graph import Node, input_ids
 from ingot.core.key import NOT_INSTALLED
-from ingot.core.plan import input_ids, tool_version
+from ingot.core.plan import tool_version
 from ingot.core.report_view import table
 from ingot.core.session import Session
 from ingot.core.table import Column, Table
