@@ -33,7 +33,10 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-MODULES = ("key", "store", "digest", "merkle", "note", "log", "log_writer", "registry", "index")
+MODULES = (
+    *("key", "store", "filed", "latest", "sealing", "digest", "merkle", "note", "log", "log_writer", "log_tail"),
+    *("registry", "index", "index_values"),
+)
 TESTS = (
     *("key", "store", "merkle", "note", "staging", "registry", "registry_crash", "log_audit", "index", "proof"),
     *("tiles", "statement", "audit", "session", "promotion", "decision_audit", "virtual", "accept", "reuse"),

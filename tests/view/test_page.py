@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,17 @@ import pagekit
 from ingot.core.quantities import number_text
 from ingot.errors import MissingTool, UsageError
 from ingot.view.page import (
-    card, document, html, jsonform, markdown, measures, overview, palette, render, verdicts, write,
+    card,
+    document,
+    html,
+    jsonform,
+    markdown,
+    measures,
+    overview,
+    palette,
+    render,
+    verdicts,
+    write,
 )  # fmt: skip
 from ingot.view.page.book import Entry
 from ingot.view.page.facts import Page, row_id
