@@ -12,10 +12,13 @@ import pytest
 from hypothesis import settings
 
 from faultledger import COMMAND, EVERYDAY, FULL, Ledger
+from ingot.core.environment import UNTOLD
 from pagekit import page_facts, page_keys, page_project, page_rendered  # noqa: F401  # fixtures
 from projectkit import WARM, Sandbox
 from recordkit import copied, simple
 
+# Stages that run in this process tell nobody about it either.
+os.environ.update(UNTOLD)
 # As stages have it, and before torch is imported: threads that wait and spin take ten times what they give here.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from ingot.commands import chat as command
+from ingot.core.environment import OFFLINE, UNTOLD
+from ingot.errors import IngotError
 from projectkit import DOIT, Sandbox
 from recordkit import copied
 
@@ -179,3 +182,12 @@ def _until(terminal: int, end: str | None, often: bytes = b"") -> str:
             if end is not None and seen.endswith(end):
                 return seen
     raise AssertionError(f"waited in vain for {end!r}: {seen!r}")
+
+
+def test_libraries_ask_and_tell_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in the command's own process here, before whose end nothing takes the network away."""
+    for name in {**OFFLINE, **UNTOLD}:
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(IngotError):
+        command._open(tmp_path, 8, "float32")
+    assert {**OFFLINE, **UNTOLD}.items() <= os.environ.items()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from samples import SAMPLES, order
 
+from ingot.core.environment import environment
 from ingot.core.stage import kinds, load_kind
 from projectkit import DOIT, Sandbox
 from straced import require_strace
@@ -59,7 +60,8 @@ def listening(lines: Sequence[str]) -> list[str]:
 
 def built(wanted: Sequence[str], stories: Path, folder: Path) -> list[str]:
     """The calls of the samples of these kinds."""
-    env = os.environ | {"PYTHONPATH": f"{HERE.parent / 'stages'}{os.pathsep}{HERE.parent}", "HF_HUB_OFFLINE": "1"}
+    # That of a stage, in which libraries tell nobody what is done with them.
+    env = environment(network=False) | {"PYTHONPATH": f"{HERE.parent / 'stages'}{os.pathsep}{HERE.parent}"}
     (folder / "work").mkdir()
     command = [sys.executable, "-c", _BUILD, str(stories), str(folder / "work"), *wanted]
     return traced(command, folder / "trace", folder, env)

@@ -120,9 +120,10 @@ def _whole(project: Project, name: str, receipt: Mapping[str, Any]) -> Path:
 def _open(path: Path, context: int, dtype: str) -> Any:
     """The conversation with a model."""
     from ingot.core import procfs
+    from ingot.core.environment import OFFLINE, UNTOLD
 
-    # libraries ask a hub for what they miss, unless this is set before they are imported
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    # here they run in this very process, and not in a stage's environment
+    os.environ.update({**OFFLINE, **UNTOLD, "TOKENIZERS_PARALLELISM": "false"})
     try:
         from ingot.kit.runtime import opening
         from ingot.kit.runtime.conversation import Conversation

@@ -18,6 +18,11 @@ _NETWORK_VARIABLES = (
 )
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT")
 
+#: Libraries ask no hub for what they miss. Read as they are imported.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+#: Libraries tell nobody what is done with them: from 1.29 on, ONNX Runtime sends that to its makers unless told not to.
+UNTOLD = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "ORT_DISABLE_TELEMETRY": "1"}
+
 
 def environment(*, network: bool) -> dict[str, str]:
     """The one fixed environment of stages; network kinds get proxies, certificates and pip's and the hub's settings."""
@@ -30,12 +35,11 @@ def environment(*, network: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that wait sleep: spinning ones take the processor from whatever else runs on the machine.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "DO_NOT_TRACK": "1",
+        **UNTOLD,
     }
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
     if network:
         env |= {name: value for name, value in os.environ.items() if name.upper().startswith(_NETWORK_VARIABLES)}
         return env | fixed
-    return env | fixed | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env | fixed | OFFLINE
