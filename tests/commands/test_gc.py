@@ -125,7 +125,8 @@ def test_only_what_is_needed_is_built_again(built: Sandbox) -> None:
     assert object_of(built, "s:one").is_dir()
     assert not object_of(built, "s:two").exists()
     assert built.doit("materialize", "s:one").returncode == 3  # it is here: doit's own code for wrong use
-    built.ok("materialize", "s:three")
+    # What it is built from is built first, and counted.
+    assert "2 built" in built.ok("materialize", "s:three")
     assert object_of(built, "s:three").is_dir()
     assert (built.root / "cache/latest/s/three/out.txt").read_text() == "x\ny\nx\n"
 

@@ -6,7 +6,7 @@ that is to be built reads them, and by ``doit materialize``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from ingot.core.reasons import Reason
 
 
-def told(planned: dict[str, Planned]) -> dict[str, Planned]:
-    """The same plan, in which evicted results that are read by what is to be built are stale, and say for what.
+def told(planned: dict[str, Planned], asked: Collection[str]) -> dict[str, Planned]:
+    """The same plan, in which evicted results are stale that are ``asked`` for, or read by what is to be built.
 
     ``planned`` holds inputs before consumers.
     """
     readers: dict[str, list[str]] = {}
     for name, item in reversed(list(planned.items())):
         wanted = readers.get(name)
-        if item.state == "evicted" and wanted:
-            planned[name] = replace(item, state="stale", reasons=(reasons.evicted(wanted),))
+        comes_back = item.state == "evicted" and bool(wanted or name in asked)
+        if comes_back:
+            why = reasons.asked_for() if name in asked else reasons.evicted(wanted or ())
+            planned[name] = replace(item, state="stale", reasons=(why,))
         # What flows through a virtual target is read where that is read.
-        reads = item.state in ("stale", "waiting", "building") or (item.state in ("virtual", "evicted") and wanted)
+        flows = item.state == "virtual" and bool(wanted)
+        reads = comes_back or flows or item.state in ("stale", "waiting", "building")
         for source in dict.fromkeys(input_ids(item.node)) if reads else ():
             readers.setdefault(source, []).insert(0, item.node.name)
     return planned

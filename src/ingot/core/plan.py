@@ -85,6 +85,8 @@ class Planner:
         self._store = store
         self._sources = sources
         self._source_digests: dict[str, tuple[str, ...]] = {}
+        #: Targets, by id, whose bytes are to be here again if they were evicted.
+        self.asked: set[str] = set()
 
     def plan(self, nodes: Iterable[Node]) -> dict[str, Planned]:
         """Every node's fate, in order; ``nodes`` are in topological order, inputs first."""
@@ -103,7 +105,7 @@ class Planner:
                     raise
                 # A plan shows the other targets all the same; a run refuses to start.
                 planned[node.id] = Planned(node, "stale", (Reason("source_missing", error.what),))
-        return virtual.told(eviction.told(planned))
+        return virtual.told(eviction.told(planned, self.asked))
 
     def check(self, node: Node, digests: Mapping[str, str]) -> Planned:
         """The fate of one node whose inputs have these digests, or identities (by id)."""
