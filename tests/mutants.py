@@ -38,7 +38,19 @@ MODULES = (
     *("registry", "index", "index_values"),
 )
 TESTS = (
-    *("key", "store", "merkle", "note", "staging", "registry", "registry_crash", "log_audit", "index", "proof"),
+    *(
+        "key",
+        "store",
+        "store_order",
+        "merkle",
+        "note",
+        "staging",
+        "registry",
+        "registry_crash",
+        "log_audit",
+        "index",
+        "proof",
+    ),
     *("tiles", "statement", "audit", "session", "promotion", "decision_audit", "virtual", "accept", "reuse"),
 )
 _FAULTS = ("registry_rot",)

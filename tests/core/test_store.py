@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,24 +18,12 @@ from ingot.core import disk
 from ingot.core.digest import FileRecord, hash_file, record_files
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, RefusedInput, StageFailed, StoreDamaged
+from storekit import FILES, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache")
-
-
-def publish(store: Store, files: dict[str, bytes]) -> tuple[str, list[dict[str, Any]]]:
-    with store.staging() as staging:
-        for name, data in files.items():
-            path = staging.out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        digest, records = store.publish(staging)
-    return digest, [record.to_dict() for record in records]
-
-
-FILES = {"a.txt": b"alpha", "deep/er/b.bin": bytes(range(256)) * 64, "with space": b"", "uni-é": b"x"}
 
 
 def test_the_digest_is_what_the_documented_command_prints(store: Store) -> None:
