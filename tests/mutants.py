@@ -34,7 +34,20 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 MODULES = (
-    *("key", "store", "filed", "latest", "sealing", "digest", "merkle", "note", "log", "log_writer", "log_tail"),
+    *(
+        "key",
+        "store",
+        "evicted",
+        "filed",
+        "latest",
+        "sealing",
+        "digest",
+        "merkle",
+        "note",
+        "log",
+        "log_writer",
+        "log_tail",
+    ),
     *("registry", "index", "index_values"),
 )
 TESTS = (
