@@ -67,7 +67,7 @@ TESTS = (
     *("tiles", "statement", "audit", "session", "promotion", "decision_audit", "virtual", "accept", "reuse"),
 )
 _FAULTS = ("registry_rot",)
-_LOG_TESTS = ("registry", "log_audit", "registry_crash")
+_LOG_TESTS = ("registry", "registry_reading", "log_writer", "log_audit", "registry_crash")
 #: The tests that a module's mutants meet first, where they are not those of its own name.
 FIRST = {
     "store": ("store", "store_order"), "evicted": ("store_order",), "filed": ("store", "index"),

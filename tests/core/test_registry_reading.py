@@ -13,7 +13,7 @@ import pytest
 
 from ingot.core.digest import sha256_bytes
 from ingot.core.log import START, Log, Prefix, logs_in
-from ingot.core.note import Checkpoint
+from ingot.core.note import Checkpoint, SigningKey
 from ingot.core.pins import Pin, StatePins, encode_lock, read_lock
 from ingot.core.registry import Registry
 from ingot.errors import DiskFailed, RegistryDamaged
@@ -104,7 +104,8 @@ def test_a_log_is_proved_against_its_own_pins_alone(at: Project, place: str) -> 
     origin, folder = origin_of(registry), at.home / "state" / "pins"
     registry.prove(origin)
     pins = read_lock(at.lock_file)
-    other = Pin("ingot.local/0123456789ab", 9, b"\1" * 32, pins[0].vkey)
+    key = SigningKey.generate("ingot.local/0123456789ab").verifier()
+    other = Pin(key.name, 2, b"\1" * 32, str(key))
     at.lock_file.write_bytes(encode_lock([*pins, other]))
     at.registry().prove(origin)
     if place == "lock":
