@@ -194,9 +194,12 @@ class Index:
         """Take in one entry; the result that it gives, to be filed under its key, and under its other form."""
         try:
             return self._take_in(entry, time)
-        except (KeyError, TypeError, ValueError) as error:
+        except (RegistryDamaged, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RegistryDamaged) and error.code != "E-REG-ENTRY":
+                raise
             # The log is signed, but its writer may have been any program.
-            what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {error!r}"
+            why = error.what if isinstance(error, RegistryDamaged) else repr(error)
+            what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {why}"
             raise RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more") from error
 
     def _take_in(self, entry: Entry, time: str) -> list[_Result]:
