@@ -123,6 +123,25 @@ def test_a_malformed_note_is_refused(data: bytes) -> None:
     assert caught.value.code == "E-REG-NOTE"
 
 
+def test_the_limits_of_a_note_are_those_published() -> None:
+    assert len(Note.parse(NOTE + 15 * (SIGNATURE + b"\n")).signatures) == 16
+    for room, taken in ((65_535, True), (65_536, False)):
+        data = b"x" * (room - len(NOTE)) + NOTE
+        assert len(data) == room
+        if taken:
+            assert Note.parse(data).text.startswith("xxx")
+        else:
+            with pytest.raises(RegistryDamaged, match="longer than"):
+                Note.parse(data)
+    for length, taken in ((5, True), (4, False)):
+        line = f"— {KEY.name} {base64.b64encode(bytes(length)).decode()}".encode()
+        if taken:
+            assert Note.parse(NOTE.replace(SIGNATURE, line)).signatures == ((KEY.name, bytes(4), bytes(1)),)
+        else:
+            with pytest.raises(RegistryDamaged, match="too short"):
+                Note.parse(NOTE.replace(SIGNATURE, line))
+
+
 ROOT = base64.b64encode(bytes(32)).decode()
 
 
