@@ -215,7 +215,9 @@ def test_lines_with_another_stat_are_read_again_once(at: Project) -> None:
 def test_a_stat_that_may_change_within_its_tick_proves_nothing_later(
     at: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = max(os.stat(at.log()).st_mtime_ns, os.stat(at.log()).st_ctime_ns)
+    # The later of the two times counts.
+    now = os.stat(at.log()).st_ctime_ns + 10**9
+    os.utime(at.log(), ns=(now, now))
     for age, again in ((99_999_999, [origin_of(at)]), (100_000_000, [])):
         monkeypatch.setattr("ingot.core.index.clock.time_ns", lambda age=age: now + age)
         shutil.rmtree(at.tree / "cache", ignore_errors=True)
@@ -346,8 +348,7 @@ def test_what_this_process_appends_is_taken_in_without_reading(at: Project) -> N
     found.index.sync()
     assert (found.read, found.reread) == ([], [])
     found.index.save()
-    # The next process reads the lines once.
-    settle(at)
+    # The next process reads the lines once: this one has only written them.
     assert opened(at).reread == [ref.origin]
 
 
@@ -360,6 +361,52 @@ def test_what_others_append_before_is_taken_in_too(at: Project) -> None:
     assert {"demo:c", "demo:d"} <= set(found.index.latest)
     assert [it["digest"] for it in found.index.builds("aa" * 32)] == ["99" * 32]
     assert [it["digest"] for it in found.index.builds("88" * 32)] == ["77" * 32]
+
+
+def test_what_others_append_after_is_taken_in_too(at: Project) -> None:
+    found = opened(at)
+    (ref,) = found.registry.append([build("demo:c", "77" * 32, "88" * 32)])
+    at.registry().append([build("demo:d", "99" * 32, "aa" * 32)])
+    found.index.add(next(it for it in at.registry().entries(ref.origin) if it.index == ref.index))
+    assert {"demo:c", "demo:d"} <= set(found.index.latest)
+    assert [it["digest"] for it in found.index.builds("aa" * 32)] == ["99" * 32]
+
+
+def test_what_is_committed_while_the_logs_are_read_is_left_to_the_next_time(at: Project) -> None:
+    found = opened(at, sync=False)
+    heads = found.registry.heads()
+    at.registry().append([build("demo:c", "77" * 32, "88" * 32)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(found.registry, "heads", lambda: heads)
+        found.index.sync()
+    assert "demo:c" not in found.index.latest
+    assert [size for _origin, size, _root in found.index.state()] == [5]
+    found.index.sync()
+    assert found.index.latest["demo:c"]["digest"] == "77" * 32
+
+
+def test_of_two_logs_the_one_that_gained_is_read_alone(at: Project, tmp_path: Path) -> None:
+    other = project(tmp_path, "other", "stranger")
+    other.registry().append([build("demo:z", "bb" * 32, "cc" * 32)])
+    settle(other)
+    shutil.copytree(other.root, at.root, dirs_exist_ok=True)
+    own = next(f"ingot.local/{log.name}" for log in at.root.iterdir() if log.name != other.folder().name)
+    first = opened(at)
+    assert len(first.read) == len(first.proved) == 2
+    first.index.save()
+    for found in (first, opened(at)):
+        for noted in (found.read, found.proved, found.reread):
+            noted.clear()
+        at.registry().append([decided("selected", digest="66" * 32, time=LATEST)])
+        found.index.sync()
+        assert found.proved == [own]
+        assert all(since for _origin, since in found.read), "neither from its beginning"
+        assert found.reread == []
+        assert found.index.latest["demo:z"]["digest"] == "bb" * 32
+    for log in at.root.glob("*/log.jsonl"):
+        os.utime(log, ns=(10**18, 10**18))
+    opened(at).index.save()
+    assert opened(at).reread == []
 
 
 @pytest.mark.parametrize("kind", ["build", "selected"])
