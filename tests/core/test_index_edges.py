@@ -422,6 +422,20 @@ def test_an_entry_that_is_none_of_ours_is_named(at: Project, kind: str) -> None:
     assert caught.value.hint == "`doit audit` shows more"
 
 
+def test_evidence_that_is_missing_is_told_as_such(at: Project) -> None:
+    large = receipt(files=[_file(number) for number in range(400)])
+    at.registry().append([build_statement(large, at.registry().store_evidence)])
+    for path in (at.folder() / "evidence").iterdir():
+        path.unlink()
+    with pytest.raises(RegistryDamaged) as caught:
+        opened(at)
+    assert caught.value.code == "E-REG-EVIDENCE"
+
+
+def _file(number: int) -> dict[str, Any]:
+    return {"path": f"{'x' * 150}{number}", "size": 7, "sha256": "55" * 32, "xxh3_128": "66" * 16}
+
+
 # --- results -------------------------------------------------------------------------------------------------
 
 

@@ -49,9 +49,7 @@ def origin_of(registry: Registry) -> str:
 
 def test_a_reader_reads_what_is_new_alone(at: Project, read_from: list[int]) -> None:
     registry = at.registry()
-    assert not registry.is_read(origin_of(registry))
     assert len(list(registry.entries())) == 4
-    assert registry.is_read(origin_of(registry))
     assert list(registry.entries(since=4)) == []
     assert list(registry.entries(since=9)) == []
     assert read_from == [0], "nothing is new"
@@ -102,7 +100,9 @@ def test_lines_that_changed_are_found_by_reading_them_again(at: Project) -> None
 def test_a_log_is_proved_against_its_own_pins_alone(at: Project, place: str) -> None:
     registry = at.registry()
     origin, folder = origin_of(registry), at.home / "state" / "pins"
+    assert not registry.is_proved(origin)
     registry.prove(origin)
+    assert registry.is_proved(origin)
     pins = read_lock(at.lock_file)
     key = SigningKey.generate("ingot.local/0123456789ab").verifier()
     other = Pin(key.name, 2, b"\1" * 32, str(key))

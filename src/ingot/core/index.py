@@ -153,7 +153,7 @@ class Index:
         seen = dict(self._heads)
         for origin in sorted(heads):
             if (heads[origin].size, heads[origin].root) != self._seen(origin)[:2]:
-                stamp, whole = self._registry.stamp(origin), not self._registry.is_read(origin)
+                stamp, whole = self._registry.stamp(origin), not self._registry.is_proved(origin)
                 self._registry.prove(origin)
                 self._stamp(origin, stamp, proven=whole)
             time, last = self._seen(origin).time, None

@@ -166,9 +166,9 @@ class Registry:
             raise failure(error, path) from error
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def is_read(self, origin: str) -> bool:
-        """Whether this process has read the beginning of a log already, and will not read it again."""
-        return origin in self._read
+    def is_proved(self, origin: str) -> bool:
+        """Whether this process has proved the beginning of a log already, and will not read it again for that."""
+        return origin in self._proved
 
     def reread(self, origin: str) -> None:
         """Read all signed lines of a log again: RegistryDamaged unless they have the checkpoint's root."""
