@@ -3,7 +3,8 @@
 ``python tests/mutants.py`` mutates the modules below, each mutant in a process of its own: a comparison, ``and`` or
 ``or``, a condition, a number, a sum, a returned value, a call or a ``raise`` left out. A first run of the tests notes
 which of them execute which line; a mutant meets those alone, the quickest first. It is killed when one fails, and
-survives when all pass. ``--least 0.9`` makes too low a score the exit code; ``--every N`` takes each N-th mutant.
+survives when all pass. ``--least 0.9`` makes too low a score the exit code; ``--every N`` takes each N-th mutant; ``--again FILE`` those that an
+earlier run printed as not killed.
 
 The parent imports what the tests need from elsewhere, never ingot: each child reads ingot from a copy of ``src/`` in
 which one file is changed, and so does every program that a test starts.
@@ -199,9 +200,9 @@ class Known:
     lines: dict[str, dict[int, list[str]]]
 
     def tests(self, module: str, line: int, most: int = MOST_TESTS) -> list[str]:
-        """The module's own tests, then others that execute the line, each the quickest first; at most ``most``.
+        """The module's own tests, all of them, then others that execute the line, each the quickest first.
 
-        What runs as a module is imported is executed by all of its tests.
+        Others only until there are ``most``. What runs as a module is imported is executed by all of its tests.
         """
         of_module = self.lines.get(module, {})
         others = set(of_module.get(line, ())) or {name for names in of_module.values() for name in names}
@@ -211,7 +212,8 @@ class Known:
         def order(name: str) -> tuple[bool, float, str]:
             return name not in own, self.seconds[name], name
 
-        return sorted(chosen & set(self.seconds), key=order)[:most]
+        found = sorted(chosen & set(self.seconds), key=order)
+        return found[: max(most, len(own.intersection(found)))]
 
 
 def is_own(module: str, test: str) -> bool:
@@ -499,8 +501,12 @@ class Score:
         )
 
 
-def hunt(modules: Sequence[str], tests: Sequence[str], every: int) -> dict[str, Score]:
-    """Try the mutants of these modules; each is printed with what became of it."""
+def hunt(modules: Sequence[str], tests: Sequence[str], every: int, again: str = "") -> dict[str, Score]:
+    """Try the mutants of these modules; each is printed with what became of it.
+
+    ``again``: what an earlier hunt printed; those alone are tried that it says were not killed.
+    """
+    alive = {line.partition(": ")[2] for line in again.splitlines() if line.startswith(("survived", "untested"))}
     scores: dict[str, Score] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         work = Path(folder).resolve()
@@ -510,10 +516,11 @@ def hunt(modules: Sequence[str], tests: Sequence[str], every: int) -> dict[str, 
         for module in modules:
             score = scores[module] = Score()
             chosen = mutants(_file(work, module).read_text())[::every]
+            chosen = [it for it in chosen if not again or named(module, it) in alive]
 
             def tell(mutant: Mutant, found: str, module: str = module, score: Score = score) -> None:
                 setattr(score, found, getattr(score, found) + 1)
-                print(f"{found}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+                print(f"{found}: {named(module, mutant)}", flush=True)
 
             quick = [(mutant, known.tests(module, mutant.line)) for mutant in chosen if in_function(mutant)]
             if quick:
@@ -524,6 +531,11 @@ def hunt(modules: Sequence[str], tests: Sequence[str], every: int) -> dict[str, 
                     tell(mutant, outcome(work, module, mutant, known.tests(module, mutant.line)))
             print(f"{module}: {score}", flush=True)
     return scores
+
+
+def named(module: str, mutant: Mutant) -> str:
+    """A mutant as it is printed."""
+    return f"{module}.py:{mutant.line}: {mutant.what}"
 
 
 def total(scores: dict[str, Score]) -> Score:
@@ -544,9 +556,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES), help="modules of ingot.core")
     parser.add_argument("--every", type=int, default=1, help="take each N-th mutant")
     parser.add_argument("--least", type=float, default=0.0, help="fail below this share of killed ones")
+    parser.add_argument("--again", type=Path, help="what an earlier run printed: try what it says was not killed")
     chosen = parser.parse_args(arguments)
+    again = chosen.again.read_text() if chosen.again else ""
     deselect = " and ".join(f"not {name}" for name in _NOT)
-    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every)
+    scores = hunt(chosen.modules, [*default_tests(), "-k", deselect], chosen.every, again)
     everything = total(scores)
     print(f"together: {everything}")
     return int(everything.share < chosen.least)

@@ -53,6 +53,8 @@ def test_a_mutant_meets_its_own_tests_first_and_the_quickest_before_others() -> 
     seconds = {"t/test_key.py::slow": 2.0, "t/test_key.py::quick": 1.0, "t/test_x.py::far": 0.1, "t/test_x.py::no": 0.1}
     known = mutants.Known(seconds, {"key": {7: ["t/test_x.py::far", "t/test_key.py::slow"], 8: list(seconds)[:1]}})
     assert known.tests("key", 7) == ["t/test_key.py::slow", "t/test_x.py::far"]
+    assert known.tests("key", 7, most=1) == ["t/test_key.py::slow"]
+    assert known.tests("key", 7, most=0) == ["t/test_key.py::slow"], "its own are all tried"
     assert known.tests("key", 1) == ["t/test_key.py::slow", "t/test_x.py::far"], "what runs as it is imported"
 
 
