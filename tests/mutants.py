@@ -3,8 +3,8 @@
 ``python tests/mutants.py`` mutates the modules below, each mutant in a process of its own: a comparison, ``and`` or
 ``or``, a condition, a number, a sum, a returned value, a call or a ``raise`` left out. A first run of the tests notes
 which of them execute which line; a mutant meets those alone, the quickest first. It is killed when one fails, and
-survives when all pass. ``--least 0.9`` makes too low a score the exit code; ``--every N`` takes each N-th mutant; ``--again FILE`` those that an
-earlier run printed as not killed.
+survives when all pass. ``--least 0.9`` makes too low a score the exit code; ``--every N`` takes each N-th mutant;
+``--again FILE`` those that an earlier run printed as not killed.
 
 The parent imports what the tests need from elsewhere, never ingot: each child reads ingot from a copy of ``src/`` in
 which one file is changed, and so does every program that a test starts.
