@@ -260,6 +260,7 @@ def test_an_eviction_is_known_before_the_name_goes_and_the_name_before_the_bytes
 
     def noted(path: Path) -> None:
         removed.append(path.name)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755, "or nobody but root could have moved it"
         done.append(("remove", path.name))
         remove(path)
 
@@ -282,6 +283,7 @@ def test_a_store_without_trash_has_none_to_empty(store: Store) -> None:
 
 def test_what_is_discarded_leaves_no_mark(store: Store) -> None:
     digest, _files = publish(store, FILES)
+    (store.root / "trash").rmdir()
     store.discard(digest)
     assert not store.object_path(digest).exists()
     assert not store.is_evicted(digest)
