@@ -39,9 +39,9 @@ MODULES = (
     "log_tail", "registry", "index", "index_values",
 )  # fmt: skip
 TESTS = (
-    "key", "store", "store_order", "store_files", "merkle", "note", "staging", "registry", "registry_reading",
-    "log_writer", "registry_crash", "log_audit", "index", "index_edges", "proof", "tiles", "statement", "audit",
-    "session", "promotion", "decision_audit", "virtual", "accept", "reuse",
+    "key", "digest", "formats", "store", "store_order", "store_files", "merkle", "note", "staging", "registry",
+    "registry_reading", "log_writer", "registry_crash", "log_audit", "index", "index_edges", "proof", "tiles",
+    "statement", "audit", "session", "promotion", "decision_audit", "virtual", "accept", "reuse",
 )  # fmt: skip
 _FAULTS = ("registry_rot",)
 _LOG_TESTS = ("registry", "registry_reading", "log_writer", "log_audit", "registry_crash")
@@ -49,8 +49,8 @@ _LOG_TESTS = ("registry", "registry_reading", "log_writer", "log_audit", "regist
 FIRST = {
     "store": ("store", "store_order"), "evicted": ("store_order",), "filed": ("store_files", "store", "index"),
     "latest": ("store_files", "session"), "sealing": ("store_files", "store", "store_order"),
-    "digest": ("store", "key"), "log": _LOG_TESTS, "log_writer": _LOG_TESTS, "log_tail": ("store_files", *_LOG_TESTS),
-    "registry": _LOG_TESTS, "index": ("index", "index_edges"), "index_values": ("index", "index_edges"),
+    "digest": ("digest", "formats", "store"), "log": _LOG_TESTS, "log_writer": _LOG_TESTS,
+    "log_tail": ("store_files", *_LOG_TESTS), "registry": _LOG_TESTS, "index": ("index", "index_edges"), "index_values": ("index", "index_edges"),
 }  # fmt: skip
 #: Whole programs under a storm of processes: they tell nothing about one line that the others do not.
 _NOT = ("test_eight_processes_lose_nothing", "test_threads_of_one_process_lose_nothing", "test_a_long_series")

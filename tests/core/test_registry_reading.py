@@ -16,6 +16,7 @@ from ingot.core.log import START, Log, Prefix, logs_in
 from ingot.core.note import Checkpoint, SigningKey
 from ingot.core.pins import Pin, StatePins, encode_lock, read_lock
 from ingot.core.registry import Registry
+from ingot.core.statement import MAX_LINE
 from ingot.errors import DiskFailed, RegistryDamaged
 from registrykit import Project, project, selected
 
@@ -139,6 +140,22 @@ def test_a_line_is_a_whole_line(at: Project) -> None:
     second = lines.index(b"\n") + 1
     assert len(list(log.scan(second))) == 3
     assert Log(at.root / "000000000000").length() == 0
+
+
+def test_a_log_shows_its_checkpoint_as_it_lies_there(at: Project) -> None:
+    assert logs_in(at.root)[0].signed_note() == at.checkpoint().read_bytes()
+    at.checkpoint().unlink()
+    with pytest.raises(RegistryDamaged, match="has no checkpoint"):
+        logs_in(at.root)[0].signed_note()
+
+
+def test_a_line_may_be_as_long_as_is_allowed_and_no_longer(at: Project) -> None:
+    log = logs_in(at.root)[0]
+    for length, found in ((MAX_LINE, 5), (MAX_LINE + 1, 4)):
+        whole = at.log().read_bytes()
+        at.log().write_bytes(whole + b"x" * length + b"\n")
+        assert len(list(log.scan())) == found
+        at.log().write_bytes(whole)
 
 
 def test_more_lines_than_are_signed_are_asked_for(at: Project) -> None:
