@@ -50,7 +50,8 @@ FIRST = {
     "store": ("store", "store_order"), "evicted": ("store_order",), "filed": ("store_files", "store", "index"),
     "latest": ("store_files", "session"), "sealing": ("store_files", "store", "store_order"),
     "digest": ("digest", "formats", "store"), "log": _LOG_TESTS, "log_writer": _LOG_TESTS,
-    "log_tail": ("store_files", *_LOG_TESTS), "registry": _LOG_TESTS, "index": ("index", "index_edges"), "index_values": ("index", "index_edges"),
+    "log_tail": ("store_files", *_LOG_TESTS), "registry": _LOG_TESTS,
+    "index": ("index", "index_edges"), "index_values": ("index", "index_edges"),
 }  # fmt: skip
 #: Whole programs under a storm of processes: they tell nothing about one line that the others do not.
 _NOT = ("test_eight_processes_lose_nothing", "test_threads_of_one_process_lose_nothing", "test_a_long_series")
