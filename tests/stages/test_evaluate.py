@@ -21,6 +21,7 @@ from ingot.kit import energy, energy_per_token, hf
 from ingot.kit.energy import Rapl
 from quantref import quantize
 from stagekit import digest_of, run_done, run_stage, stage_of
+from tinymodels import copy_model, lettered
 
 FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000}
 ENERGY = {"energy_per_token", "prompt_energy_per_token"}
@@ -54,20 +55,6 @@ def gguf(stories_gguf: Path, tmp_path: Path) -> Path:
     (tmp_path / "gguf").mkdir()
     shutil.copyfile(stories_gguf, tmp_path / "gguf" / "model.gguf")
     return tmp_path / "gguf"
-
-
-def copy_model(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ):
-        shutil.copyfile(source / name, target / name)
-        (target / name).chmod(0o644)
-    return target
 
 
 def direct(folder: Path, texts: Iterable[str], length: int) -> tuple[float, int]:
@@ -195,15 +182,6 @@ def test_another_tokenizer_is_refused(stories: Path, gguf: Path, data: Path, tmp
             run_stage("evaluate", {**FAST, "max_length": 64}, inputs, tmp_path, name=f"out{index}")
         assert refused.value.code == "E-EVAL-TOKENS"
         assert "first difference at token" in refused.value.facts[0]
-
-
-def lettered(stories: Path, folder: Path) -> Path:
-    """The model with a tokenizer that knows no merges: more tokens for the same text."""
-    other = copy_model(stories, folder)
-    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["model"]["merges"] = []
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    return other
 
 
 def test_another_tokenizer_is_compared_in_bits_per_byte(stories: Path, data: Path, tmp_path: Path) -> None:
