@@ -21,11 +21,10 @@ from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import percentiles, resampled_sums, share
 from ingot.kit.chat import Row, answered, wanted_text
+from ingot.kit.confidence.reliability import BINS, gaps
 from ingot.kit.generate import Allowed, Decoding, generate
 from ingot.kit.scoring.run import log_softmax, picked
 
-#: Bins of equal width of the calibration error.
-BINS = 15
 _BOOTSTRAP = "95 % interval: percentile bootstrap over documents"
 
 Floats = npt.NDArray[np.float64]
@@ -233,14 +232,12 @@ def _f1(found: Sequence[Prediction], labels: int, resamples: int) -> Metric:
 
 def _calibration(found: Sequence[Prediction], resamples: int) -> Metric:
     """Expected calibration error (https://arxiv.org/abs/1706.04599) of the likeliest label's share."""
-    gaps = np.zeros((len(found), BINS))
-    for row, one in enumerate(found):
-        scores = np.array(one.scores)
-        weights = np.exp(scores - scores.max())
-        sure = float(weights.max() / weights.sum())
-        gaps[row, min(int(sure * BINS), BINS - 1)] = sure - (one.found == one.wanted)
-    value = float(np.abs(gaps.sum(axis=0)).sum()) / len(found)
-    drawn = np.abs(resampled_sums(gaps, resamples)).sum(axis=1) / len(found) if len(found) > 1 else None
+    scores = np.array([one.scores for one in found])
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    right = np.array([one.found == one.wanted for one in found])
+    apart = gaps(weights.max(axis=1) / weights.sum(axis=1), right, BINS, "width")
+    value = float(np.abs(apart.sum(axis=0)).sum()) / len(found)
+    drawn = np.abs(resampled_sums(apart, resamples)).sum(axis=1) / len(found) if len(found) > 1 else None
     how = f"expected calibration error of the likeliest label's share, {BINS} bins of equal width; {_BOOTSTRAP}"
     return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
 
