@@ -115,6 +115,18 @@ def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_pat
     assert set(evaluation["not_measured"]) == ENERGY - set(metrics)
 
 
+def test_zeros_are_counted_in_the_layers_that_are_pruned(stories: Path, gguf: Path, data: Path, tmp_path: Path) -> None:
+    """As ``prune`` counts them, so that what a later step undoes is seen; a GGUF holds blocks, no numbers."""
+    params = {"method": "magnitude", "sparsity": 0.25}
+    model, pruned = run_stage("prune", params, {"model": stories}, tmp_path, name="p")
+    few, found = {**FAST, "documents": 2, "max_length": 32}, {}
+    for name, candidate in (("plain", stories), ("pruned", model), ("gguf", gguf)):
+        _, metrics = run_stage("evaluate", few, {"candidate": candidate, "data": data}, tmp_path, name=f"of-{name}")
+        found[name] = metrics["sparsity"].value if "sparsity" in metrics else None
+    assert found == {"plain": 0, "pruned": pruned["sparsity"].value, "gguf": None}
+    assert found["pruned"] == pytest.approx(0.25, abs=1e-3)
+
+
 def test_llama_cpp_agrees_with_transformers_and_fewer_bits_diverge(
     stories: Path, gguf: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -383,7 +395,7 @@ def test_core_ml_is_measured_by_the_interpreter_and_its_speed_is_not(
     assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
     speeds = {"prompt_tokens_per_second", "generation_tokens_per_second"}
     assert set(evaluation["not_measured"]) == speeds | ENERGY
-    assert set(metrics) == set(plain) - speeds - ENERGY
+    assert set(metrics) == set(plain) - speeds - ENERGY - {"sparsity"}
     assert "runs on a Mac only" in evaluation["not_measured"]["prompt_tokens_per_second"]
     # of int8 rows on a model of 260,000 weights
     assert 1e-7 < metrics["kl_divergence"].value < 0.01

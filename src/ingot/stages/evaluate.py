@@ -117,6 +117,7 @@ class Evaluate(Settings, Task):
         Measure("bytes", "B"),
         Measure("parameters", "parameters"),
         Measure("bits_per_weight", "bits/parameter"),
+        Measure("sparsity", "1", "of a Hugging Face candidate that has linear layers"),
         Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
         Measure("energy_per_token", "J/token", "where the speed is measured and a counter of energy can be read"),
