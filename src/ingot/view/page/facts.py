@@ -112,6 +112,14 @@ class Page:
         """The names of all tasks, as they come."""
         return list(dict.fromkeys(task.name for row in self.rows for task in row.tasks))
 
+    def methods(self) -> list[tuple[str, str, list[Row]]]:
+        """(metric, how it was measured, of whom), in the words of the log; what was measured differently is apart."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            for metric, score in row.scores.items():
+                found.setdefault((metric, str(score.metric["method"])), []).append(row)
+        return [(metric, how, found[metric, how]) for metric, how in sorted(found)]
+
     def verdict_of(self, row: Row, metric: str) -> list[Verdict]:
         """The gates on one number of the table."""
         task, _, bare = metric.rpartition(".")
