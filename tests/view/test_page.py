@@ -32,7 +32,7 @@ from ingot.view.page import (
     verdicts,
     write,
 )  # fmt: skip
-from ingot.view.page.book import Entry
+from ingot.view.page.book import Book, Entry
 from ingot.view.page.facts import Page, row_id
 from ingot.view.page.figures import script_json
 from ingot.view.page.sections import pareto
@@ -345,6 +345,21 @@ def test_the_registry_on_one_page(page_project: Sandbox, page_facts: Page) -> No
     states = {item["target"]: item["artifact"] for item in overview.to_json(known)["specs"][0]["targets"]}
     assert states["s:gguf@Q4_0"] == "missing"
     assert not [name for name in states if "report." in name]
+
+
+@pytest.mark.usefixtures("page_keys")
+def test_an_artifact_is_looked_at_once(page_facts: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    book, receipt = Book(page_facts.book.project), page_facts.entry.receipt
+    presence = book.project.store.presence
+
+    def counted(digest: str, *more: Any) -> Any:
+        looked.append(digest)
+        return presence(digest, *more)
+
+    monkeypatch.setattr(book.project.store, "presence", counted)
+    assert book.take(receipt) is book.take(receipt) is book.find("s:report", page_facts.entry.digest)
+    assert looked == [page_facts.entry.digest]
 
 
 def test_both_pages_tell_an_entry_in_the_same_words(page_rendered: Rendered, page_facts: Page) -> None:
