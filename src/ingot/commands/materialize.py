@@ -19,7 +19,6 @@ from doit.exceptions import InvalidCommand
 
 from ingot.commands.base import JSON_OPTION, json_text
 from ingot.commands.run import Run
-from ingot.core import reasons
 
 if TYPE_CHECKING:
     from ingot.core.build import Built
@@ -89,7 +88,7 @@ def _written(session: Session, name: str) -> list[Node]:
     plain = [node.id for node in found if not node.virtual and node.id not in evicted]
     if plain:
         raise InvalidCommand(f"E-USAGE: {plain[0]} is not virtual or evicted: doit {plain[0]} builds and writes it")
-    session.wanted.update(dict.fromkeys(evicted, (reasons.asked_for(),)))
+    session.asked.update(evicted)
     for node in found:
         project.nodes[node.id] = replace(node, virtual=False)
     return found
