@@ -15,6 +15,7 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import classify
+from ingot.kit.bootstrap import share_interval
 from ingot.kit.classify import Prediction
 from ingot.kit.confidence.reliability import Documents, reliability
 from ingot.stages.classify import names
@@ -108,6 +109,14 @@ def plain_error(found: Sequence[Mapping[str, Any]]) -> float:
         sure = max(weights) / sum(weights)
         bins.setdefault(math.ceil(sure * 15), []).append(sure - (one["found"] == one["wanted"]))
     return sum(abs(sum(gaps)) for gaps in bins.values()) / len(found)
+
+
+@pytest.mark.parametrize(("said", "right"), [(0, 0), (1, 20)])
+def test_what_is_all_right_or_all_wrong_is_not_certain_for_that(said: int, right: int) -> None:
+    found = [Prediction(str(number), 1, said) for number in range(20)]
+    f1 = classify.metrics(found, ["x", "y"], ["x", "y"], 1000)["f1_macro"]
+    assert (f1.value, f1.interval) == (right / 20, share_interval(right, 20))
+    assert classify.metrics(found[:1], ["x", "y"], ["x", "y"], 1000)["f1_macro"].interval is None
 
 
 def test_a_confidence_between_two_bins_is_of_the_lower_one_as_everywhere() -> None:

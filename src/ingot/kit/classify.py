@@ -19,7 +19,7 @@ import torch
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
-from ingot.kit.bootstrap import percentiles, resampled_sums, share
+from ingot.kit.bootstrap import percentiles, resampled_sums, share, share_interval
 from ingot.kit.chat import Row, answered, wanted_text
 from ingot.kit.confidence.reliability import BINS, gaps
 from ingot.kit.generate import Allowed, Decoding, generate
@@ -222,12 +222,18 @@ def _f1(found: Sequence[Prediction], labels: int, resamples: int) -> Metric:
             both[row, one.found] += 1
             right[row, one.found] = one.found == one.wanted
     value = float(macro_f1(right.sum(axis=0), both.sum(axis=0)))
-    drawn = None
-    if len(found) > 1:
-        sums = resampled_sums(np.hstack([right, both]), resamples)
-        drawn = macro_f1(sums[:, :labels], sums[:, labels:])
-    how = f"mean of the F1 of each label that is wanted or found; {_BOOTSTRAP}"
-    return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
+    how = f"mean of the F1 of each label that is wanted or found; {_BOOTSTRAP}, accuracy's where all are right or wrong"
+    return Metric(value, "1", how, len(found), _f1_interval(right, both, resamples))
+
+
+def _f1_interval(right: Floats, both: Floats, resamples: int) -> tuple[float, float] | None:
+    """The 95 % interval of macro F1; that of accuracy where that is 0 or 1, as resamples are all alike then."""
+    of, count = len(right), int(right.sum())
+    if of < 2 or count in (0, of):
+        return share_interval(count, of) if of > 1 else None
+    labels = right.shape[1]
+    sums = resampled_sums(np.hstack([right, both]), resamples)
+    return percentiles(macro_f1(sums[:, :labels], sums[:, labels:]))
 
 
 def _calibration(found: Sequence[Prediction], resamples: int) -> Metric:
