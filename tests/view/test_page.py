@@ -33,7 +33,7 @@ from ingot.view.page import (
     write,
 )  # fmt: skip
 from ingot.view.page.book import Book, Entry
-from ingot.view.page.facts import Page, row_id
+from ingot.view.page.facts import Page, collect, row_id
 from ingot.view.page.figures import script_json
 from ingot.view.page.sections import pareto
 from pagekit import Rendered
@@ -345,6 +345,17 @@ def test_the_registry_on_one_page(page_project: Sandbox, page_facts: Page) -> No
     states = {item["target"]: item["artifact"] for item in overview.to_json(known)["specs"][0]["targets"]}
     assert states["s:gguf@Q4_0"] == "missing"
     assert not [name for name in states if "report." in name]
+
+
+def test_without_a_reference_a_candidate_with_other_tokens_is_marked(page_facts: Page) -> None:
+    rows = [dict(row) for row in page_facts.report["rows"]]
+    for row, tokens in zip(rows, (64, 64, 80), strict=False):
+        row["metrics"] = row["metrics"] | {"tokens": pagekit.metric(tokens, "tokens")}
+    for reference, marked in ((page_facts.report["reference"], []), (None, [rows[2]["candidate"]])):
+        report = {**page_facts.report, "reference": reference, "rows": rows[:3]}
+        page = collect(page_facts.book, page_facts.entry.receipt, report, ())
+        found = [row.digest for row in page.rows for mark in row.marks if mark.word == "other tokens"]
+        assert found == marked
 
 
 @pytest.mark.usefixtures("page_keys")
