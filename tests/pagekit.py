@@ -142,6 +142,12 @@ def told(sandbox: Sandbox) -> Story:
     times = {f"{name}_s": metric(value, "s") for name, value in seconds.items()}
     runtime = {"runtime": {"runtime": "llama.cpp", "baselines": {}, "hardware": {"processor": "a processor"}}}
     story.build("gguf@Q8_0", "gguf", {"model": "merged"}, metrics=times, notes=runtime)
+    panels = {
+        name: {"ece": 0.125, "bins": [{"confidence": at / 4, "accuracy": at / less, "n": 10 * at} for at in (1, 2, 3)]}
+        for name, less in (("before", 5), ("temperature", 6), ("platt", 7))
+    }
+    sure = {"calibration.json": json.dumps({"format": 1, "reliability": panels})}
+    story.build("sure", "calibrate", {"model": "merged", "data": "data"}, files=sure)
     story.build("gguf@Q4_0", "gguf", {"model": "merged"})
     story.build("rotten", "gguf", {"model": "merged"})
     reported(story)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,34 @@ def peft_adapter(model: Any, folder: Path, **options: Any) -> Any:
 
 def chat_model(stories: Path, folder: Path) -> Path:
     """The trained 260 K-parameter model with a chat template."""
-    import shutil
-
     shutil.copytree(stories, folder, ignore=shutil.ignore_patterns("*.gguf", "SOURCE*", "LICENSE*"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     return folder
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """A model that can be changed."""
+    target.mkdir()
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
+        shutil.copyfile(source / name, target / name)
+        (target / name).chmod(0o644)
+    return target
+
+
+def lettered(stories: Path, folder: Path) -> Path:
+    """The model with a tokenizer that knows no merges: more tokens for the same text."""
+    other = copy_model(stories, folder)
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return other
 
 
 def dataset(folder: Path, train: int = 40, held_out: int = 12) -> Path:

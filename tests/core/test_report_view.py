@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingot.core.report_view import headline, markdown, steps, table
+from ingot.core.report_view import headline, markdown, other_tokens, steps, table
 
 BASE, MERGED, Q4, COREML = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 NAMES = {BASE: ["base"], MERGED: ["merged"], Q4: ["gguf@Q4_K_M"], COREML: ["coreml"]}
@@ -155,6 +155,23 @@ def test_without_reference_and_without_names(report: dict[str, Any]) -> None:
     assert "without a reference" in page
     assert f"| {MERGED[:12]} |" in page
     assert steps(report, {}).rows[1][1] == "–"
+
+
+def test_without_a_reference_it_is_told_whose_tokens_are_others(report: dict[str, Any]) -> None:
+    """Else perplexities of different tokenizers stand in one column, and nothing warns of that."""
+    scored = {BASE: (100, 320), MERGED: (100, 320), Q4: (240, 320), COREML: (100, 190)}
+    for row in report["rows"]:
+        tokens, size = scored[row["candidate"]]
+        row["metrics"] |= {"tokens": metric(tokens), "bits_per_byte": metric(0.9) | {"n": size}}
+    assert other_tokens(report) == {}, "each was held to the reference's tokens, or says what does not compare"
+    report["reference"] = None
+    assert list(other_tokens(report)) == [Q4, COREML]
+    told = [note for note in table(report, NAMES, 80).notes if "do not compare" in note]
+    assert [note.split()[0] for note in told] == ["gguf@Q4_K_M", "coreml"]
+    assert "scored 240 tokens (320 bytes)" in told[0]
+    assert "scored 100 tokens (320 bytes)" in told[0]
+    del report["rows"][3]["metrics"]["bits_per_byte"]
+    assert list(other_tokens(report)) == [Q4], "of how many bytes is not known"
 
 
 def test_empty_report() -> None:

@@ -84,6 +84,22 @@ def test_always_builds_what_was_only_found_again_too(sandbox: Sandbox) -> None:
     assert sandbox.ran() == ["a", "b"]
 
 
+def test_what_a_run_needs_of_evicted_results_is_asked_anew_at_each_run(sandbox: Sandbox) -> None:
+    """Commands run several times in one process, each time other targets."""
+    sandbox.spec("targets:\n" + simple("a") + simple("b", depends="a") + simple("c", content="y", depends="a"))
+    sandbox.ok("s:b")
+    session = opened(sandbox)
+    session.project.store.evict(str(receipts(sandbox)["s:a"]["digest"]))
+    session.selected = ("s:a", "s:b")
+    built(session, *session.selected)
+    assert session.wanted == {}, "b is there, and reads nothing"
+    session.begin(force=False, parallel=1, always=False)
+    session.selected = ("s:a", "s:c")
+    built(session, *session.selected)
+    session.close()
+    assert session.outcomes["s:a"].fate == "built", "c reads it"
+
+
 def test_a_single_target_uses_the_inputs_that_are_there(sandbox: Sandbox) -> None:
     sandbox.spec("targets:\n" + simple("a") + simple("b", depends="a"))
     done = sandbox.doit("-s", "s:b")

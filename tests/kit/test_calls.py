@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ingot.errors import RefusedInput
 from ingot.kit import schemas
+from ingot.kit.bootstrap import share_interval
 from ingot.kit.chat import Row, Template
 from ingot.kit.patterns import Matcher
 from ingot.kit.tool_calls.calls import Call
@@ -507,6 +508,12 @@ def test_figures_of_calls_by_hand() -> None:
     for name in ("f1_lax", "precision_lax", "recall_lax", "f1_strict", "accuracy"):
         low, high = found[name].interval or (1, 0)
         assert 0 <= low <= found[name].value <= high <= 1, name
+
+
+def test_of_few_questions_that_are_all_right_f1_is_not_certain() -> None:
+    found, _ = metrics(items_of(*[RIGHT_CALL] * 2), Wanted(False, False, 1000))
+    for name in ("f1_lax", "precision_lax", "recall_lax"):
+        assert (found[name].value, found[name].interval) == (1, share_interval(2, 2)), name
 
 
 def test_privacy_is_broken_by_a_value_a_name_or_a_text_of_the_question() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums
@@ -21,7 +22,7 @@ from ingot.kit.confidence.diagram import diagram
 from ingot.kit.confidence.logits import InMemory, OnDisk, chance, sure
 from ingot.kit.confidence.reliability import Documents, assign, intervals, reliability
 from ingot.kit.confidence.scaling import fit_platt, fit_temperature
-from stagekit import digest_of, run_stage
+from stagekit import digest_of, run_done, run_stage
 from tinymodels import chat_model
 
 Floats = npt.NDArray[np.float64]
@@ -267,6 +268,16 @@ def test_a_model_whose_logits_are_larger_is_too_sure(inputs: dict[str, Path], tm
     again, _ = run_stage("calibrate", params, inputs, tmp_path, name="again")
     assert digest_of(again) == digest_of(out)
     assert not list((tmp_path / "out").glob("*.f32"))
+
+
+def test_a_device_is_asked_for_and_noted(inputs: dict[str, Path], tmp_path: Path) -> None:
+    params = {"documents": 4, "max_length": 32, "resamples": 1000}
+    done = run_done("calibrate", {**params, "device": "cpu"}, inputs, tmp_path)
+    assert done.notes == {"device": "cpu", "runtime": "transformers computing in float32"}
+    if not torch.cuda.is_available():
+        with pytest.raises(RefusedInput) as caught:
+            run_stage("calibrate", {**params, "device": "cuda"}, inputs, tmp_path, name="cuda")
+        assert caught.value.code == "E-DEVICE"
 
 
 def test_fitted_and_measured_documents_are_others_whatever_their_order(inputs: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
 from ingot.stages.evaluate import Evaluate
 from stagekit import digest_of, run_stage, stage_of
-from tinymodels import chat_model
+from tinymodels import chat_model, lettered
 
 FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000, "documents": 2}
 PROMPTS = ("Once upon a", "The little dog was very", "One day, Lily went to the", "Tom and Mia like to")
@@ -96,8 +96,8 @@ def asked(says: Mapping[str, tuple[str, str | None, str]], matcher: Matcher, mos
         for prompt, (right, pattern, _) in says.items()
     ]
     backend = Scripted({prompt: text for prompt, (_, _, text) in says.items()})
-    found = answers.questions([(row, Example([], 1)) for row in rows], None, matcher)
-    return answers.ask(backend, found, most, matcher, Silent())
+    found = answers.questions(rows, None, matcher)
+    return answers.ask(backend, found, answers.Limits(most, 64), matcher, Silent())
 
 
 def test_what_counts_as_right(matcher: Matcher) -> None:
@@ -150,7 +150,7 @@ def test_a_pattern_that_never_ends_gives_an_error_and_no_figure(matcher: Matcher
 def test_the_answer_to_a_preference_is_the_one_that_was_chosen(matcher: Matcher) -> None:
     chat = [{"role": "user", "content": "a?"}]
     for row in ({"prompt": "a?"}, {"messages": chat}):
-        asked_for = [({"id": "1", **row, "chosen": "this", "rejected": "that"}, Example([], 1))]
+        asked_for = [{"id": "1", **row, "chosen": "this", "rejected": "that"}]
         assert [question.wanted for question in answers.questions(asked_for, None, matcher)] == ["this"]
 
 
@@ -161,12 +161,13 @@ def test_what_cannot_be_asked_is_refused(matcher: Matcher) -> None:
         ({"id": "1", "prompt": "a", "completion": "b", "pattern": "("}, "E-PATTERN"),
     ):
         with pytest.raises(RefusedInput) as refused:
-            answers.questions([(row, Example([], 1))], None, matcher)
+            answers.questions([row], None, matcher)
         assert refused.value.code == code
-    question = answers.Question({"prompt": "a" * 60}, "b", None)
-    with pytest.raises(RefusedInput, match="context of 64") as refused:
-        answers.ask(Scripted({}), [question], 5, matcher, Silent())
-    assert refused.value.code == "E-EVAL-CONTEXT"
+    question = answers.Question({"id": "1", "prompt": "a" * 60}, "b", None)
+    for room, fits in ((100, 64), (32, 32)):
+        with pytest.raises(RefusedInput, match=f"question 1 of 60 tokens .* do not fit {fits}") as refused:
+            answers.ask(Scripted({}), [question], answers.Limits(5, room), matcher, Silent())
+        assert refused.value.code == "E-EVAL-CONTEXT"
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,27 @@ def test_chats_end_with_their_token_and_the_spec_may_tell_the_pattern(stories: P
     out, metrics = run_stage("evaluate", params, {"candidate": model, "data": data}, tmp_path, name="silent")
     assert [answer["answer"] for answer in read_answers(out)] == ["", ""]
     assert (metrics["answers_ended"].value, metrics["pattern_accuracy"].value) == (1, 0)
+
+
+def test_whatever_the_tokenizer_the_same_questions_are_asked(stories: Path, tmp_path: Path) -> None:
+    """Scores of other questions do not compare: what does not fit is refused, and no other question takes its place."""
+    other = lettered(stories, tmp_path / "other")
+    long = "Once upon a time there was a little dog who liked to play in the park with a big red ball"
+    prompts = [long, *PROMPTS]
+    data = write_rows(
+        tmp_path / "data", [{"id": str(at), "prompt": text, "completion": "."} for at, text in enumerate(prompts)]
+    )
+    params = {**FAST, "max_length": 48, "answers": {"documents": 3, "max_tokens": 4}}
+    asked_of: dict[str, list[str]] = {}
+    for name, candidate in (("plain", stories), ("lettered", other)):
+        room = {"other_tokenizer": "bits_per_byte"}
+        out, _ = run_stage("evaluate", params | room, {"candidate": candidate, "data": data}, tmp_path, name=name)
+        asked_of[name] = [line["id"] for line in read_answers(out)]
+    assert asked_of["plain"] == asked_of["lettered"] == ["0", "1", "2"]
+    with pytest.raises(RefusedInput, match="question 0 of ") as refused:
+        run_stage("evaluate", params, {"candidate": other, "data": data}, tmp_path, name="refused")
+    assert refused.value.code == "E-EVAL-CONTEXT"
+    assert "max_length" in (refused.value.hint or "")
 
 
 def test_what_asks_nothing_measures_nothing(stories: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import torch
 
 from ingot.errors import RefusedInput
 from ingot.kit import classify
+from ingot.kit.bootstrap import share_interval
 from ingot.kit.classify import Prediction
+from ingot.kit.confidence.reliability import Documents, reliability
 from ingot.stages.classify import names
 from stagekit import Recorder, run_stage, stage_of
 from tinymodels import chat_model
@@ -105,8 +107,31 @@ def plain_error(found: Sequence[Mapping[str, Any]]) -> float:
     for one in found:
         weights = [math.exp(score) for score in one["log_likelihood"].values()]
         sure = max(weights) / sum(weights)
-        bins.setdefault(min(int(sure * 15), 14), []).append(sure - (one["found"] == one["wanted"]))
+        bins.setdefault(math.ceil(sure * 15), []).append(sure - (one["found"] == one["wanted"]))
     return sum(abs(sum(gaps)) for gaps in bins.values()) / len(found)
+
+
+@pytest.mark.parametrize(("said", "right"), [(0, 0), (1, 20)])
+def test_what_is_all_right_or_all_wrong_is_not_certain_for_that(said: int, right: int) -> None:
+    found = [Prediction(str(number), 1, said) for number in range(20)]
+    f1 = classify.metrics(found, ["x", "y"], ["x", "y"], 1000)["f1_macro"]
+    assert (f1.value, f1.interval) == (right / 20, share_interval(right, 20))
+    assert classify.metrics(found[:1], ["x", "y"], ["x", "y"], 1000)["f1_macro"].interval is None
+
+
+def test_a_confidence_between_two_bins_is_of_the_lower_one_as_everywhere() -> None:
+    """5/15 of three equal labels, beside one of 0.36 that is right: in one bin they would cancel out in part."""
+    rest = math.log(0.32)
+    found = [
+        Prediction("a", 1, 0, None, (0.0, 0.0, 0.0)),
+        Prediction("b", 0, 0, None, (math.log(0.36), rest, rest)),
+    ]
+    error = classify.metrics(found, ["x", "y", "z"], ["x", "y", "z"], 1000)["calibration_error"]
+    confidence, right = np.array([1 / 3, 0.36]), np.array([False, True])
+    expected = reliability(confidence, right, Documents(np.arange(2)), (15, "width"), 1000)
+    assert [item.n for item in expected.bins] == [1, 1]
+    assert error.value == pytest.approx(expected.ece)
+    assert error.value == pytest.approx((1 / 3 + 0.64) / 2)
 
 
 def test_by_token_no_short_label_is_favoured(model: Path, tmp_path: Path) -> None:

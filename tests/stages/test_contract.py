@@ -82,6 +82,14 @@ def test_every_parameter_is_described(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
+def test_what_measures_a_model_can_be_told_where_to_compute(kind: str) -> None:
+    """One that is asked on a GPU is not measured on the processor by the next kind."""
+    stage = sample(kind)
+    asks = stage.produces in {"calibration", "evaluation", "logits", "samples"} and "torch" in stage.preload
+    assert not asks or stage.device_wanted() == stage.model_dump()["device"]
+
+
+@pytest.mark.parametrize("kind", kinds())
 def test_it_writes_only_below_out_and_leaves_its_inputs_alone(kind: str, two_runs: tuple[Results, Results]) -> None:
     assert two_runs[0][kind]["strays"] == []
     assert two_runs[0][kind]["inputs_changed"] == []

@@ -21,6 +21,7 @@ from ingot.kit import energy, energy_per_token, hf
 from ingot.kit.energy import Rapl
 from quantref import quantize
 from stagekit import digest_of, run_done, run_stage, stage_of
+from tinymodels import copy_model, lettered
 
 FAST = {"repeats": 1, "generation_tokens": 2, "prompt_tokens": 16, "resamples": 1000}
 ENERGY = {"energy_per_token", "prompt_energy_per_token"}
@@ -54,20 +55,6 @@ def gguf(stories_gguf: Path, tmp_path: Path) -> Path:
     (tmp_path / "gguf").mkdir()
     shutil.copyfile(stories_gguf, tmp_path / "gguf" / "model.gguf")
     return tmp_path / "gguf"
-
-
-def copy_model(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ):
-        shutil.copyfile(source / name, target / name)
-        (target / name).chmod(0o644)
-    return target
 
 
 def direct(folder: Path, texts: Iterable[str], length: int) -> tuple[float, int]:
@@ -126,6 +113,18 @@ def test_a_model_does_not_diverge_from_itself(stories: Path, data: Path, tmp_pat
     assert evaluation["metrics"] == {name: metric.to_dict() for name, metric in metrics.items()}
     assert evaluation["settings"]["documents"] == 24
     assert set(evaluation["not_measured"]) == ENERGY - set(metrics)
+
+
+def test_zeros_are_counted_in_the_layers_that_are_pruned(stories: Path, gguf: Path, data: Path, tmp_path: Path) -> None:
+    """As ``prune`` counts them, so that what a later step undoes is seen; a GGUF holds blocks, no numbers."""
+    params = {"method": "magnitude", "sparsity": 0.25}
+    model, pruned = run_stage("prune", params, {"model": stories}, tmp_path, name="p")
+    few, found = {**FAST, "documents": 2, "max_length": 32}, {}
+    for name, candidate in (("plain", stories), ("pruned", model), ("gguf", gguf)):
+        _, metrics = run_stage("evaluate", few, {"candidate": candidate, "data": data}, tmp_path, name=f"of-{name}")
+        found[name] = metrics["sparsity"].value if "sparsity" in metrics else None
+    assert found == {"plain": 0, "pruned": pruned["sparsity"].value, "gguf": None}
+    assert found["pruned"] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_llama_cpp_agrees_with_transformers_and_fewer_bits_diverge(
@@ -195,15 +194,6 @@ def test_another_tokenizer_is_refused(stories: Path, gguf: Path, data: Path, tmp
             run_stage("evaluate", {**FAST, "max_length": 64}, inputs, tmp_path, name=f"out{index}")
         assert refused.value.code == "E-EVAL-TOKENS"
         assert "first difference at token" in refused.value.facts[0]
-
-
-def lettered(stories: Path, folder: Path) -> Path:
-    """The model with a tokenizer that knows no merges: more tokens for the same text."""
-    other = copy_model(stories, folder)
-    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["model"]["merges"] = []
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    return other
 
 
 def test_another_tokenizer_is_compared_in_bits_per_byte(stories: Path, data: Path, tmp_path: Path) -> None:
@@ -405,7 +395,7 @@ def test_core_ml_is_measured_by_the_interpreter_and_its_speed_is_not(
     assert (evaluation["container"], evaluation["precision"]) == ("coreml", "int8")
     speeds = {"prompt_tokens_per_second", "generation_tokens_per_second"}
     assert set(evaluation["not_measured"]) == speeds | ENERGY
-    assert set(metrics) == set(plain) - speeds - ENERGY
+    assert set(metrics) == set(plain) - speeds - ENERGY - {"sparsity"}
     assert "runs on a Mac only" in evaluation["not_measured"]["prompt_tokens_per_second"]
     # of int8 rows on a model of 260,000 weights
     assert 1e-7 < metrics["kl_divergence"].value < 0.01

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_evaluate import FAST, copy_model, write_rows
+from test_evaluate import FAST, write_rows
 
 from ingot.errors import RefusedInput
 from ingot.kit.chat import Example
 from ingot.kit.scoring.units import Windows
 from projectkit import REPO
 from stagekit import run_stage, stage_of
+from tinymodels import copy_model
 
 WINDOWS = {**FAST, "windows": {"context": 64}}
 

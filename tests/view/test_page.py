@@ -10,6 +10,8 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from ingot.errors import MissingTool, UsageError
 from ingot.view.page import (
     card,
     document,
+    history,
     html,
     jsonform,
     markdown,
@@ -29,8 +32,8 @@ from ingot.view.page import (
     verdicts,
     write,
 )  # fmt: skip
-from ingot.view.page.book import Entry
-from ingot.view.page.facts import Page, row_id
+from ingot.view.page.book import Book, Entry
+from ingot.view.page.facts import Page, collect, row_id
 from ingot.view.page.figures import script_json
 from ingot.view.page.sections import pareto
 from pagekit import Rendered
@@ -342,6 +345,64 @@ def test_the_registry_on_one_page(page_project: Sandbox, page_facts: Page) -> No
     states = {item["target"]: item["artifact"] for item in overview.to_json(known)["specs"][0]["targets"]}
     assert states["s:gguf@Q4_0"] == "missing"
     assert not [name for name in states if "report." in name]
+
+
+def test_without_a_reference_a_candidate_with_other_tokens_is_marked(page_facts: Page) -> None:
+    rows = [dict(row) for row in page_facts.report["rows"]]
+    for row, tokens in zip(rows, (64, 64, 80), strict=False):
+        row["metrics"] = row["metrics"] | {"tokens": pagekit.metric(tokens, "tokens")}
+    for reference, marked in ((page_facts.report["reference"], []), (None, [rows[2]["candidate"]])):
+        report = {**page_facts.report, "reference": reference, "rows": rows[:3]}
+        page = collect(page_facts.book, page_facts.entry.receipt, report, ())
+        found = [row.digest for row in page.rows for mark in row.marks if mark.word == "other tokens"]
+        assert found == marked
+
+
+@pytest.mark.usefixtures("page_keys")
+def test_an_artifact_is_looked_at_once(page_facts: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    book, receipt = Book(page_facts.book.project), page_facts.entry.receipt
+    presence = book.project.store.presence
+
+    def counted(digest: str, *more: Any) -> Any:
+        looked.append(digest)
+        return presence(digest, *more)
+
+    monkeypatch.setattr(book.project.store, "presence", counted)
+    assert book.take(receipt) is book.take(receipt) is book.find("s:report", page_facts.entry.digest)
+    assert looked == [page_facts.entry.digest]
+
+
+def test_both_pages_tell_an_entry_in_the_same_words(page_rendered: Rendered, page_facts: Page) -> None:
+    known = overview.page(overview.Overview(page_facts.book.project, {}))
+    (entry,) = page_facts.book.lookup.about("s:report")
+    place, what, *rest = (html.tag("td", cell) for cell in history.told(entry))
+    target = html.tag("td", html.code("s:report"))
+    first = str(place).replace("<td>", '<th scope="row">').replace("</td>", "</th>")
+    assert "".join(map(str, (first, what, *rest))) in page_rendered[0]
+    assert "".join(map(str, (first, what, target, *rest))) in known
+
+
+def test_over_time_is_drawn_what_was_measured_again() -> None:
+    """The best metric first; of what was measured once time says nothing."""
+
+    class Log:
+        def about(self, target: str) -> list[SimpleNamespace]:
+            results = {"s:r.a": [0.3, 0.1], "s:r.b": [0.2]}[target]
+            return [SimpleNamespace(type="build", value=value, target=target) for value in results]
+
+        def result_of(self, entry: SimpleNamespace) -> dict[str, Any]:
+            metrics = {"bytes": pagekit.metric(9.0), "perplexity": pagekit.metric(entry.value)}
+            digest = f"{entry.target}{entry.value}"
+            return {"metrics": metrics, "digest": digest, "timings": {"finished": "2026-11-26T03:01:02.000Z"}}
+
+    log: Any = Log()
+    figures = list(history.over_time(log, "s:r", ["a", "b"]))
+    assert [figure.title for figure in figures] == ["perplexity over time, r", "size over time, r"]
+    assert [row[:3] for row in figures[0].rows] == [
+        ["a", "2026-11-26 03:01:02", "0.3"], ["a", "2026-11-26 03:01:02", "0.1"], ["b", "2026-11-26 03:01:02", "0.2"],
+    ]  # fmt: skip
+    assert list(history.over_time(log, "s:r", ["b"])) == []
 
 
 def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

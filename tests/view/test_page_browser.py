@@ -66,19 +66,37 @@ def test_a_page_comes_alive_without_a_complaint_or_a_request(chrome: chromekit.C
     assert tab.evaluate("document.title") == "s:report", "no answer of a model has run"
 
 
-def test_a_chart_says_what_is_pointed_at(chrome: chromekit.Chrome, pages: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("marks", "words"),
+    [
+        ("#speed .live .mark-rect path", ["gguf@Q8_0", "p50"]),
+        ("[id^=reliability] .live .mark-symbol.role-mark path", ["as it is (error 0.1250)", "how often right", "10"]),
+    ],
+)
+def test_a_chart_says_what_is_pointed_at(
+    chrome: chromekit.Chrome, pages: dict[str, Path], marks: str, words: list[str]
+) -> None:
     tab = chrome.open(pages["report"])
     tab.wait(_READY)
     place = (
-        "(() => { const mark = document.querySelector('#speed .live .mark-rect path');"
+        f"(() => {{ const mark = document.querySelector('{marks}');"
         "mark.scrollIntoView({block: 'center', behavior: 'instant'}); const at = mark.getBoundingClientRect();"
         "return [at.left + at.width / 2, at.top + at.height / 2] })()"
     )
     x, y = tab.evaluate(place)
     chrome.call("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y}, tab.session)
     shown = tab.wait("(document.querySelector('#vg-tooltip-element.visible') || {}).innerText")
-    assert "gguf@Q8_0" in shown
-    assert "p50" in shown
+    assert [word for word in words if word not in shown] == []
+
+
+def test_a_bin_of_few_tokens_is_a_small_point(chrome: chromekit.Chrome, pages: dict[str, Path]) -> None:
+    tab = chrome.open(pages["report"])
+    tab.wait(_READY)
+    marks = "Array.from(document.querySelectorAll('[id^=reliability] .live .mark-symbol.role-mark path'))"
+    widths = tab.evaluate(f"{marks}.map(one => one.getBoundingClientRect().width)")
+    assert len(widths) == 9
+    assert widths[:3] == sorted(widths[:3])
+    assert widths[2] > 1.5 * widths[0]
 
 
 @pytest.mark.parametrize("name", ["report", "registry"])

@@ -83,6 +83,34 @@ def task_of(target: str) -> str:
     return target.rpartition(".")[2]
 
 
+def other_tokens(report: Json) -> dict[str, str]:
+    """Of candidates whose numbers per token do not compare with the first one's, why, by digest.
+
+    With a reference there are none: each candidate scored its tokens, or says itself what does not compare.
+    """
+    if report.get("reference") is not None or not report["rows"]:
+        return {}
+    first, *others = ((str(row["candidate"]), *_scored(row)) for row in report["rows"])
+    return {
+        digest: f"scored {_amount(tokens, size)} of the held-out text where the first candidate scored "
+        f"{_amount(*first[1:])}: its tokenizer is another, so perplexity and nll do not compare; with a reference and "
+        "'other_tokenizer: bits_per_byte' all are scored on one text"
+        for digest, tokens, size in others
+        if tokens != first[1] or (None not in (size, first[2]) and size != first[2])
+    }
+
+
+def _scored(row: Json) -> tuple[int | None, int | None]:
+    """The tokens that were scored, and the bytes of text that they stand for, as far as is known."""
+    tokens, size = row["metrics"].get("tokens", {}).get("value"), row["metrics"].get("bits_per_byte", {}).get("n")
+    return tokens, size
+
+
+def _amount(tokens: int | None, size: int | None) -> str:
+    text = "no" if tokens is None else f"{tokens:,}"
+    return f"{text} tokens" if size is None else f"{text} tokens ({size:,} bytes)"
+
+
 def headline(metrics: Mapping[str, object]) -> str | None:
     """The metric that says most of a task; None where there is none."""
     named = next((name for name in HEADLINES if name in metrics), None)
@@ -177,7 +205,13 @@ def _build(report: Json, names: Names, metrics: Sequence[_Shown], verdicts: Mapp
         for row in report["rows"]
     )
     columns = (_NAME, _FORMAT, *(shown.column for shown in metrics), *([_GATES] if verdicts else []))
-    return Table(columns, rows, tuple(f"[{index}] {note}" for index, note in enumerate(notes, start=1)))
+    apart = other_tokens(report)
+    told = [
+        f"{_name(row, names, report)} {apart[digest]}"
+        for row in report["rows"]
+        if (digest := row["candidate"]) in apart
+    ]
+    return Table(columns, rows, (*(f"[{index}] {note}" for index, note in enumerate(notes, start=1)), *told))
 
 
 def _gated(row: Json, names: Names, verdicts: Mapping[str, str]) -> str:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import checkpoints, eviction, key_locks
@@ -44,6 +43,7 @@ class Session:
         self._force, self._parallel = False, 1
         #: Why this run was not started: something is lacking, or there is no room for it.
         self.refused: IngotError | None = None
+        self._wanted: dict[str, tuple[Reason, ...]] | None = None
         self._predictions: Mapping[str, Prediction | None] = {}
         self._builder = Builder(project, self._tell)
         self._checked = False
@@ -60,7 +60,7 @@ class Session:
         # A command may run several times in one process: each run has a screen, and asks again what is lacking.
         self.listeners.clear()
         self.broken.clear()
-        self._checked, self.refused = False, None
+        self._checked, self.refused, self._wanted = False, None, None
 
     def _tell(self, target: str, message: dict[str, Any]) -> None:
         for listener in self.listeners:
@@ -82,12 +82,14 @@ class Session:
         assert planned.receipt is not None
         return self._is_in_force(name, Built("fresh", planned.receipt))
 
-    @cached_property
+    @property
     def wanted(self) -> dict[str, tuple[Reason, ...]]:
         """The evicted results, by id, whose bytes this run needs as far as its plan can tell, and for what."""
-        chosen = self.project.nodes.keys() if self.selected is None else set(self.selected)
-        known = [node for node in self.project.nodes.values() if node.id in chosen]
-        return eviction.wanted(self.project.planner.plan(self.project.with_inputs(known)))
+        if self._wanted is None:
+            chosen = self.project.nodes.keys() if self.selected is None else set(self.selected)
+            known = [node for node in self.project.nodes.values() if node.id in chosen]
+            self._wanted = eviction.wanted(self.project.planner.plan(self.project.with_inputs(known)))
+        return self._wanted
 
     def _is_left(self, planned: Planned) -> bool:
         """Whether nothing is to be done for a virtual target: what flows is the work of what is built from it."""

@@ -1,7 +1,8 @@
 """Ask a model questions and compare its answers: exactly, and with a pattern of what is right.
 
-A question is a row's prompt, as the candidate's own template and tokenizer give it. The answer is what greedy decoding
-adds to it (``kit.generate``), until a token that ends a turn or ``max_tokens``. White space around an answer
+A question is a row's prompt, as the candidate's own template and tokenizer give it. Which are asked the data set alone
+tells: scores of other questions do not compare, so what does not fit a candidate is refused. The answer is what greedy
+decoding adds to it (``kit.generate``), until a token that ends a turn or ``max_tokens``. White space around an answer
 does not count, and an answer of nothing else is never right.
 """
 
@@ -14,7 +15,7 @@ from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
 from ingot.kit.bootstrap import share
-from ingot.kit.chat import Example, Row, wanted_text
+from ingot.kit.chat import Row, wanted_text
 from ingot.kit.generate import Decoding, Generation, generate
 from ingot.kit.patterns import Matcher
 
@@ -45,14 +46,22 @@ class Question:
     pattern: str | None
 
 
-def questions(chosen: Sequence[tuple[Row, Example]], pattern: str | None, matcher: Matcher) -> list[Question]:
+@dataclass(frozen=True)
+class Limits:
+    """Tokens after which an answer is cut, and those of a question with its answer at the most."""
+
+    max_tokens: int
+    room: int
+
+
+def questions(rows: Sequence[Row], pattern: str | None, matcher: Matcher) -> list[Question]:
     """The questions of rows; the row's own pattern goes before ``pattern``.
 
     RefusedInput: E-EVAL-ANSWERS for rows of plain text, E-EVAL-PATTERN where the row's own answer does not match,
     E-PATTERN and E-PATTERN-LIMIT for a pattern that cannot be used.
     """
     found = []
-    for row, _ in chosen:
+    for row in rows:
         if "messages" not in row and "prompt" not in row:
             raise RefusedInput(
                 "E-EVAL-ANSWERS",
@@ -72,24 +81,26 @@ def questions(chosen: Sequence[tuple[Row, Example]], pattern: str | None, matche
 
 
 def ask(
-    backend: Backend, asked: Sequence[Question], max_tokens: int, matcher: Matcher, progress: Progress
+    backend: Backend, asked: Sequence[Question], limits: Limits, matcher: Matcher, progress: Progress
 ) -> list[Answer]:
     """The answers of a model, in the order of the questions.
 
-    RefusedInput (E-EVAL-CONTEXT) where a question and an answer of ``max_tokens`` do not fit its context.
+    RefusedInput (E-EVAL-CONTEXT) where a question and an answer of ``max_tokens`` do not fit.
     """
+    room = min(limits.room, backend.context)
     answers: list[Answer] = []
     right = 0
     for number, question in enumerate(asked, 1):
         ids = backend.question(question.row)
-        if len(ids) + max_tokens > backend.context:
+        if len(ids) + limits.max_tokens > room:
             raise RefusedInput(
                 "E-EVAL-CONTEXT",
-                f"a question of {len(ids)} tokens and an answer of {max_tokens} do not fit the context of "
-                f"{backend.context}",
-                hint="set answers.max_tokens, or max_length, to less",
+                f"question {question.row.get('id')} of {len(ids)} tokens and an answer of {limits.max_tokens} do not "
+                f"fit {room}",
+                facts=[f"the model's context: {backend.context}"],
+                hint="raise max_length where the model's context allows it, else lower answers.max_tokens",
             )
-        answers.append(_judged(question, generate(backend, ids, Decoding(max_tokens)), matcher))
+        answers.append(_judged(question, generate(backend, ids, Decoding(limits.max_tokens)), matcher))
         right += answers[-1].right
         progress(number, len(asked), "questions", right=f"{100 * right / number:.0f} %")
     return answers

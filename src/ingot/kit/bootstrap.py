@@ -1,4 +1,4 @@
-"""95 % intervals: of a ratio of sums by resampling documents (percentile bootstrap), of a share by Wilson."""
+"""95 % intervals: of a ratio of sums by resampling documents (percentile bootstrap), of a share by Wilson's method."""
 
 from __future__ import annotations
 
@@ -79,6 +79,21 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * of)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_of_sums(tops: Sequence[float], bottoms: Sequence[float], resamples: int) -> tuple[float, float] | None:
+    """The 95 % interval of ``sum(tops) / sum(bottoms)`` where each unit's share lies between 0 and 1.
+
+    ``ratio_interval``, and where all units are wholly right, or all wholly wrong, Wilson's of the units: resamples of
+    such are all alike, and 1 of few units would be called certain (Lam 2023, https://arxiv.org/abs/2309.14621, on the
+    F1 score, which calls that degeneracy and inverts Wilson's test, too). The unit is the trial, not what is counted
+    in it: the calls of one question are not independent.
+    """
+    interval = ratio_interval(tops, bottoms, resamples)
+    alike = {top / bottom for top, bottom in zip(tops, bottoms, strict=True)}
+    if interval is None or alike not in ({0.0}, {1.0}):
+        return interval
+    return share_interval(len(tops) if alike == {1.0} else 0, len(tops))
 
 
 def share(count: int, of: int, how: str) -> Metric:

@@ -19,13 +19,12 @@ import torch
 from ingot.core.stage import Metric, Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Backend
-from ingot.kit.bootstrap import percentiles, resampled_sums, share
+from ingot.kit.bootstrap import percentiles, resampled_sums, share, share_interval
 from ingot.kit.chat import Row, answered, wanted_text
+from ingot.kit.confidence.reliability import BINS, gaps
 from ingot.kit.generate import Allowed, Decoding, generate
 from ingot.kit.scoring.run import log_softmax, picked
 
-#: Bins of equal width of the calibration error.
-BINS = 15
 _BOOTSTRAP = "95 % interval: percentile bootstrap over documents"
 
 Floats = npt.NDArray[np.float64]
@@ -223,24 +222,28 @@ def _f1(found: Sequence[Prediction], labels: int, resamples: int) -> Metric:
             both[row, one.found] += 1
             right[row, one.found] = one.found == one.wanted
     value = float(macro_f1(right.sum(axis=0), both.sum(axis=0)))
-    drawn = None
-    if len(found) > 1:
-        sums = resampled_sums(np.hstack([right, both]), resamples)
-        drawn = macro_f1(sums[:, :labels], sums[:, labels:])
-    how = f"mean of the F1 of each label that is wanted or found; {_BOOTSTRAP}"
-    return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
+    how = f"mean of the F1 of each label that is wanted or found; {_BOOTSTRAP}, accuracy's where all are right or wrong"
+    return Metric(value, "1", how, len(found), _f1_interval(right, both, resamples))
+
+
+def _f1_interval(right: Floats, both: Floats, resamples: int) -> tuple[float, float] | None:
+    """The 95 % interval of macro F1; that of accuracy where that is 0 or 1, as resamples are all alike then."""
+    of, count = len(right), int(right.sum())
+    if of < 2 or count in (0, of):
+        return share_interval(count, of) if of > 1 else None
+    labels = right.shape[1]
+    sums = resampled_sums(np.hstack([right, both]), resamples)
+    return percentiles(macro_f1(sums[:, :labels], sums[:, labels:]))
 
 
 def _calibration(found: Sequence[Prediction], resamples: int) -> Metric:
     """Expected calibration error (https://arxiv.org/abs/1706.04599) of the likeliest label's share."""
-    gaps = np.zeros((len(found), BINS))
-    for row, one in enumerate(found):
-        scores = np.array(one.scores)
-        weights = np.exp(scores - scores.max())
-        sure = float(weights.max() / weights.sum())
-        gaps[row, min(int(sure * BINS), BINS - 1)] = sure - (one.found == one.wanted)
-    value = float(np.abs(gaps.sum(axis=0)).sum()) / len(found)
-    drawn = np.abs(resampled_sums(gaps, resamples)).sum(axis=1) / len(found) if len(found) > 1 else None
+    scores = np.array([one.scores for one in found])
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    right = np.array([one.found == one.wanted for one in found])
+    apart = gaps(weights.max(axis=1) / weights.sum(axis=1), right, BINS, "width")
+    value = float(np.abs(apart.sum(axis=0)).sum()) / len(found)
+    drawn = np.abs(resampled_sums(apart, resamples)).sum(axis=1) / len(found) if len(found) > 1 else None
     how = f"expected calibration error of the likeliest label's share, {BINS} bins of equal width; {_BOOTSTRAP}"
     return Metric(value, "1", how, len(found), None if drawn is None else percentiles(drawn))
 

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from ingot.core.stage import Metric
-from ingot.kit.backends import Backend
+from ingot.kit.backends import Backend, zeros_of
 from ingot.kit.runtime.timing import timed
 
 
 def size(backend: Backend) -> dict[str, Metric]:
-    """Bytes of the weight files, parameters, and bits per weight."""
-    return {
+    """Bytes of the weight files, parameters, bits per weight, and the share of zeros where weights are numbers."""
+    found = {
         "bytes": Metric(backend.bytes, "B", "size of the weight files"),
         "parameters": Metric(backend.parameters, "parameters", "elements of all weights, shared ones once"),
         "bits_per_weight": Metric(
             8 * backend.bytes / backend.parameters, "bits/parameter", "bits of the weight files by parameters"
         ),
     }
+    zeros, of = zeros_of(backend) or (0, 0)
+    if of:
+        how = "share of the linear layers' weights that are zero as they are computed, the output layer left out"
+        found["sparsity"] = Metric(zeros / of, "1", how)
+    return found
 
 
 def speed(backend: Backend, prompt: Sequence[int], generated: int, repeats: int) -> dict[str, Metric]:

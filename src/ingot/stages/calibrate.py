@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingot.core.stage import Format, Given, Measure, Metric, Metrics, Progress, Reproducibility, Role, Stage
+from ingot.core.stage import Done, Format, Given, Measure, Metric, Progress, Reproducibility, Role, Stage
 from ingot.errors import RefusedInput
+from ingot.stages._placed import Placed
 
 if TYPE_CHECKING:
     from ingot.kit.confidence.measure import Chosen, Fitted, Measured
@@ -21,7 +22,7 @@ _BOOTSTRAP = "95 % interval: percentile bootstrap over documents"
 _FITTED = "fitted on other documents than are measured; 95 % interval: one-step bootstrap over documents"
 
 
-class Calibrate(Stage):
+class Calibrate(Placed, Stage):
     """Temperature and Platt scaling of next-token confidence, fitted and measured on different held-out documents.
 
     Confidence is the probability of the likeliest token at each position that `evaluate` would score too; it is right
@@ -83,17 +84,15 @@ class Calibrate(Stage):
         default=2000, description="Bootstrap resamples of the documents behind each 95 % interval"
     )
 
-    def run(self, given: Given, out: Path, progress: Progress) -> Metrics:
+    def run(self, given: Given, out: Path, progress: Progress) -> Done:
         """Fit, measure, write.
 
         RefusedInput: E-CALIBRATE-DOCUMENTS (fewer than four documents with tokens to score), E-CALIBRATE-BOUND (no
         temperature is best), E-EVAL-CONTEXT, E-EVAL-NAN.
         """
-        from ingot.kit.backends import open_backend
         from ingot.kit.confidence import measure
 
-        progress.phase("load")
-        backend = open_backend(given.one("model"), dtype=self.dtype, context=self.max_length, threads=given.threads)
+        backend = self.opened(given.one("model"), given, progress, dtype=self.dtype, context=self.max_length)
         to_fit, to_measure = measure.divide(self._chosen(backend, given), self.fit)
         progress.phase("read the documents to fit on")
         fitted = measure.fit(backend, to_fit, given.scratch, progress)
@@ -101,7 +100,8 @@ class Calibrate(Stage):
         found = measure.measure(backend, to_measure, fitted.degrees, progress)
         panels = self._panels(fitted, found)
         self._write(given, out, fitted, found, panels)
-        return {**_fit_metrics(fitted, self.resamples), **_metrics(found, panels, self.resamples)}
+        metrics = {**_fit_metrics(fitted, self.resamples), **_metrics(found, panels, self.resamples)}
+        return Done(metrics, notes=self.where(backend))
 
     def _chosen(self, backend: Any, given: Given) -> Chosen:
         from ingot.kit.chat import read_rows

@@ -83,7 +83,7 @@ class Evaluate(Settings, Task):
     """Perplexity, divergence from a reference, size and speed of one candidate."""
 
     kind: ClassVar[str] = "evaluate"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {
         "candidate": Role(MODELS),
@@ -117,6 +117,7 @@ class Evaluate(Settings, Task):
         Measure("bytes", "B"),
         Measure("parameters", "parameters"),
         Measure("bits_per_weight", "bits/parameter"),
+        Measure("sparsity", "1", "of a Hugging Face candidate that has linear layers"),
         Measure("prompt_tokens_per_second", "tokens/s", "unless the candidate is `coreml` and this is no Mac"),
         Measure("generation_tokens_per_second", "tokens/s", "as prompt_tokens_per_second"),
         Measure("energy_per_token", "J/token", "where the speed is measured and a counter of energy can be read"),
@@ -165,10 +166,15 @@ class Evaluate(Settings, Task):
         return Done(metrics, notes=self.where(backend))
 
     def _context(self) -> int:
-        answer = 0 if self.answers is None else self.answers.max_tokens
+        return max(self._most(self.longest), self._room(), self.prompt_tokens + self.generation_tokens)
+
+    def _most(self, tokens: int) -> int:
         # another tokenizer may need more tokens for a text that is cut by the reference's
-        more = 4 if self.other_tokenizer == "bits_per_byte" else 1
-        return max(more * self.longest, self.max_length + answer, self.prompt_tokens + self.generation_tokens)
+        return tokens * (4 if self.other_tokenizer == "bits_per_byte" else 1)
+
+    def _room(self) -> int:
+        """The tokens of a question with its answer at the most."""
+        return 0 if self.answers is None else self._most(self.max_length) + self.answers.max_tokens
 
     def _ask(self, backend: Backend, given: Given, progress: Progress) -> tuple[Mapping[str, Metric], list[Any]]:
         if self.answers is None:
@@ -180,10 +186,10 @@ class Evaluate(Settings, Task):
 
         progress.phase("ask")
         matcher = Matcher()
-        rows = list(read_rows(given.one("data"), "eval"))
-        chosen = list(units.held_out(backend, rows, limit=self.answers.documents, max_length=self.max_length))
-        asked = answers.questions(chosen, self.answers.pattern, matcher)
-        found = answers.ask(backend, asked, self.answers.max_tokens, matcher, progress)
+        rows = units.in_order(read_rows(given.one("data"), "eval"))[: self.answers.documents]
+        asked = answers.questions(rows, self.answers.pattern, matcher)
+        limits = answers.Limits(self.answers.max_tokens, self._room())
+        found = answers.ask(backend, asked, limits, matcher, progress)
         matcher.close()
         return answers.metrics(found, self.answers.max_tokens), found
 

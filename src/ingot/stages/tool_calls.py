@@ -72,7 +72,7 @@ class ToolCalls(Placed, Task):
     """
 
     kind: ClassVar[str] = "tool_calls"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     # One machine gives the same answers again; another adds in another order.
     reproducibility: ClassVar[Reproducibility] = "device_dependent"
     inputs: ClassVar[Mapping[str, Role]] = {"candidate": Role(MODELS)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -102,6 +102,12 @@ def gpu_of(backend: Backend) -> str | None:
     """The UUID of the GPU that a backend computes on, which only those of Hugging Face models can; None: on none."""
     found: str | None = getattr(backend, "gpu", None)
     return found
+
+
+def zeros_of(backend: Backend) -> tuple[int, int] | None:
+    """How many weights of the linear layers are zero, and of how many; None of those that hold none as numbers."""
+    count: Callable[[], tuple[int, int]] | None = getattr(backend, "zeros", None)
+    return None if count is None else count()
 
 
 def not_timed(backend: Backend) -> dict[str, str]:

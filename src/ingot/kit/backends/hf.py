@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ingot.kit import device as devices
-from ingot.kit import hf, layers
+from ingot.kit import hf, layers, sparsity
 from ingot.kit.backends import SEGMENT, Next, segments
 from ingot.kit.backends.words import Words
 
@@ -38,6 +38,11 @@ class HfBackend(Words):
         self.runtime = f"transformers computing in {dtype}{devices.words(self.device)}"
         self._cache: Any = None
         self._ends = _ends(self.model, self.tokenizer)
+
+    def zeros(self) -> tuple[int, int]:
+        """How many weights of the linear layers are zero, the output layer's left out, and of how many."""
+        weights = [self.model.get_submodule(name).weight for name in layers.linear_modules(self.model)]
+        return sum(map(sparsity.zeros, weights)), sum(weight.numel() for weight in weights)
 
     def ends(self, token: int) -> bool:
         """Whether transformers' ``generate`` stops at this token, or the tokenizer calls it the end."""

@@ -17,7 +17,8 @@ from ingot.kit.bootstrap import percentiles, resampled_sums
 from ingot.kit.confidence.logits import Floats
 from ingot.kit.confidence.scaling import Fit
 
-Interval = tuple[float, float] | None
+#: Bins where no parameter says how many.
+BINS = 15
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def assign(confidence: Floats, bins: int, how: str) -> npt.NDArray[np.int64]:
     return found
 
 
+def gaps(confidence: Floats, right: npt.NDArray[np.bool_], bins: int, how: str) -> Floats:
+    """By how much each position (row) is surer than right, in the column of its bin."""
+    found = np.zeros((len(confidence), bins))
+    found[np.arange(len(confidence)), assign(confidence, bins, how)] = confidence - right
+    return found
+
+
 @dataclass(frozen=True)
 class Reliability:
     """The bins of some positions, their ECE, and its value in each resample of the documents."""
@@ -75,10 +83,8 @@ def reliability(
     """Measure it; ``cut`` is the number of bins and how they are made."""
     count, how = cut
     which = assign(confidence, count, how)
-    gaps = np.zeros((len(confidence), count + 1))
-    gaps[np.arange(len(confidence)), which] = confidence - right
-    gaps[:, count] = 1.0
-    sums = documents.sums(gaps)
+    ones = np.ones((len(confidence), 1))
+    sums = documents.sums(np.hstack([gaps(confidence, right, count, how), ones]))
     total = sums.sum(axis=0)
     drawn = resampled_sums(sums, resamples)
     found = [(b, which == b) for b in range(count) if (which == b).any()]

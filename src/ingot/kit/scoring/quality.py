@@ -9,7 +9,8 @@ import numpy as np
 
 from ingot.core.stage import Metric
 from ingot.kit.bootstrap import percentiles, ratio_interval, resampled_sums
-from ingot.kit.scoring.run import BINS, Document, Floats, Scores
+from ingot.kit.confidence.reliability import BINS
+from ingot.kit.scoring.run import Document, Floats, Scores
 from ingot.kit.scoring.widths import UNKNOWN
 
 _NATS = "nats/token"

@@ -19,11 +19,8 @@ from ingot.core.stage import Progress
 from ingot.errors import RefusedInput
 from ingot.kit.backends import Scorable, not_finite
 from ingot.kit.chat import Example
-from ingot.kit.confidence.reliability import assign
+from ingot.kit.confidence.reliability import BINS, assign
 from ingot.kit.scoring.units import Unit
-
-#: Bins of equal width of the confidence, for its calibration error.
-BINS = 15
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.core.stage import Metric
-from ingot.kit.bootstrap import ratio_interval, share
+from ingot.kit.bootstrap import share, share_of_sums
 from ingot.kit.schemas import searches
 from ingot.kit.tool_calls.calls import Call, leaves
 from ingot.kit.tool_calls.compare import Answer, in_any_order, in_order, lax_fault
 from ingot.kit.tool_calls.functions import faults
 from ingot.kit.tool_calls.play import Played
 
-_BOOTSTRAP = "95 % interval: percentile bootstrap over questions"
+_BOOTSTRAP = "95 % interval: percentile bootstrap over questions, Wilson's where all are right or all are wrong"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _counted(items: Sequence[Item], resamples: int) -> dict[str, Metric | str]:
 
 
 def _ratio(top: Sequence[int], bottom: Sequence[int], how: str, resamples: int) -> Metric:
-    interval = ratio_interval(top, bottom, resamples)
+    interval = share_of_sums(top, bottom, resamples)
     return Metric(sum(top) / sum(bottom), "1", f"share of {how}; {_BOOTSTRAP}", len(top), interval)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +84,7 @@ class Book:
         self.project = project
         self.lookup = Lookup(project)
         self._found: dict[tuple[str, str], Entry | None] = {}
+        self._places: dict[str, Entry] = {}
 
     def find(self, target: str, digest: str) -> Entry | None:
         """The build of a target's result: as the log gave it to the target, else the newest build of these bytes."""
@@ -145,11 +145,9 @@ class Book:
     def _shared(self, receipt: Json) -> Entry:
         """One value for one place of the log."""
         place = place_text(receipt)
-        return self._places.setdefault(place, self._look(receipt))
-
-    @cached_property
-    def _places(self) -> dict[str, Entry]:
-        return {}
+        if place not in self._places:
+            self._places[place] = self._look(receipt)
+        return self._places[place]
 
     def _look(self, receipt: Json) -> Entry:
         presence, damage = self.project.store.presence(str(receipt["digest"]), receipt["files"])

@@ -26,6 +26,8 @@ _FUNNEL = {
     "documents_over_limit": "over the limit",
 }
 _SIDES = {"documents_train": "to train on", "documents_eval": "held out"}
+#: What ``calibrate`` calls its scalings, in words.
+_SCALINGS = {"before": "as it is", "temperature": "temperature", "platt": "Platt"}
 _TIMES = ("first_token_s", "token_p50_s", "token_p95_s", "token_p99_s")
 
 
@@ -142,4 +144,4 @@ def reliabilities(page: Page) -> Iterator[Reliability]:
 def _panels(found: Json) -> Iterator[tuple[str, tuple[float, tuple[tuple[float, float, int], ...]]]]:
     for name, panel in found["reliability"].items():
         bins = tuple((item["confidence"], item["accuracy"], item["n"]) for item in panel["bins"] if item["n"])
-        yield name, (float(panel["ece"]), bins)
+        yield _SCALINGS.get(name, name), (float(panel["ece"]), bins)

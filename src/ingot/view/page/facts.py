@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ingot.core.report_view import UNSCORED, headline, names_of, task_of
+from ingot.core.report_view import UNSCORED, headline, names_of, other_tokens, task_of
 from ingot.view.page import lineage, marks, measures, verdicts
 from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
 
@@ -112,6 +112,14 @@ class Page:
         """The names of all tasks, as they come."""
         return list(dict.fromkeys(task.name for row in self.rows for task in row.tasks))
 
+    def methods(self) -> list[tuple[str, str, list[Row]]]:
+        """(metric, how it was measured, of whom), in the words of the log; what was measured differently is apart."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            for metric, score in row.scores.items():
+                found.setdefault((metric, str(score.metric["method"])), []).append(row)
+        return [(metric, how, found[metric, how]) for metric, how in sorted(found)]
+
     def verdict_of(self, row: Row, metric: str) -> list[Verdict]:
         """The gates on one number of the table."""
         task, _, bare = metric.rpartition(".")
@@ -148,12 +156,14 @@ def collect(book: Book, receipt: Json, report: Json, verdicts: Sequence[Verdict]
     chain = lineage.trace(book, entry)
     data = next((book.find(name, digest) for role, name, digest in entry.inputs() if role == "data"), None)
     rows = _Rows(book, entry, report)
-    marked = tuple(_marked(row, chain, data) for row in map(rows.row, report["rows"]))
+    apart = other_tokens(report)
+    marked = tuple(_marked(row, chain, data, apart.get(row.digest)) for row in map(rows.row, report["rows"]))
     return Page(str(receipt["target"]), report, entry, marked, tuple(verdicts), chain, book, data)
 
 
-def _marked(row: Row, chain: lineage.Lineage, data: Entry | None) -> Row:
-    return replace(row, marks=tuple(marks.of(row.digest, row.entry, chain, data)))
+def _marked(row: Row, chain: lineage.Lineage, data: Entry | None, apart: str | None) -> Row:
+    found = tuple(marks.of(row.digest, row.entry, chain, data))
+    return replace(row, marks=(*found, *([marks.Mark("warn", "other tokens", apart)] if apart else [])))
 
 
 class _Rows:

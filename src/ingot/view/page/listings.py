@@ -72,11 +72,7 @@ def _scored(row: Row, metric: str) -> Child:
 
 def methods(page: Page) -> Html:
     """How each metric was measured, in the words of the log; rows that were measured differently are told apart."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in page.rows:
-        for name, score in row.scores.items():
-            found.setdefault((name, str(score.metric["method"])), []).append(row.name)
-    rows = [[code(name), ", ".join(names), how] for (name, how), names in sorted(found.items())]
+    rows = [[code(metric), ", ".join(row.name for row in rows), how] for metric, how, rows in page.methods()]
     body = html.table("How each metric was measured", ["metric", "candidates", "method"], rows)
     settings = [[code(name), str(value)] for name, value in sorted(page.report.get("settings", {}).items())]
     given = html.table("Settings of the report", ["setting", "value"], settings) if settings else None

@@ -150,7 +150,7 @@ def speeds(metric: str, rows: Sequence[Mapping[str, Any]]) -> Spec:
 
 
 def reliability(found: Reliability) -> Spec:
-    """How often the model was right, by how sure it was."""
+    """How often the model was right, by how sure it was; a bin of few tokens has a small point."""
     import altair as alt
 
     rows = [
@@ -166,10 +166,11 @@ def reliability(found: Reliability) -> Spec:
     )
     x, y = alt.X("sure:Q", title="how sure it was", scale=ends), alt.Y("right:Q", title="how often right", scale=ends)
     tips = [
-        alt.Tooltip("panel:N", title=""), alt.Tooltip("sure:Q", format=".3f"), alt.Tooltip("right:Q", format=".3f"),
-        alt.Tooltip("n:Q", title="tokens"),
+        alt.Tooltip("panel:N", title="scaling"), alt.Tooltip("sure:Q", title="how sure", format=".3f"),
+        alt.Tooltip("right:Q", title="how often right", format=".3f"), alt.Tooltip("n:Q", title="tokens", format=","),
     ]  # fmt: skip
-    drawn = alt.Chart(inline(rows)).mark_line(point=alt.OverlayMarkDef(filled=True, size=60))
-    layers = [line.encode(x=x, y=y), drawn.encode(x=x, y=y, color=colour, tooltip=tips)]
+    drawn = alt.Chart(inline(rows)).encode(x=x, y=y, color=colour, tooltip=tips)
+    size = alt.Size("n:Q", scale=alt.Scale(range=[12, 160]), legend=None)
+    layers = [line.encode(x=x, y=y), drawn.mark_line(), drawn.mark_point(filled=True, opacity=1).encode(size=size)]
     said = "; ".join(f"{name}: error {ece:.4f}" for name, (ece, _) in found.panels.items())
     return finished(alt.layer(*layers), f"Reliability of {found.model}: {said}.", HEIGHT)

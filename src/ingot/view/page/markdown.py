@@ -100,12 +100,8 @@ def _gates(page: Page) -> str:
 
 
 def _methods(page: Page) -> Iterator[str]:
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in page.rows:
-        for metric, score in row.scores.items():
-            found.setdefault((metric, str(score.metric["method"])), []).append(row.name)
-    for (metric, how), rows in sorted(found.items()):
-        yield f"- {name(metric)} ({', '.join(name(row) for row in rows)}): {plain(how)}"
+    for metric, how, rows in page.methods():
+        yield f"- {name(metric)} ({', '.join(name(row.name) for row in rows)}): {plain(how)}"
 
 
 def _sources(page: Page) -> str:

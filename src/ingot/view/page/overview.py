@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ingot.core.report_view import names_of
 from ingot.core.standing import Standing
-from ingot.core.statement import decision_of
-from ingot.view.page import charts, html, verdicts
+from ingot.view.page import html, verdicts
 from ingot.view.page.book import EVALUATIONS, Book, Entry, Score
 from ingot.view.page.document import Part, whole
 from ingot.view.page.entries import entries
 from ingot.view.page.figures import Figure, section, word
-from ingot.view.page.history import again, past
+from ingot.view.page.history import TOLD, over_time, told
 from ingot.view.page.html import Child, Html, anchor, code, join, link, tag
 from ingot.view.page.jsonform import place
-from ingot.view.page.measures import MAIN, measure, written
+from ingot.view.page.measures import MAIN, measure
 from ingot.view.page.results import number
 
 if TYPE_CHECKING:
     from ingot.core.gates import Verdict
     from ingot.core.project import Project
 
-#: Metrics that are drawn over time, best first; so many at most a spec.
-_TRACKED = ("kl_divergence", "perplexity", "pattern_accuracy", "bytes")
+#: Charts of metrics over time, at most, a spec.
 _CHARTS = 2
 #: The newest entries that are listed.
 _RECENT = 60
@@ -145,7 +144,7 @@ def _spec(overview: Overview, spec: str) -> Html:
             tag("p", code(f"doit report {report.id} --open"), " shows all of it"),
             _variants(overview, report),
         ]
-    figures = list(_over_time(overview, spec))
+    figures = list(islice(_over_time(overview, spec), _CHARTS))
     parts += [tag("div", [figure.html() for figure in figures], class_="grid")] if figures else []
     parts += [tag("h3", "Targets"), _targets(overview.specs[spec])]
     return section(anchor("spec", spec), spec, parts)
@@ -211,58 +210,23 @@ def _other(digest: str | None, newest: str, none: str) -> Child:
 
 
 def _over_time(overview: Overview, spec: str) -> Iterator[Figure]:
-    drawn = 0
     for report in overview.reports(spec):
-        names = [name for name, _, _ in overview.variants(report)]
-        for metric in _TRACKED:
-            points = [
-                point for name in names for point in past(overview.book.lookup, f"{report.id}.{name}", metric, name)
-            ]
-            if drawn < _CHARTS and again(points):
-                drawn += 1
-                cells = [
-                    [
-                        str(point["name"]),
-                        str(point["time"])[:19].replace("T", " "),
-                        written(metric, point["value"]),
-                        code(point["digest"]),
-                    ]
-                    for point in points
-                ]
-                title = f"{measure(metric).title} over time, {report.name}"
-                titles = ["variant", "measured (UTC)", measure(metric).title, "measurement"]
-                yield Figure(
-                    anchor("time", report.id, metric),
-                    title,
-                    "every measurement that the logs hold",
-                    charts.history(metric, points),
-                    titles,
-                    cells,
-                    (2,),
-                )
+        yield from over_time(overview.book.lookup, report.id, [name for name, _, _ in overview.variants(report)])
 
 
 def _recent(overview: Overview) -> Html:
     every = list(overview.book.project.registry.entries())[-_RECENT:]
-    rows = [_event(entry) for entry in reversed(every) if entry.type != "origin"]
-    titles = ["log entry", "what", "target", "when (UTC)", "digest", "why"]
+    listed = [entry for entry in reversed(every) if entry.type != "origin"]
+    targets = ["target", *(code(entry.statement["subject"][0]["name"]) for entry in listed)]
+    titles, *rows = [
+        [place, what, target, *more]
+        for target, (place, what, *more) in zip(targets, [TOLD, *map(told, listed)], strict=True)
+    ]
     return section(
         "recent",
         "Newest entries",
         html.table(f"The newest {len(rows)} entries of all logs, newest first", titles, rows),
     )
-
-
-def _event(entry: Any) -> list[Child]:
-    from ingot.core.lookup import place_text
-
-    where = code(place_text({"origin": entry.origin, "index": entry.index}))
-    subject = entry.statement["subject"][0]
-    digest = str(next(iter(subject["digest"].values())))
-    fields = {} if entry.type == "build" else decision_of(entry.statement)
-    why = str(fields.get("reason") or fields.get("gate") or "")
-    kind = word("bad", "gate-failed") if entry.type == "gate-failed" else str(entry.type)
-    return [where, kind, code(subject["name"]), str(entry.time)[:19].replace("T", " "), code(digest[:12]), why]
 
 
 def to_json(overview: Overview) -> dict[str, Any]:

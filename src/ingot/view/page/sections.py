@@ -145,8 +145,9 @@ def calibration(page: Page) -> list[Figure]:
             [name, f"{sure:.3f}", f"{right:.3f}", f"{n:,}"]
             for name, (_, bins) in each.panels.items() for sure, right, n in bins
         ]  # fmt: skip
-        titles = ["panel", "how sure", "how often right", "tokens"]
-        note = "on the dashed line, confidence is what it says"
+        titles = ["scaling", "how sure", "how often right", "tokens"]
+        measurer = each.entry.target.partition(":")[2]
+        note = f"by {measurer}; on the dashed line, confidence is what it says, and larger points stand for more tokens"
         figure = anchor("reliability", each.entry.digest[:12])
         spec = making.reliability(each)
         found.append(Figure(figure, f"Reliability of {each.model}", note, spec, titles, cells, (1, 2, 3)))
