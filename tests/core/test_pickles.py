@@ -41,6 +41,16 @@ def test_every_protocol_is_known(protocol: int) -> None:
     assert is_pickle(long[: 1 << 16])
 
 
+@pytest.mark.fault("M1", "a pickle of which one part claims more bytes than any file has")
+@pytest.mark.parametrize("length", [1 << 33, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_what_comes_before_a_part_without_end_counts(tmp_path: Path, length: int) -> None:
+    endless = b"\x8e" + length.to_bytes(8, "little") + b"x"
+    for start, found in ((PICKLE[:-1], True), (b"S'text'\n", False)):
+        (tmp_path / "x").write_bytes(start + endless)
+        assert is_pickle(start + endless) is found
+        assert (find_pickle(tmp_path / "x") is not None) is found
+
+
 @pytest.mark.fault("M1", "archives and arrays that hold pickles, as torch and numpy write them")
 def test_what_holds_pickles_is_known(tmp_path: Path) -> None:
     data = pickle.dumps(Harmful())

@@ -31,6 +31,8 @@ _MAX_ENTRIES = 100_000
 _MAX_OPCODES = 200_000
 _DEPTH = 3
 _NEWEST = 5
+#: No file has more; the system can count no further, and would raise an error.
+_MOST_BYTES = (1 << 62) - 1
 _NAMES = (".pkl", ".pickle")
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _MARK = pickletools.markobject
@@ -134,6 +136,8 @@ def _argument(file: BinaryIO, opcode: pickletools.OpcodeInfo) -> bytes | None:
     if length < 0:
         raw = file.read(_COUNTED[length])
         length = int.from_bytes(raw, "little")
+        if length > _MOST_BYTES:
+            return None
     found = file.read(min(length, 256))
     if length > 256:
         file.seek(length - 257, io.SEEK_CUR)
