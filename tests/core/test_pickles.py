@@ -51,6 +51,17 @@ def test_what_comes_before_a_part_without_end_counts(tmp_path: Path, length: int
         assert (find_pickle(tmp_path / "x") is not None) is found
 
 
+@pytest.mark.fault("M1", "an archive with a pickle under an empty name")
+def test_a_member_without_a_name_is_looked_into(tmp_path: Path) -> None:
+    for content, found in ((PICKLE, True), (b"text", False)):
+        data = bytearray(zipped({"a": content}))
+        # What was the name's one byte is an extra field now, in the member's header and in the directory at the end.
+        for at in (26, data.index(b"PK\x01\x02") + 28):
+            data[at : at + 4] = b"\0\0\1\0"
+        (tmp_path / "x").write_bytes(data)
+        assert (find_pickle(tmp_path / "x") is not None) is found
+
+
 @pytest.mark.fault("M1", "archives and arrays that hold pickles, as torch and numpy write them")
 def test_what_holds_pickles_is_known(tmp_path: Path) -> None:
     data = pickle.dumps(Harmful())

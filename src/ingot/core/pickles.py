@@ -195,7 +195,8 @@ def _in_zip(file: BinaryIO, depth: int) -> str | None:
             for entry in entries:
                 if entry.filename.endswith(_NAMES):
                     return _ARCHIVE
-                if not entry.is_dir() and not entry.flag_bits & 1:
+                # ``is_dir`` fails where a name is empty.
+                if not entry.filename.endswith("/") and not entry.flag_bits & 1:
                     with archive.open(entry) as member:
                         if _member(member.read(_UNPACKED), depth):
                             return _ARCHIVE
