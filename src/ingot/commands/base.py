@@ -90,7 +90,8 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
     def parse_execute(self, in_args: Sequence[str]) -> int:
         """Parse the command line, options in any place, and run."""
         try:
-            options, arguments = self._parse(in_args)
+            options, arguments = self._parse(_as_given(self.name, in_args))
+            self._check_values(options)
         except UsageError as error:
             return complain(str(error), error.exit_code)
         return self.execute(options, arguments)
@@ -110,6 +111,12 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
             raise self._usage(parsing_words(error)) from None
         return {**options, **self.opt_vals}, arguments + rest
 
+    def _check_values(self, options: Mapping[str, Any]) -> None:
+        """An option with an empty value is a variable of a script that was never set: no file, folder or name."""
+        for option in self.cmd_options:
+            if option.get("type", str) is str and options[option["name"]] == "":
+                raise self._usage(f"option --{option['long']} is empty")
+
     def _usage(self, what: str) -> UsageError:
         usage = f"doit {self.name} {self.doc_usage}".rstrip()
         return UsageError("E-USAGE", what, facts=[f"usage: {usage}"], hint=f"doit help {self.name}")
@@ -119,7 +126,8 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
         if len(arguments) < least:
             raise self._usage(f"doit {self.name} needs {least} argument{'s' * (least != 1)}, not {len(arguments)}")
         if most is not None and len(arguments) > most:
-            raise self._usage(f"doit {self.name} takes at most {most}, not {len(arguments)}: {' '.join(arguments)}")
+            taken = f"at most {most} argument{'s' * (most != 1)}" if most else "no argument"
+            raise self._usage(f"doit {self.name} takes {taken}, not {len(arguments)}: {' '.join(arguments)}")
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -132,6 +140,17 @@ def _listen(answer: Callable[[int, FrameType | None], None] | signal.Handlers = 
         for number in _SIGNALS if answer is not _stop else _SIGNALS[1:]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, answer)
+
+
+def _as_given(name: str, handed: Sequence[str]) -> Sequence[str]:
+    """The arguments of a command as they were given, of which doit hands on those without ``=``: it takes them for
+    variables, and a query, a reason or a path may have one.
+    """
+    given = sys.argv[1:]
+    for at, word in enumerate(given):
+        if word == name and [each for each in given[at + 1 :] if each[:1] == "-" or "=" not in each] == list(handed):
+            return given[at + 1 :]
+    return handed
 
 
 def parsing_words(error: CmdParseError) -> str:
