@@ -96,6 +96,44 @@ def test_names_and_digests_to_keep(built: Sandbox) -> None:
     assert "s:three" in built.doit("gc", "--keep", "s:thre").stderr
 
 
+def test_what_is_dropped_goes_although_the_newest_were_built_from_it(built: Sandbox) -> None:
+    told = built.json("gc", "--drop", "s:one,s:two")
+    assert {item["targets"][0] for item in told["evicted"]} == {"s:one", "s:two"}
+    assert {item["targets"][0] for item in told["kept"]} == {"s:three"}
+
+
+def test_patterns_name_targets_as_elsewhere(built: Sandbox) -> None:
+    assert built.json("gc", "--dry-run", "--newest", "0", "--keep", "s:thr*")["evicted"] == []
+    told = built.json("gc", "--dry-run", "--newest", "0", "--drop", " *:one , s:tw* ")
+    assert {item["targets"][0] for item in told["evicted"]} == {"s:one", "s:two", "s:three"}
+    done = built.doit("gc", "--drop", "t:*")
+    assert (done.returncode, "E-TARGET" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", [("--keep", ","), ("--keep=",), ("--drop", " "), ("--keep", "0123456789")])
+def test_a_list_that_would_keep_nothing_is_refused(built: Sandbox, wrong: tuple[str, ...]) -> None:
+    before = objects(built)
+    done = built.doit("gc", "--newest", "0", *wrong)
+    assert (done.returncode, done.stderr.startswith(("E-USAGE", "E-DIGEST")), done.stdout) == (2, True, "")
+    assert objects(built) == before
+
+
+def test_numbers_that_are_larger_than_any_log_keep_all(built: Sandbox) -> None:
+    for number in ("800000", "999999", "1e300"):
+        assert built.json("gc", "--dry-run", "--newest", "0", "--days", number)["evicted"] == []
+        assert built.json("gc", "--dry-run", "--newest", number)["evicted"] == []
+    done = built.doit("gc", "--days", "inf")
+    assert (done.returncode, done.stderr) == (2, "E-USAGE: --days takes a number from 0 on, not 'inf'\n")
+
+
+def test_what_stays_for_its_age_alone_is_said(built: Sandbox) -> None:
+    said = built.ok("gc")
+    assert said.startswith("nothing to take out; ")
+    assert "of them only as the newest results" in said
+    assert "--newest 0 takes them too" in said
+    assert "--newest" not in built.ok("gc", "--newest", "0")
+
+
 def test_evicted_results_stay_known_until_their_bytes_are_needed(built: Sandbox) -> None:
     before = receipts(built)
     built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
