@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from projectkit import DOIT, Sandbox
+from projectkit import DOIT, REPO, Sandbox
 from recordkit import copied, simple
 
 SPEC = f"targets:\n{simple('one')}{simple('two', content='y', depends='one')}"
@@ -43,6 +44,16 @@ def test_a_proof_lies_beside_the_link_and_holds(built: Sandbox, tmp_path: Path) 
     assert found["statement"]["predicate"]["buildDefinition"]["externalParameters"]["kind"] == "command"
     assert "nothing to do" in sandbox.ok("s")
     assert "no problem found" in sandbox.ok("audit")
+
+
+def test_the_lines_of_the_page_on_proofs_give_the_digest_without_ingot(built: Sandbox, tmp_path: Path) -> None:
+    page = (REPO / "docs/proofs.md").read_text()
+    entry, folder = re.findall(r"```\n(sed .*)\n(cd .*)\n```", page)[0]
+    built.ok("registry", "proof", "s:two", "--output", str(tmp_path / "gguf@Q4_0.tlog-proof"))
+    shutil.copytree(built.root / "cache/latest/s/two", tmp_path / "gguf")
+    said = [subprocess.check_output(["sh", "-c", line], cwd=tmp_path, text=True) for line in (entry, folder)]
+    digest = json.loads(said[0])["subject"][0]["digest"]["dirHash1"]
+    assert said[1].split()[0] == digest == built.json("show", "s:two")["digest"]
 
 
 def test_another_artifact_is_told_apart(built: Sandbox, tmp_path: Path) -> None:
@@ -85,6 +96,16 @@ def test_the_log_grew_from_an_earlier_checkpoint(built: Sandbox, tmp_path: Path)
     assert sandbox.doit("registry", "verify", told["file"]).returncode == 2
     done = sandbox.doit("registry", "verify", told["file"], "--since", str(checkpoint))
     assert (done.returncode, "entries on" in done.stderr) == (5, True)
+
+
+def test_a_checkpoint_that_came_by_mail_is_the_same(built: Sandbox, tmp_path: Path) -> None:
+    sandbox = copied(built, tmp_path)
+    text = key_of(sandbox).with_name("checkpoint").read_text()
+    (sandbox.root / "mailed").write_bytes(b"\r\n" + text.strip().replace("\n", "\r\n").encode() + b"  \r\n\r\n")
+    told = sandbox.json("registry", "consistency", "mailed")
+    sandbox.ok("registry", "verify", told["file"], "--since", "mailed")
+    (sandbox.root / "mailed").write_bytes(text.replace("\n3\n", "\n2\n").encode())
+    assert sandbox.doit("registry", "consistency", "mailed").returncode == 5
 
 
 def test_tiles(built: Sandbox, tmp_path: Path) -> None:

@@ -96,12 +96,11 @@ def _prove(screen: Screen, options: Options, target: str) -> int:
 
 def _prove_growth(screen: Screen, options: Options, checkpoint: str) -> int:
     from ingot.core.proof import ConsistencyProof
-    from ingot.core.proof_files import about, checkpoint_of, read
+    from ingot.core.proof_files import about, checkpoint_of, read_checkpoint
 
     project = registry.open_log()
-    earlier = read(checkpoint, "checkpoint")
-    with about(checkpoint, "the signed checkpoint of a log"):
-        before = checkpoint_of(earlier)
+    earlier = read_checkpoint(checkpoint)
+    before = checkpoint_of(earlier)
     log = _log(project, before.origin)
     with about(checkpoint):
         proof = ConsistencyProof.of(log, before.size)
@@ -189,7 +188,7 @@ def _verify(screen: Screen, options: Options, file: str) -> int:
 
 def _verify_growth(screen: Screen, options: Options, file: str, data: bytes) -> int:
     from ingot.core.proof import ConsistencyProof
-    from ingot.core.proof_files import about, checkpoint_of, no_proof, read
+    from ingot.core.proof_files import about, no_proof, read_checkpoint
 
     if not data.startswith(b"old "):
         raise no_proof(file, data)
@@ -199,9 +198,7 @@ def _verify_growth(screen: Screen, options: Options, file: str, data: bytes) -> 
     if options["since"] is None:
         what = "a proof of consistency is verified from an earlier checkpoint on"
         raise UsageError("E-USAGE", what, hint="--since CHECKPOINT")
-    earlier = read(options["since"], "checkpoint")
-    with about(options["since"], "the signed checkpoint of a log"):
-        checkpoint_of(earlier)
+    earlier = read_checkpoint(options["since"])
     with about(file):
         proof = ConsistencyProof.parse(data)
         before, after = proof.verify(_key(options["key"], proof.note), earlier)

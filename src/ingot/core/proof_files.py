@@ -45,6 +45,17 @@ def checkpoint_of(note: bytes) -> Checkpoint:
     return Checkpoint.parse(Note.parse(note).text)
 
 
+def read_checkpoint(name: str) -> bytes:
+    """A checkpoint that somebody kept, in an e-mail perhaps; UsageError (E-FILE), RegistryDamaged (E-REG-NOTE).
+
+    Line ends and what is around it may have changed on the way: that alters nothing of what is signed.
+    """
+    data = read(name, "checkpoint").replace(b"\r\n", b"\n").strip() + b"\n"
+    with about(name, "the signed checkpoint of a log"):
+        checkpoint_of(data)
+    return data
+
+
 def no_proof(name: str, data: bytes) -> RegistryDamaged:
     """The error for a file that begins as no proof does, with what it may be instead."""
     hint = None
