@@ -162,10 +162,56 @@ def test_only_what_is_needed_is_built_again(built: Sandbox) -> None:
     built.ok("materialize", "s:one")
     assert object_of(built, "s:one").is_dir()
     assert not object_of(built, "s:two").exists()
-    assert built.doit("materialize", "s:one").returncode == 3  # it is here: doit's own code for wrong use
+    assert "nothing to do: 1 target fresh" in built.ok("materialize", "s:one")
+    assert built.json("materialize", "s:one")["targets"][0]["fate"] == "fresh"
     built.ok("materialize", "s:three")
     assert object_of(built, "s:three").is_dir()
     assert (built.root / "cache/latest/s/three/out.txt").read_text() == "x\ny\nx\n"
+
+
+def test_what_is_evicted_is_said_and_how_it_comes_back(built: Sandbox) -> None:
+    built.ok("promote", "s:two")
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:three")
+    assert "nothing to do: 1 target fresh, 2 evicted" in built.ok("s")
+    said = built.ok("s:one")
+    assert "note: s:one is evicted" in said
+    assert "doit materialize s:one writes it" in said
+    assert "s:three is" not in said
+    assert "evicted by doit gc (write it again: doit materialize s:one)" in built.ok("show", "s:one")
+    for verb in (("promote", "s:three"), ("accept", "s:three", "--reason", "x")):
+        done = built.doit(*verb)
+        assert (done.returncode, "doit materialize s:three writes it again" in done.stderr) == (4, True)
+    older = next(entry["digest"] for entry in built.entries("build") if entry["target"] == "s:three")
+    assert "when the spec turns back to it" in built.doit("promote", "s:three", "--digest", older).stderr
+    done = built.doit("reproduce", "s:three")
+    assert (done.returncode, "s:three is evicted: doit materialize s:three" in done.stderr) == (2, True)
+
+
+def test_what_reproduce_needed_is_said_to_be_here_again(built: Sandbox) -> None:
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
+    said = built.ok("reproduce", "s:three", "s:one")
+    assert "written again, since they were read: s:one, s:two" in said
+    assert "not built again" not in said
+    assert object_of(built, "s:one").is_dir()
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
+    told = built.json("reproduce", "s:three")
+    assert (told["written_again"], told["left_out"]) == (["s:one", "s:two"], [])
+
+
+def test_what_is_to_be_materialized_has_a_name(built: Sandbox) -> None:
+    built.ok("gc", "--drop", "s:one")
+    for name, said in (("s:oen", "did you mean s:one"), ("s", "is a spec"), ("s", "  s:one\n"), ("t", "no target 't'")):
+        done = built.doit("materialize", name)
+        assert (done.returncode, said in done.stderr) == (3, True)
+    done = built.doit("materialize", "--jsn", "s:one")
+    assert (done.returncode, done.stderr) == (
+        3,
+        "ERROR: Error parsing Command: option --jsn not recognized; doit help materialize\n",
+    )
+    built.spec(SPEC.replace(simple("two", content="y", depends="one"), simple("two", content="z", depends="one")))
+    done = built.doit("materialize", "s:two")
+    assert (done.returncode, "s:two is stale, not virtual or evicted" in done.stderr) == (3, True)
+    assert "doit s:two builds and writes it" in done.stderr
 
 
 def test_a_spec_that_turns_back_to_an_evicted_result_gets_its_bytes(built: Sandbox) -> None:
@@ -189,6 +235,7 @@ def test_bytes_that_were_lost_are_no_eviction(built: Sandbox) -> None:
 def test_forget_builds_an_evicted_result_again(built: Sandbox) -> None:
     built.ok("gc", "--newest", "0", "--drop", "s:three")
     built.ok("forget", "s:three")
+    assert built.reasons("s:three") == ["forgotten"]
     built.ok("s")
     assert object_of(built, "s:three").is_dir()
 

@@ -188,10 +188,11 @@ def open_readable() -> Project:
 
 def remedy(project: Project, target: str) -> str:
     """What helps when a target's artifact is not whole: the command that builds it, where a spec still declares it."""
-    spec = target.partition(":")[0]
+    spec, newest = target.partition(":")[0], project.index.latest.get(target)
     nodes = registry.declared(project)
     if target in nodes:
-        return f"build it again: doit {target}"
+        evicted = newest is not None and project.store.is_evicted(str(newest["digest"]))
+        return f"write it again: doit materialize {target}" if evicted else f"build it again: doit {target}"
     if any(node.spec == spec for node in nodes.values()):
         return "its spec declares it no longer"
     # A bad spec, and one in a folder below, declare nothing here and may well declare this target.

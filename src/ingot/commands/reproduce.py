@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ingot.core.reproduction import Reproducer, Reproduction
 
 _WIDTH = 9
+#: So many targets are named of those that cannot be compared.
+_NAMED = 8
 
 
 class Reproduce(IngotCommand):
@@ -45,8 +47,9 @@ class Reproduce(IngotCommand):
         chosen = [plan[node.id] for node in nodes]
         ready = [item for item in chosen if can_be_compared(item)]
         if not ready:
-            what = f"nothing of {', '.join(arguments)} is up to date: there is nothing to compare with"
-            raise UsageError("E-STALE", what, hint=f"build it first: doit {' '.join(arguments)}")
+            what = f"nothing of {', '.join(arguments)} is here that was built under its present key"
+            raise UsageError("E-STALE", what, facts=[_lacking(item) for item in chosen[:_NAMED]])
+        gone = {item.node.id: str(item.digest) for item in plan.values() if item.state == "evicted"}
         keep = None if options["keep"] is None else Path(options["keep"])
         quiet = bool(options["json"])
         found = []
@@ -55,11 +58,25 @@ class Reproduce(IngotCommand):
                 found.append(again(item, _keeper(keep, item)))
                 if not quiet:
                     show(screen, found[-1])
+        # Inputs whose bytes were evicted had to be built before they could be read.
+        back = [name for name, digest in gone.items() if not project.store.is_evicted(digest)]
+        left = [item for item in _left_out(chosen) if item["target"] not in back]
         if quiet:
-            screen.json({"format": 1, "targets": [it.to_dict() for it in found], "left_out": _left_out(chosen)})
+            targets = [it.to_dict() for it in found]
+            screen.json({"format": 1, "targets": targets, "left_out": left, "written_again": back})
         else:
-            _summary(screen, found, _left_out(chosen))
+            _summary(screen, found, left, back)
         return int(any(it.broken for it in found))
+
+
+def _lacking(item: Planned) -> str:
+    """Why a target cannot be compared with what comes out, and what helps."""
+    name, state = item.node.id, item.state
+    if state == "fresh":
+        return f"{name} is accepted, not built: doit forget {name}, and doit {name} builds it"
+    if state in ("evicted", "virtual"):
+        return f"{name} is {state}: doit materialize {name} writes it"
+    return f"{name} is {state}: doit {name} builds it"
 
 
 def can_be_compared(item: Planned) -> bool:
@@ -114,7 +131,8 @@ def show(screen: Screen, found: Reproduction) -> None:
     """One target: whether the bytes are the same, and where not, how far apart each file is."""
     word = "same" if found.agrees else "DIFFERS" if found.broken else "differs"
     digests = found.digest[:12] if found.agrees else f"{found.digest[:12]} → {found.found[:12]}"
-    screen.line(f"{word:<{_WIDTH}}{found.target}  {duration_text(found.wall_s)}  {digests}  ({found.promised})")
+    promised = found.promised.replace("_", " ")
+    screen.line(f"{word:<{_WIDTH}}{found.target}  {duration_text(found.wall_s)}  {digests}  ({promised})")
     for path, how in found.apart.items():
         screen.line(f"{'':<{_WIDTH}}  {path}: {_words(how)}")
 
@@ -133,7 +151,9 @@ def _words(how: Mapping[str, Any]) -> str:
     return text
 
 
-def _summary(screen: Screen, found: Sequence[Reproduction], left_out: Sequence[Mapping[str, str]]) -> None:
+def _summary(
+    screen: Screen, found: Sequence[Reproduction], left_out: Sequence[Mapping[str, str]], back: Sequence[str]
+) -> None:
     same = sum(it.agrees for it in found)
     screen.line()
     screen.line(f"{number_text(same)} of {plural(len(found), 'target')} byte-equal; recorded in the log")
@@ -142,6 +162,8 @@ def _summary(screen: Screen, found: Sequence[Reproduction], left_out: Sequence[M
         states.setdefault(item["state"], []).append(item["target"])
     for state, names in states.items():
         screen.line(f"not built again ({state}): {', '.join(names)}")
+    if back:
+        screen.line(f"written again, since they were read: {', '.join(back)}")
     broken = [it.target for it in found if it.broken]
     if broken:
         screen.line(f"the kinds of {', '.join(broken)} promise the same bytes: this is a defect, or another machine")

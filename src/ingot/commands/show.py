@@ -170,7 +170,9 @@ def _place(project: Project, receipt: Json) -> str:
     if not receipt["present"] and receipt.get("stored") is False:
         return f"not written, only measured ({_flowed(receipt)}; doit materialize {receipt['target']} writes it)"
     if not receipt["present"]:
-        return f"not present in the store or damaged ({remedy(project, str(receipt['target']))})"
+        evicted = project.store.is_evicted(str(receipt["digest"]))
+        what = "evicted by doit gc" if evicted else "not present in the store or damaged"
+        return f"{what} ({remedy(project, str(receipt['target']))})"
     path = project.store.object_path(str(receipt["digest"]))
     if project.store.has_latest(spec, name, str(receipt["digest"])):
         path = project.store.root / "latest" / spec / name

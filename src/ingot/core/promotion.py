@@ -149,12 +149,22 @@ def require_whole(project: Project, target: str, receipt: Receipt) -> None:
     presence, damage = project.store.presence(digest, receipt["files"], reread=True)
     name, done = f"the artifact {digest[:12]} of {target}", "nothing was recorded"
     if presence == "missing":
-        hint = f"{done}; doit {target} builds what its spec says"
+        hint = f"{done}; {_return_of(project, target, digest)}"
         raise StoreDamaged("E-OBJECT-MISSING", f"{name} is not in the store", hint=hint)
     if damage:
         facts = [f"{item.path} {item.detail}" for item in damage]
         hint = f"{done}; doit {target} moves it to cache/quarantine and builds what its spec says"
         raise StoreDamaged("E-OBJECT-DAMAGED", f"{name} is damaged", facts=facts, hint=hint)
+
+
+def _return_of(project: Project, target: str, digest: str) -> str:
+    """How the bytes of a result that is not here come back."""
+    if not project.store.is_evicted(digest):
+        return f"doit {target} builds what its spec says"
+    latest = project.index.latest.get(target)
+    if latest is None or latest["digest"] != digest:
+        return "it was evicted, and is built again when the spec turns back to it"
+    return f"it was evicted: doit materialize {target} writes it again"
 
 
 def _recorded(project: Project, kind: str, steps: Sequence[Step], reason: str | None) -> list[Step]:
