@@ -187,6 +187,22 @@ def test_what_is_evicted_is_said_and_how_it_comes_back(built: Sandbox) -> None:
     assert (done.returncode, "s:three is evicted: doit materialize s:three" in done.stderr) == (2, True)
 
 
+def test_an_audit_tells_what_was_evicted_from_what_is_gone(built: Sandbox) -> None:
+    gone = object_of(built, "s:two")
+    built.ok("gc", "--newest", "0", "--drop", "s:one")
+    gone.chmod(0o755)
+    shutil.rmtree(gone)
+    told = built.json("audit")
+    assert (told["absent"], told["evicted"]) == (6, 5)
+    assert sorted(note["detail"].partition(" of ")[2] for note in told["notes"]) == sorted(
+        ["s:two is not present", "s:one was evicted by doit gc", *["s:three was evicted by doit gc"] * 4]
+    )
+    said = built.ok("audit").splitlines()
+    assert [line for line in said if "s:two is not present" in line]
+    assert "note artifact_absent: 5 artifacts evicted by doit gc (--json lists them)" in said
+    assert not [line for line in said if "s:three" in line]
+
+
 def test_what_reproduce_needed_is_said_to_be_here_again(built: Sandbox) -> None:
     built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
     said = built.ok("reproduce", "s:three", "s:one")

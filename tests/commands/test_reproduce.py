@@ -88,6 +88,11 @@ def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
     assert "2 of 2 sampled" in built.ok("audit", "--sample", "34%") or "of 2 sampled" in built.ok(
         "audit", "--sample=34"
     )
+    (path,) = (built.root / "cache/objects").glob(f"*/{built.json('show', 's:noise')['digest']}/*")
+    path.chmod(0o644)
+    path.write_text("other")
+    done = built.doit("audit", "--sample", "100%")
+    assert (done.returncode, done.stdout.endswith("no result was sampled: what is wrong comes first\n")) == (4, True)
     for wrong in ("0%", "101%", "some", "-5%"):
         done = built.doit("audit", f"--sample={wrong}")
         assert (done.returncode, "a share such as 5%" in done.stderr) == (2, True)
