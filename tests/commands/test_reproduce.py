@@ -81,6 +81,21 @@ def test_keep_leaves_what_came_out_differently(built: Sandbox, tmp_path: Path) -
     ]
 
 
+def test_a_place_that_cannot_keep_is_refused_before_anything_is_built(built: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "kept" / "s" / "noise").mkdir(parents=True)
+    before = len(reproduced(built))
+    for keep, said in ((tmp_path / "kept", "is there already"), (built.root / "dodo.py", "is not a folder")):
+        done = built.doit("reproduce", "s:noise", "--keep", str(keep))
+        assert (done.returncode, done.stderr.startswith("E-FILE: "), said in done.stderr) == (2, True, True)
+    assert len(reproduced(built)) == before
+
+
+def test_where_two_files_are_apart_is_said(built: Sandbox) -> None:
+    said = built.ok("reproduce", "s:noise")
+    assert "n.json: 1 of 2 values differ, relative " in said
+    assert " (/n)\n" in said
+
+
 def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
     told = built.json("audit", "--sample", "34%")
     assert len(told["reproduced"]) == 2

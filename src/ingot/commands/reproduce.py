@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +17,11 @@ from ingot.errors import UsageError
 if TYPE_CHECKING:
     from ingot.core.plan import Planned
     from ingot.core.project import Project
-    from ingot.core.reproduction import Reproducer, Reproduction
+    from ingot.core.reproduction import Reproduction
 
 _WIDTH = 9
+#: To the beginning of the line, which is then empty.
+_CLEAR = "\r\x1b[K"
 #: So many targets are named of those that cannot be compared.
 _NAMED = 8
 
@@ -50,7 +53,7 @@ class Reproduce(IngotCommand):
             what = f"nothing of {', '.join(arguments)} is here that was built under its present key"
             raise UsageError("E-STALE", what, facts=[_lacking(item) for item in chosen[:_NAMED]])
         gone = {item.node.id: str(item.digest) for item in plan.values() if item.state == "evicted"}
-        keep = None if options["keep"] is None else Path(options["keep"])
+        keep = None if options["keep"] is None else _empty_places(Path(options["keep"]), ready)
         quiet = bool(options["json"])
         found = []
         with reproducer(project) as again:
@@ -69,6 +72,17 @@ class Reproduce(IngotCommand):
         return int(any(it.broken for it in found))
 
 
+def _empty_places(keep: Path, ready: Sequence[Planned]) -> Path:
+    """The folder of ``--keep``, made now: what is wrong with it must not be found after hours of building."""
+    there = [path for item in ready if os.path.lexists(path := keep / item.node.spec / item.node.name)]
+    if there:
+        raise UsageError("E-FILE", f"{there[0]} is there already, and nothing is replaced", hint="name another folder")
+    if keep.exists() and not keep.is_dir():
+        raise UsageError("E-FILE", f"{str(keep)!r} is not a folder")
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep
+
+
 def _lacking(item: Planned) -> str:
     """Why a target cannot be compared with what comes out, and what helps."""
     name, state = item.node.id, item.state
@@ -85,22 +99,35 @@ def can_be_compared(item: Planned) -> bool:
 
 
 @contextmanager
-def reproducer(project: Project) -> Iterator[Reproducer]:
+def reproducer(project: Project) -> Iterator[Callable[..., Reproduction]]:
     """What builds again in this project; a terminal hears on standard error what is being built."""
     from ingot.core.build import Builder
     from ingot.core.reproduction import Reproducer
     from ingot.kit.apart import apart
 
     said: set[str] = set()
+    watched = sys.stderr.isatty()
 
     def hear(target: str, message: Mapping[str, Any]) -> None:
         if message["t"] == "waiting" and target not in said:
             said.add(target)
-            sys.stderr.write(f"{target} waits: {message['name']}\n")
+            sys.stderr.write(f"{_CLEAR * watched}{target} waits: {message['name']}\n")
+        elif message["t"] == "phase" and watched:
+            sys.stderr.write(f"{_CLEAR}{target}: {message['name']} …")
+            sys.stderr.flush()
 
     builder = Builder(project, hear)
+    again = Reproducer(project, builder, apart)
+
+    def build(item: Planned, look: Callable[[Path], None] = lambda _folder: None) -> Reproduction:
+        hear(item.node.id, {"t": "phase", "name": "build it again"})
+        try:
+            return again(item, look)
+        finally:
+            sys.stderr.write(_CLEAR * watched)
+
     try:
-        yield Reproducer(project, builder, apart)
+        yield build
     finally:
         builder.close()
         project.save()
@@ -148,6 +175,7 @@ def _words(how: Mapping[str, Any]) -> str:
     if what != "bytes":
         relative = how.get("relative")
         text += ", not all of them numbers" if relative is None else f", relative {relative:.2g}"
+        text += f" ({how['where']})" if what == "values" and how["where"] else ""
     return text
 
 
