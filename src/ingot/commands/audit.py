@@ -168,7 +168,7 @@ def _show(screen: Screen, result: Result, seconds: float) -> None:
         )
     if result.problems or result.notes:
         screen.line()
-    screen.line(
+    screen.text(
         f"{result.entries} entries, {result.objects} artifacts read again ({size_text(result.bytes)}), "
         f"{result.absent} not present, {result.metrics} metrics derived again, in {duration_text(seconds)}"
     )

@@ -90,8 +90,8 @@ def _prove(screen: Screen, options: Options, target: str) -> int:
     default = project.root / "cache" / "latest" / spec / f"{name}.tlog-proof"
     path = _written(options, default, proof.to_bytes())
     place = {name: receipt[name] for name in ("target", "digest", "origin", "index")}
-    said = f"entry {receipt['index']} of {receipt['origin']}, digest {receipt['digest']}"
-    return _told(screen, options, path, place, (said, _verifying(path, log)))
+    said = (f"entry {receipt['index']} of {receipt['origin']}", f"digest {receipt['digest']}")
+    return _told(screen, options, path, place, (*said, *_verifying(path, log)))
 
 
 def _prove_growth(screen: Screen, options: Options, checkpoint: str) -> int:
@@ -110,7 +110,7 @@ def _prove_growth(screen: Screen, options: Options, checkpoint: str) -> int:
     path = _written(options, default, proof.to_bytes())
     place = {"origin": before.origin, "old": before.size, "size": after.size}
     said = f"the {after.size} entries of {before.origin} begin with the {before.size} of {checkpoint}"
-    return _told(screen, options, path, place, (said, _verifying(path, log, "--since", checkpoint)))
+    return _told(screen, options, path, place, (said, *_verifying(path, log, "--since", checkpoint)))
 
 
 def _written(options: Options, default: Path, data: bytes) -> Path | None:
@@ -130,10 +130,10 @@ def _written(options: Options, default: Path, data: bytes) -> Path | None:
     return path
 
 
-def _verifying(path: Path | None, log: Log, *more: str) -> str:
-    """The command that verifies what was written here; the reader has the key from somewhere else."""
+def _verifying(path: Path | None, log: Log, *more: str) -> tuple[str, str]:
+    """The command that verifies what was written here, on a line of its own; the reader has the key from elsewhere."""
     words = ["" if path is None else _relative(path), "--key", _relative(log.vkey_path), *more]
-    return f"verify it, here or anywhere offline: doit registry verify {shlex.join(words)}"
+    return "verify it, here or anywhere offline:", f"doit registry verify {shlex.join(words)}"
 
 
 def _told(screen: Screen, options: Options, path: Path | None, place: Mapping[str, Any], said: Sequence[str]) -> int:
