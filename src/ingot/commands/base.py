@@ -195,7 +195,7 @@ def remedy(project: Project, target: str) -> str:
         return f"write it again: doit materialize {target}" if evicted else f"build it again: doit {target}"
     if any(node.spec == spec for node in nodes.values()):
         return "its spec declares it no longer"
-    # A bad spec, and one in a folder below, declare nothing here and may well declare this target.
+    # A bad spec declares nothing here, and may well declare this target.
     if any((project.root / "specs").rglob(f"{spec}.yaml")):
         return f"build it again: doit {target}"
     return "its spec is gone"
