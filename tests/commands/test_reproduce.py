@@ -108,6 +108,9 @@ def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
     path.write_text("other")
     done = built.doit("audit", "--sample", "100%")
     assert (done.returncode, done.stdout.endswith("no result was sampled: what is wrong comes first\n")) == (4, True)
+    built.spec("targets: [\n", "bad")
+    done = built.doit("audit", "--sample", "100%")
+    assert (done.returncode, done.stdout, "specs/bad.yaml" in done.stderr) == (2, "", True)
     for wrong in ("0%", "101%", "some", "-5%"):
         done = built.doit("audit", f"--sample={wrong}")
         assert (done.returncode, "a share such as 5%" in done.stderr) == (2, True)

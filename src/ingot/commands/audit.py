@@ -39,6 +39,8 @@ class Audit(IngotCommand):
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
         """0, 4 or 5: the design's exit codes."""
         share = None if options["sample"] is None else _share(options["sample"])
+        if share is not None:
+            _require_specs()
         started = time.monotonic()
         result = _audit(_Ticker(quiet=bool(options["json"])))
         if not options["json"]:
@@ -62,6 +64,15 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise UsageError("E-USAGE", f"--sample takes a share such as 5%, not {text!r}")
     return share
+
+
+def _require_specs() -> None:
+    """SpecError before the bytes are read: what the specs declare is what can be sampled."""
+    from ingot.core.project import find_root
+    from ingot.core.spec_cache import load_graphs
+
+    root = find_root(Path.cwd())
+    load_graphs(root, sorted((root / "specs").rglob("*.yaml")), root / "cache")
 
 
 def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]:

@@ -16,7 +16,6 @@ from ingot.errors import UsageError
 if TYPE_CHECKING:
     from ingot.core.log import Log
     from ingot.core.note import VerifierKey
-    from ingot.core.project import Project
 
 Options = Mapping[str, Any]
 
@@ -84,7 +83,7 @@ def _prove(screen: Screen, options: Options, target: str) -> int:
     project = registry.open_log()
     receipt = registry.receipt_of_target(project, target)
     keep_derived(project)
-    log = _log(project, str(receipt["origin"]))
+    log = _log(project.root, str(receipt["origin"]))
     proof = InclusionProof.of(log, int(receipt["index"]))
     spec, _, name = target.partition(":")
     default = project.root / "cache" / "latest" / spec / f"{name}.tlog-proof"
@@ -101,7 +100,7 @@ def _prove_growth(screen: Screen, options: Options, checkpoint: str) -> int:
     project = registry.open_log()
     earlier = read_checkpoint(checkpoint)
     before = checkpoint_of(earlier)
-    log = _log(project, before.origin)
+    log = _log(project.root, before.origin)
     with about(checkpoint):
         proof = ConsistencyProof.of(log, before.size)
         # What does not hold is not written: somebody would take it for a proof.
@@ -233,25 +232,28 @@ def _export(screen: Screen, options: Options, folder: str) -> int:
     return 0
 
 
-def _log(project: Project, origin: str) -> Log:
+def _log(root: Path, origin: str) -> Log:
     from ingot.core.log import logs_in
 
-    for log in logs_in(project.root / "registry"):
+    here = list(logs_in(root / "registry"))
+    for log in here:
         if log.origin == origin:
             return log
-    facts = [f"here is {log.origin}" for log in logs_in(project.root / "registry")]
+    facts = [f"here is {log.origin}" for log in here]
     raise UsageError("E-ORIGIN", f"there is no log {origin} in this project", facts=facts)
 
 
 def _key(given: str | None, note: bytes) -> VerifierKey:
     """The key to verify with, of the log that the checkpoint names: as given, else in a project that log's own."""
     from ingot.core import proof_files
+    from ingot.core.project import find_root
 
     origin = proof_files.checkpoint_of(note).origin
     if given is not None:
         return proof_files.key_of(given, origin)
     try:
-        return _log(registry.open_log(), origin).vkey()
+        # The proof is about the log that was signed, whatever became of the one here.
+        return _log(find_root(Path.cwd()), origin).vkey()
     except UsageError as error:
         what = f"the public key of {origin} is not at hand"
         raise UsageError("E-KEY", what, hint=proof_files.KEY_HINT) from error
