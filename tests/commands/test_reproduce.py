@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingot.core.statement import decision_of, decision_statement
-from projectkit import Sandbox
+from projectkit import DOIT, Sandbox
 from recordkit import append, codes, copied, publish, receipts, registry_of
 
 SPEC = """\
@@ -88,6 +90,21 @@ def test_a_place_that_cannot_keep_is_refused_before_anything_is_built(built: San
         done = built.doit("reproduce", "s:noise", "--keep", str(keep))
         assert (done.returncode, done.stderr.startswith("E-FILE: "), said in done.stderr) == (2, True, True)
     assert len(reproduced(built)) == before
+
+
+@pytest.mark.parametrize("command", [("reproduce", "s:files"), ("audit", "--sample", "1%")])
+def test_a_log_that_cannot_be_written_is_found_before_anything_is_built(
+    built: Sandbox, command: tuple[str, ...]
+) -> None:
+    (log,) = (built.root / "registry").glob("*/log.jsonl")
+    log.chmod(0o444)
+    drop = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+    if drop and subprocess.run([*drop, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root writes to what is read-only, and setpriv is not there to forbid it")
+    call = [*drop, DOIT, *command]
+    done = subprocess.run(call, cwd=built.root, env=built.env, capture_output=True, text=True, check=False)
+    assert (done.returncode, f"permission denied: {log}" in done.stderr) == (7, True)
+    assert "what is built could not be recorded" in done.stderr
 
 
 def test_where_two_files_are_apart_is_said(built: Sandbox) -> None:

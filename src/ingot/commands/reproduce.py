@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingot.commands.base import JSON_OPTION, IngotCommand, open_project, select, value
+from ingot.commands.base import JSON_OPTION, IngotCommand, keep_derived, open_project, select, value
 from ingot.commands.screen import Screen, duration_text, number_text, plural
 from ingot.errors import UsageError
 
@@ -105,6 +105,8 @@ def reproducer(project: Project) -> Iterator[Callable[..., Reproduction]]:
     from ingot.core.reproduction import Reproducer
     from ingot.kit.apart import apart
 
+    # What came out is recorded: hours of building must not end with a log that cannot be written.
+    project.require_recordable()
     said: set[str] = set()
     watched = sys.stderr.isatty()
 
@@ -130,7 +132,7 @@ def reproducer(project: Project) -> Iterator[Callable[..., Reproduction]]:
         yield build
     finally:
         builder.close()
-        project.save()
+        keep_derived(project)
         project.executor.close()
 
 
