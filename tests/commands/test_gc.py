@@ -102,6 +102,17 @@ def test_what_is_dropped_goes_although_the_newest_were_built_from_it(built: Sand
     assert {item["targets"][0] for item in told["kept"]} == {"s:three"}
 
 
+def test_what_stays_although_it_was_to_be_dropped_is_said(built: Sandbox) -> None:
+    built.ok("promote", "s:three")
+    built.spec(SPEC + simple("twin"))  # the same content as `one`
+    built.ok("s")
+    said = " ".join(built.ok("gc", "--drop", "s:three,s:one").split())
+    assert "of s:three stays although it was to be dropped: active" in said
+    one = receipts(built)["s:one"]["digest"][:12]
+    assert f"{one} of s:one stays although it was to be dropped: in force" in said
+    assert "to be dropped" not in built.ok("gc")
+
+
 def test_patterns_name_targets_as_elsewhere(built: Sandbox) -> None:
     assert built.json("gc", "--dry-run", "--newest", "0", "--keep", "s:thr*")["evicted"] == []
     told = built.json("gc", "--dry-run", "--newest", "0", "--drop", " *:one , s:tw* ")

@@ -54,7 +54,7 @@ class Gc(IngotCommand):
         if options["json"]:
             screen.json(_to_json(found, dry=bool(options["dry-run"])))
         else:
-            _show(screen, found, dry=bool(options["dry-run"]))
+            _show(screen, found, policy, dry=bool(options["dry-run"]))
         return 0
 
 
@@ -106,7 +106,7 @@ def _to_json(found: Sorted, *, dry: bool) -> dict[str, Any]:
     return {"format": 1, "dry_run": dry, "freed_bytes": found.freed, **lists}
 
 
-def _show(screen: Screen, found: Sorted, *, dry: bool) -> None:
+def _show(screen: Screen, found: Sorted, policy: Policy, *, dry: bool) -> None:
     gone = [*(("evict", item) for item in found.evicted), *(("drop", item) for item in found.dropped)]
     gone.sort(key=lambda pair: -pair[1].bytes)
     if gone:
@@ -120,9 +120,25 @@ def _show(screen: Screen, found: Sorted, *, dry: bool) -> None:
     if found.newest:
         only = "only as the newest results, or what those were built from"
         screen.line(f"  {size_text(found.newest)} of them {only}: --newest 0 takes them too")
+    for item, name in _spared(found, policy)[:_SHOWN]:
+        others = [target for target in item.targets if target != name]
+        of = f" of {name}{f', and of {others[0]},' if others else ''}"
+        screen.text(f"  {item.digest[:12]}{of} stays although it was to be dropped: {', '.join(item.kept)}")
     if found.left:
         young = sum(item.bytes for item in found.left)
         screen.line(f"{plural(len(found.left), 'artifact')} ({size_text(young)}) named by no entry, left for a day")
+
+
+def _spared(found: Sorted, policy: Policy) -> list[tuple[Item, str]]:
+    """What ``--drop`` names and something else keeps, with the target that was named."""
+    from ingot.core.lookup import is_meant
+
+    return [
+        (item, target)
+        for item in found.kept
+        for target in item.targets
+        if any(is_meant(target, name) for name in policy.drop)
+    ]
 
 
 def _of(item: Item) -> str:

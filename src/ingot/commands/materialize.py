@@ -41,8 +41,8 @@ class Materialize(Run):
     doc_description = (
         "Builds a target that its spec declares `virtual: true`, with all that it is built from, and keeps its bytes: "
         "from then on they are read instead of being streamed again. Likewise one whose bytes doit gc took away. The "
-        "digest must be the one that was measured before; where it is another, both are in the log, and the exit code "
-        "is 1. Nothing that is built from it becomes stale."
+        "digest must be the one that was measured before, and then nothing that was built from it becomes stale; where "
+        "it is another, both are in the log, and the exit code is 1."
     )
     cmd_options = (*Run.cmd_options, JSON_OPTION)
     _json = False
