@@ -113,6 +113,14 @@ def test_what_stays_although_it_was_to_be_dropped_is_said(built: Sandbox) -> Non
     assert "to be dropped" not in built.ok("gc")
 
 
+def test_what_was_accepted_stays_since_nothing_would_build_it_again(built: Sandbox) -> None:
+    built.spec(SPEC.replace(simple("three", depends="two"), simple("three", content="new", depends="two")))
+    built.ok("accept", "s:three", "--reason", "as good")
+    told = built.json("gc", "--newest", "0", "--drop", "s:three")
+    assert "s:three" in str([item["targets"] for item in told["kept"] if "accepted" in item["kept"]])
+    assert built.json("show", "s:three")["present"] is True
+
+
 def test_patterns_name_targets_as_elsewhere(built: Sandbox) -> None:
     assert built.json("gc", "--dry-run", "--newest", "0", "--keep", "s:thr*")["evicted"] == []
     told = built.json("gc", "--dry-run", "--newest", "0", "--drop", " *:one , s:tw* ")

@@ -25,7 +25,7 @@ def test_a_clean_audit(chain: Sandbox) -> None:
 
 
 def test_an_audit_of_nothing_says_so(sandbox: Sandbox) -> None:
-    assert sandbox.ok("audit").endswith("no problem found: there is no log, nothing was built here\n")
+    assert sandbox.ok("audit").endswith("no problem found, for there is no log that could have one\n")
     assert sandbox.ok("audit", "--sample", "5%").endswith("no result is here and up to date: none was sampled\n")
 
 

@@ -185,7 +185,7 @@ def _show(screen: Screen, result: Result, seconds: float) -> None:
     )
     if not result.problems:
         screen.line(
-            "no problem found" if result.entries else "no problem found: there is no log, nothing was built here"
+            "no problem found" if result.entries else "no problem found, for there is no log that could have one"
         )
         return
     count = len(result.problems)

@@ -41,7 +41,8 @@ class Policy:
 
     ``newest``: so many of the newest results in the logs. ``days``: results built in the last days. ``keep``: all
     results of these specs or targets (or patterns of them), and digests that begin so. ``drop``: specs, targets or
-    patterns whose results are evicted although they are in force, or an input of the newest; promoted ones stay.
+    patterns whose results are evicted although they are in force, or an input of the newest; promoted and accepted
+    ones stay.
     """
 
     newest: int = 20
@@ -177,6 +178,9 @@ def _in_force(project: Project, policy: Policy) -> Iterator[tuple[str, str]]:
     """The results of the targets that the specs declare: those in force, the newest, and the last good ones."""
     standing = project.standing()
     for name, item in project.planner.plan(project.nodes.values()).items():
+        if item.receipt is not None and "accepted" in item.receipt:
+            # Somebody wants these bytes although the spec says others: nothing would build them again.
+            yield str(item.digest), "accepted"
         if _is_named(name, policy.drop):
             continue
         if item.digest is not None:
