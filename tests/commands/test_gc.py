@@ -197,6 +197,7 @@ def test_what_is_evicted_is_said_and_how_it_comes_back(built: Sandbox) -> None:
     assert "doit materialize s:one writes it" in said
     assert "s:three is" not in said
     assert "evicted by doit gc (write it again: doit materialize s:one)" in built.ok("show", "s:one")
+    assert built.ok("why", "s:one").endswith("  doit materialize s:one writes it again\n")
     for verb in (("promote", "s:three"), ("accept", "s:three", "--reason", "x")):
         done = built.doit(*verb)
         assert (done.returncode, "doit materialize s:three writes it again" in done.stderr) == (4, True)
