@@ -196,7 +196,11 @@ def test_a_proof_of_another_log_names_both(built: Sandbox, tmp_path: Path) -> No
     done = built.doit("registry", "verify", str(other.root / "one"), "--key", str(key_of(built)))
     assert done.returncode == 5
     assert f"E-REG-SIGNATURE: this is of the log {theirs}, and the key is that of {mine}" in done.stderr
-    done = built.doit("registry", "consistency", str(key_of(other).with_name("checkpoint")))
+    theirs_then = key_of(other).with_name("checkpoint")
+    built.ok("registry", "consistency", str(key_of(built).with_name("checkpoint")), "--output", str(tmp_path / "grown"))
+    done = built.doit("registry", "verify", str(tmp_path / "grown"), "--since", str(theirs_then))
+    assert (done.returncode, f"in {theirs_then}\n" in done.stderr) == (5, True)
+    done = built.doit("registry", "consistency", str(theirs_then))
     assert (done.returncode, f"here is {mine}" in done.stderr) == (2, True)
 
 

@@ -186,7 +186,7 @@ def _verify(screen: Screen, options: Options, file: str) -> int:
 
 
 def _verify_growth(screen: Screen, options: Options, file: str, data: bytes) -> int:
-    from ingot.core.proof import ConsistencyProof
+    from ingot.core.proof import ConsistencyProof, signed_checkpoint
     from ingot.core.proof_files import about, no_proof, read_checkpoint
 
     if not data.startswith(b"old "):
@@ -200,7 +200,11 @@ def _verify_growth(screen: Screen, options: Options, file: str, data: bytes) -> 
     earlier = read_checkpoint(options["since"])
     with about(file):
         proof = ConsistencyProof.parse(data)
-        before, after = proof.verify(_key(options["key"], proof.note), earlier)
+        key = _key(options["key"], proof.note)
+    with about(options["since"]):
+        signed_checkpoint(earlier, key)
+    with about(file):
+        before, after = proof.verify(key, earlier)
     if options["json"]:
         screen.json({"format": 1, "origin": after.origin, "old": before.size, "size": after.size})
     else:
