@@ -277,6 +277,7 @@ def test_rollback_is_an_undo_stack(reported: Sandbox) -> None:
     with pytest.raises(UsageError) as caught:
         back(reported, "s:gguf")
     assert caught.value.code == "E-NO-EARLIER"
+    assert str(caught.value.hint).startswith("doit promote s:")
     put(reported, "s:gguf")
     back(reported, "s:gguf")
     assert active(reported, "s:gguf") == one, "what was rolled back does not come again by a rollback"

@@ -205,7 +205,8 @@ def rollback(project: Project, name: str, to: str | None, reason: str | None) ->
         if not steps:
             names = ", ".join(item.target for item in stayed)
             facts = [f"{item.target}: {item.digest[:12]} is the first that was promoted" for item in stayed]
-            raise UsageError("E-NO-EARLIER", f"nothing was active before for {names}", facts=facts)
+            hint = f"doit promote {stayed[0].target} --digest DIGEST makes any recorded result active"
+            raise UsageError("E-NO-EARLIER", f"nothing was active before for {names}", facts=facts, hint=hint)
         for step in steps:
             require_whole(project, step.target, step.receipt)
         return RolledBack(tuple(_recorded(project, "rollback", steps, reason)), tuple(stayed))
