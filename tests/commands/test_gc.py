@@ -183,7 +183,9 @@ def test_only_what_is_needed_is_built_again(built: Sandbox) -> None:
     assert not object_of(built, "s:two").exists()
     assert "nothing to do: 1 target fresh" in built.ok("materialize", "s:one")
     assert built.json("materialize", "s:one")["targets"][0]["fate"] == "fresh"
-    built.ok("materialize", "s:three")
+    said = built.ok("materialize", "s:three")
+    assert "start     s:two  command  evicted, and needed by three" in said
+    assert "2 built, 1 fresh" in said
     assert object_of(built, "s:three").is_dir()
     assert (built.root / "cache/latest/s/three/out.txt").read_text() == "x\ny\nx\n"
 

@@ -19,7 +19,7 @@ from doit.exceptions import InvalidCommand
 
 from ingot.commands.base import JSON_OPTION, json_text
 from ingot.commands.run import Run
-from ingot.core import reasons
+from ingot.core import eviction, reasons
 from ingot.errors import UsageError
 from ingot.registry import unknown_target
 
@@ -87,16 +87,19 @@ def _written(session: Session, name: str) -> list[Node]:
     found = [node for node in project.nodes.values() if name in (node.id, f"{node.spec}:{node.target}")]
     if not found:
         raise InvalidCommand(str(_unknown(project, name)))
-    plan = project.planner.plan(project.with_inputs(found))
-    evicted = [node.id for node in found if plan[node.id].state == "evicted"]
+    virtual = {node.id for node in found if node.virtual}
+    for node in found:
+        project.nodes[node.id] = replace(node, virtual=False)
+    plan = project.planner.plan(project.with_inputs(project.nodes[node.id] for node in found))
     # What is here already is as it is wanted, whatever brought it back.
-    plain = [node.id for node in found if not node.virtual and plan[node.id].state not in ("evicted", "fresh")]
+    plain = [node.id for node in found if node.id not in virtual and plan[node.id].state not in ("evicted", "fresh")]
     if plain:
         what = f"{plain[0]} is {plan[plain[0]].state}, not virtual or evicted"
         raise InvalidCommand(str(UsageError("E-USAGE", what, hint=f"doit {plain[0]} builds and writes it")))
-    session.wanted.update(dict.fromkeys(evicted, (reasons.asked_for(),)))
-    for node in found:
-        project.nodes[node.id] = replace(node, virtual=False)
+    evicted = [plan[node.id] for node in found if plan[node.id].state == "evicted"]
+    # What these are built from may be evicted too: its bytes are needed then, as those of a stale target's inputs are.
+    asked = {item.node.id: replace(item, state="stale", reasons=(reasons.asked_for(),)) for item in evicted}
+    session.wanted.update(eviction.wanted(eviction.told({**plan, **asked})))
     return found
 
 
