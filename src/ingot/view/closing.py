@@ -40,8 +40,8 @@ def nothing_to_do(counts: Mapping[str, int], seconds: float, elsewhere: int = 0)
     ``elsewhere`` of the fresh ones were built by another process meanwhile.
     """
     end = f"{duration(seconds)}, {elsewhere} of them built by another process meanwhile" if elsewhere else ""
-    rest = "".join(f", {count} {word}" for word, count in counts.items() if count and word != "fresh")
-    shown = f"{plural(counts['fresh'], 'target')} fresh{rest}"
+    first, *rest = [(count, word) for word, count in counts.items() if count] or [(0, "fresh")]
+    shown = ", ".join([f"{plural(first[0], 'target')} {first[1]}", *(f"{count} {word}" for count, word in rest)])
     return [("nothing to do: ", ""), (shown, "green"), (f" ({end or duration(seconds)})", "dim")]
 
 
