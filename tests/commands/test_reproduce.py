@@ -58,7 +58,7 @@ def test_the_same_bytes_and_how_far_others_are_apart(built: Sandbox) -> None:
     assert "nothing to do" in built.ok("s")
     assert codes(built) == []
     assert "built again beside it: the same bytes" in built.ok("history", "s:packed")
-    assert "1 of its files differ" in built.ok("history", "s:noise")
+    assert "1 of its files differs" in built.ok("history", "s:noise")
 
 
 @pytest.mark.fault("G1", "a deterministic kind gives other bytes than are on record for its key")

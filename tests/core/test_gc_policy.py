@@ -68,3 +68,14 @@ def test_an_audit_counts_what_was_evicted(two: Sandbox) -> None:
     found = audited(two)
     assert {where.rpartition("/")[2] for where in found.evicted} == {item.digest for item in gone}
     assert found.absent == len(gone) > 0
+
+
+def test_what_was_accepted_or_is_named_stays(two: Sandbox) -> None:
+    report_spec(two, "", word="three")
+    two.ok("accept", "s:gguf", "--reason", "as good")
+    dropped = kept(two, Policy(newest=0, drop=("s",)))
+    assert [reasons for reasons in dropped["s:gguf"] if reasons] == [("accepted",)]
+    assert not any(reasons for name, listed in dropped.items() if name != "s:gguf" for reasons in listed)
+    digest = sort(opened(two), Policy(newest=0, drop=("s",))).evicted[0].digest
+    named = sort(opened(two), Policy(newest=0, keep=(digest[:8], "s:da*"), drop=("s",))).kept
+    assert {item.kept for item in named if item.digest == digest or "s:data" in item.targets} == {("named",)}

@@ -31,7 +31,7 @@ class Audit(IngotCommand):
     doc_description = (
         "Reads every artifact whole. Exit code 0, 4 (the store is damaged) or 5 (a registry check failed). With "
         "--sample, that share of the results in force, at least one, chosen at random, is built again too, and what "
-        "came out is recorded (doit reproduce says more)."
+        "came out is recorded (doit reproduce says more): 5 also where a kind that promises the same bytes gave others."
     )
     arguments: ClassVar[tuple[int, int | None]] = (0, 0)
     cmd_options = (JSON_OPTION, value("sample", "build this share of the results again, such as 5%%"))
