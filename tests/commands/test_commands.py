@@ -33,6 +33,11 @@ def test_every_command_has_help(sandbox: Sandbox, verb: str) -> None:
     assert "PURPOSE" in sandbox.ok("help", verb)
 
 
+def test_help_can_be_asked_of_the_command_itself(sandbox: Sandbox) -> None:
+    for arguments in (("gc",), ("registry", "proof"), ("audit", "--json")):
+        assert sandbox.ok(*arguments, "--help").strip() == sandbox.ok("help", arguments[0]).strip()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_option_is_one_message_and_exit_2(sandbox: Sandbox, verb: str) -> None:
     done = sandbox.doit(verb, "x", "--jsn")

@@ -88,9 +88,13 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
         return code
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
-        """Parse the command line, options in any place, and run."""
+        """Parse the command line, options in any place, and run. ``--help`` is ``doit help`` of this command."""
+        given = _as_given(self.name, in_args)
+        if given and given[-1] == "--help":
+            Screen(sys.stdout).line(self.help())
+            return 0
         try:
-            options, arguments = self._parse(_as_given(self.name, in_args))
+            options, arguments = self._parse(given)
             self._check_values(options)
         except UsageError as error:
             return complain(str(error), error.exit_code)
