@@ -64,7 +64,9 @@ def test_a_key_is_given_as_text_or_as_a_file(tmp_path: Path, monkeypatch: pytest
     for name in ("log.vkey", "c++"):
         Path(name).write_text(f"{public}\n")
         assert key_of(name, public.name) == public
-    assert key_of(str(public), public.name) == public
+    assert key_of(f" {public}\n", public.name) == public
+    with pytest.raises(UsageError, match="no public key of a log"):
+        key_of("a+" * 4000, public.name)
     with pytest.raises(RegistryDamaged, match=r"this is of the log other/log, and the key is that of example\.com/log"):
         key_of(str(public), "other/log")
 

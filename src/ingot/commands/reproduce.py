@@ -115,7 +115,8 @@ def reproducer(project: Project) -> Iterator[Callable[..., Reproduction]]:
             said.add(target)
             sys.stderr.write(f"{_CLEAR * watched}{target} waits: {message['name']}\n")
         elif message["t"] == "phase" and watched:
-            sys.stderr.write(f"{_CLEAR}{target}: {message['name']} …")
+            room = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(_CLEAR + f"{target}: {message['name']} …"[:room])
             sys.stderr.flush()
 
     builder = Builder(project, hear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,8 +76,8 @@ def key_of(given: str, origin: str) -> VerifierKey:
     (E-REG-SIGNATURE): it is of another log.
     """
     # A path may have a plus in it, too.
-    is_text = "+" in given and not Path(given).exists()
-    text = given if is_text else read(given, "key").decode("utf-8", "replace").strip()
+    is_text = "+" in given and not os.path.exists(given)
+    text = (given if is_text else read(given, "key").decode("utf-8", "replace")).strip()
     try:
         key = VerifierKey.parse(text)
     except RegistryDamaged:
