@@ -73,7 +73,7 @@ def _materialize(lab: Lab, acked: Acked, name: str) -> None:
     try:
         _written(session, name)
     except InvalidCommand as error:
-        if "is not virtual or evicted" not in str(error):
+        if "not virtual or evicted" not in str(error):
             raise
     for each in session.project.nodes:
         if not session.up_to_date(each):

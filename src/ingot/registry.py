@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ingot.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from ingot.core.graph import Node
+    from ingot.core.graph import Node, SpecGraph
     from ingot.core.project import Project
     from ingot.core.registry import Entry
     from ingot.core.standing import Standing
@@ -74,15 +74,33 @@ def standing_of(project: Project, name: str) -> list[dict[str, Any]]:
     from ingot.core.lookup import is_about
 
     standing, nodes = _standing(project), declared(project)
-    known = nodes.keys() | project.index.latest.keys() | standing.stacks.keys()
+    known = _known(project, nodes, standing)
     specs = {node.spec for node in nodes.values()}
     visible = {node.id for node in nodes.values() if not node.hidden} | standing.stacks.keys()
     # Of a spec that cannot be read here the log knows the targets; the steps of a report have a dot in their name.
     visible |= {it for it in known if it.partition(":")[0] not in specs and "." not in _name(it)}
-    if not any(is_about(target, name) for target in known):
-        raise unknown_target(name, {form for target in known for form in (target, target.partition(":")[0])})
+    _require(name, known)
     chosen = [target for target in [*nodes, *sorted(known - nodes.keys())] if is_about(target, name)]
     return [_stands(project, standing, target) for target in chosen if target in visible or target == name]
+
+
+def require_known(project: Project, name: str) -> None:
+    """UsageError (E-TARGET) for a name that neither a spec nor the log knows."""
+    from ingot.core.lookup import is_about
+
+    if not any(is_about(target, name) for target in project.index.latest):
+        _require(name, _known(project, declared(project), _standing(project)))
+
+
+def _known(project: Project, nodes: Mapping[str, Node], standing: Standing) -> set[str]:
+    return {*nodes, *project.index.latest, *standing.stacks}
+
+
+def _require(name: str, known: set[str]) -> None:
+    from ingot.core.lookup import is_about
+
+    if not any(is_about(target, name) for target in known):
+        raise unknown_target(name, {form for target in known for form in (target, target.partition(":")[0])})
 
 
 def _name(target: str) -> str:
@@ -134,15 +152,29 @@ def open_log(root: Path | None = None) -> Project:
 
 
 def declared(project: Project) -> dict[str, Node]:
-    """The targets that the specs declare now, by id; none when a spec is bad, since the log does not need them."""
+    """The targets that the specs declare now, in folders below too, by id; bad specs declare nothing."""
     from ingot.core.spec_cache import load_graphs
 
-    files = sorted((project.root / "specs").glob("*.yaml"))
+    if project.graphs:
+        return dict(project.nodes)
+    root, files = project.root, sorted((project.root / "specs").rglob("*.yaml"))
     try:
-        graphs = load_graphs(project.root, files, project.root / "cache")
-    except SpecError:
-        return {}
+        graphs = load_graphs(root, files, root / "cache")
+    except SpecError as error:
+        bad = {problem.file for problem in error.problems}
+        good = [file for file in files if file.relative_to(root).as_posix() not in bad]
+        # One that a good spec extends may be among the bad ones.
+        graphs = [graph for file in good for graph in _graphs(root, file)]
     return {node.id: node for graph in graphs for node in graph.nodes}
+
+
+def _graphs(root: Path, file: Path) -> list[SpecGraph]:
+    from ingot.core.spec_cache import load_graphs
+
+    try:
+        return load_graphs(root, [file], root / "cache")
+    except SpecError:
+        return []
 
 
 def receipt_of_target(project: Project, target: str) -> dict[str, Any]:

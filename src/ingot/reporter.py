@@ -179,8 +179,10 @@ class LiveReporter:
         done = board.names("built", "restored", "failed", "skipped")
         if not done and self.session is not None and not self._runtime_errors:
             if board.count("fresh") or board.count("virtual"):
-                line = nothing_to_do(board.count("fresh"), seconds, len(self._elsewhere), board.count("virtual"))
-                self._screen.say([line, *gate_lines(self.session, board), *self._about_virtual()])
+                evicted = sum(self._is_evicted(name) for name in board.names("fresh"))
+                counts = {"fresh": board.count("fresh") - evicted, "virtual": board.count("virtual")}
+                line = nothing_to_do({**counts, "evicted": evicted}, seconds, len(self._elsewhere))
+                self._screen.say([line, *gate_lines(self.session, board), *self._about_absent()])
             elif not board.targets and not self.session.project.default_specs:
                 self._screen.say([[(NO_SPECS, "")]])
             return
@@ -189,20 +191,26 @@ class LiveReporter:
                 self._show(closing_page(self.session, board, self._screen.width if self._terminal else _LOG_WIDTH))
             notices = self.session.project.registry.notices if self.session is not None else []
             self._screen.say([[(f"note: {notice}", "yellow")] for notice in notices])
-            self._screen.say(self._about_virtual())
+            self._screen.say(self._about_absent())
             self._screen.say([[("", "")], [*board.result(), (f" in {duration(seconds)}", "dim")]])
         self._screen.say([[(text.strip(), "red")] for text in self._runtime_errors])
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _about_virtual(self) -> list[Line]:
-        """What a virtual target that was asked for by name is, and how it is written all the same."""
-        known = self.session.project.virtual if self.session is not None else {}
-        what = "is virtual: it is streamed into what is built from it, and not written"
+    def _is_evicted(self, name: str) -> bool:
+        """Whether a target is in force without its bytes."""
+        planned = self.session.planned.get(name) if self.session is not None else None
+        return planned is not None and planned.state == "evicted" and self._board.fates.get(name) == "fresh"
+
+    def _about_absent(self) -> list[Line]:
+        """Why a target that was asked for by name has no bytes here, and how it is written all the same."""
+        virtual = self.session.project.virtual if self.session is not None else {}
+        streamed = "is virtual: it is streamed into what is built from it, and not written"
+        gone = "is evicted: its bytes were taken away to make room, and nothing needs them"
         return [
-            [(f"note: {name} {what}; doit materialize {name} writes it", "yellow")]
+            [(f"note: {name} {streamed if name in virtual else gone}; doit materialize {name} writes it", "yellow")]
             for name in self._asked
-            if name in known
+            if name in virtual or self._is_evicted(name)
         ]
 
     def _say_built(self, name: str, built: Built) -> None:

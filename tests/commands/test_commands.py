@@ -33,6 +33,11 @@ def test_every_command_has_help(sandbox: Sandbox, verb: str) -> None:
     assert "PURPOSE" in sandbox.ok("help", verb)
 
 
+def test_help_can_be_asked_of_the_command_itself(sandbox: Sandbox) -> None:
+    for arguments in (("gc",), ("registry", "proof"), ("audit", "--json")):
+        assert sandbox.ok(*arguments, "--help").strip() == sandbox.ok("help", arguments[0]).strip()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_option_is_one_message_and_exit_2(sandbox: Sandbox, verb: str) -> None:
     done = sandbox.doit(verb, "x", "--jsn")
@@ -47,6 +52,30 @@ def test_a_wrong_number_of_arguments_is_exit_2(sandbox: Sandbox, verb: str, argu
     done = sandbox.doit(verb, *arguments)
     assert done.returncode == 2
     assert "E-USAGE" in clear(done)
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("audit", "takes no argument, not 1: x"), ("show", "takes at most 1 argument, not 2: x y")]
+)
+def test_what_is_too_much_is_named(sandbox: Sandbox, verb: str, said: str) -> None:
+    assert f"doit {verb} {said}" in clear(sandbox.doit(verb, *said.partition(": ")[2].split()))
+
+
+def test_an_argument_may_hold_an_equals_sign(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    sandbox.ok()
+    sandbox.ok("promote", "s:a", "--reason", "kl=0.02, as wanted")
+    assert sandbox.entries("promote")[0]["reason"] == "kl=0.02, as wanted"
+    # It is no variable that goes unnoticed.
+    done = sandbox.doit("plan", "s=a")
+    assert (done.returncode, clear(done).startswith("E-TARGET: there is no target 's=a'")) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--output=", "--key=", "--artifact=", "--since="])
+def test_an_option_without_a_value_is_refused(sandbox: Sandbox, option: str) -> None:
+    done = sandbox.doit("registry", "verify", "file", option)
+    assert done.returncode == 2
+    assert clear(done).startswith(f"E-USAGE: option {option[:-1]} is empty\n")
 
 
 @pytest.mark.parametrize("verb", ["plan", "show", "history", "report", "forget"])

@@ -183,7 +183,7 @@ WRONG = (
     (("promote", "s:zz"), "E-TARGET"),
     (("promote", "s", "--digest", "12345678"), "E-TARGET"),
     (("promote", "s:a", "--reason", " "), "E-REASON"),
-    (("rollback", "s:zz"), "E-NOT-ACTIVE"),
+    (("rollback", "s:zz"), "E-TARGET"),
     (("rollback", "s:a", "--to"), "E-USAGE"),
     (("rollback", "s:a", "s:m"), "E-USAGE"),
     (("accept", "s:a"), "E-REASON"),

@@ -96,6 +96,63 @@ def test_names_and_digests_to_keep(built: Sandbox) -> None:
     assert "s:three" in built.doit("gc", "--keep", "s:thre").stderr
 
 
+def test_what_is_dropped_goes_although_the_newest_were_built_from_it(built: Sandbox) -> None:
+    told = built.json("gc", "--drop", "s:one,s:two")
+    assert {item["targets"][0] for item in told["evicted"]} == {"s:one", "s:two"}
+    assert {item["targets"][0] for item in told["kept"]} == {"s:three"}
+
+
+def test_what_stays_although_it_was_to_be_dropped_is_said(built: Sandbox) -> None:
+    built.ok("promote", "s:three")
+    built.spec(SPEC + simple("twin"))  # the same content as `one`
+    built.ok("s")
+    said = " ".join(built.ok("gc", "--drop", "s:three,s:one").split())
+    assert "of s:three stays although it was to be dropped: active" in said
+    one = receipts(built)["s:one"]["digest"][:12]
+    assert f"{one} of s:one stays although it was to be dropped: in force" in said
+    assert "to be dropped" not in built.ok("gc")
+
+
+def test_what_was_accepted_stays_since_nothing_would_build_it_again(built: Sandbox) -> None:
+    built.spec(SPEC.replace(simple("three", depends="two"), simple("three", content="new", depends="two")))
+    built.ok("accept", "s:three", "--reason", "as good")
+    told = built.json("gc", "--newest", "0", "--drop", "s:three")
+    assert "s:three" in str([item["targets"] for item in told["kept"] if "accepted" in item["kept"]])
+    assert built.json("show", "s:three")["present"] is True
+
+
+def test_patterns_name_targets_as_elsewhere(built: Sandbox) -> None:
+    assert built.json("gc", "--dry-run", "--newest", "0", "--keep", "s:thr*")["evicted"] == []
+    told = built.json("gc", "--dry-run", "--newest", "0", "--drop", " *:one , s:tw* ")
+    assert {item["targets"][0] for item in told["evicted"]} == {"s:one", "s:two", "s:three"}
+    done = built.doit("gc", "--drop", "t:*")
+    assert (done.returncode, "E-TARGET" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", [("--keep", ","), ("--keep=",), ("--drop", " "), ("--keep", "0123456789")])
+def test_a_list_that_would_keep_nothing_is_refused(built: Sandbox, wrong: tuple[str, ...]) -> None:
+    before = objects(built)
+    done = built.doit("gc", "--newest", "0", *wrong)
+    assert (done.returncode, done.stderr.startswith(("E-USAGE", "E-DIGEST")), done.stdout) == (2, True, "")
+    assert objects(built) == before
+
+
+def test_numbers_that_are_larger_than_any_log_keep_all(built: Sandbox) -> None:
+    for number in ("800000", "999999", "1e300"):
+        assert built.json("gc", "--dry-run", "--newest", "0", "--days", number)["evicted"] == []
+        assert built.json("gc", "--dry-run", "--newest", number)["evicted"] == []
+    done = built.doit("gc", "--days", "inf")
+    assert (done.returncode, done.stderr) == (2, "E-USAGE: --days takes a number from 0 on, not 'inf'\n")
+
+
+def test_what_stays_for_its_age_alone_is_said(built: Sandbox) -> None:
+    said = built.ok("gc")
+    assert said.startswith("nothing to take out; ")
+    assert "of them only as the newest results" in said
+    assert "--newest 0 takes them too" in said
+    assert "--newest" not in built.ok("gc", "--newest", "0")
+
+
 def test_evicted_results_stay_known_until_their_bytes_are_needed(built: Sandbox) -> None:
     before = receipts(built)
     built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
@@ -120,15 +177,79 @@ def test_evicted_results_stay_known_until_their_bytes_are_needed(built: Sandbox)
 def test_only_what_is_needed_is_built_again(built: Sandbox) -> None:
     built.ok("gc", "--newest", "0", "--drop", "s:one,s:two,s:three")
     assert objects(built) == set()
-    assert "nothing to do" in built.ok("s")
+    assert "nothing to do: 3 targets evicted" in built.ok("s")
     built.ok("materialize", "s:one")
     assert object_of(built, "s:one").is_dir()
     assert not object_of(built, "s:two").exists()
-    assert built.doit("materialize", "s:one").returncode == 3  # it is here: doit's own code for wrong use
-    # What it is built from is built first, and counted.
-    assert "2 built" in built.ok("materialize", "s:three")
+    assert "nothing to do: 1 target fresh" in built.ok("materialize", "s:one")
+    assert built.json("materialize", "s:one")["targets"][0]["fate"] == "fresh"
+    said = built.ok("materialize", "s:three")
+    assert "start     s:two  command  evicted, and needed by three" in said
+    assert "2 built, 1 fresh" in said
     assert object_of(built, "s:three").is_dir()
     assert (built.root / "cache/latest/s/three/out.txt").read_text() == "x\ny\nx\n"
+
+
+def test_what_is_evicted_is_said_and_how_it_comes_back(built: Sandbox) -> None:
+    built.ok("promote", "s:two")
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:three")
+    assert "nothing to do: 1 target fresh, 2 evicted" in built.ok("s")
+    said = built.ok("s:one")
+    assert "note: s:one is evicted" in said
+    assert "doit materialize s:one writes it" in said
+    assert "s:three is" not in said
+    assert "evicted by doit gc (write it again: doit materialize s:one)" in built.ok("show", "s:one")
+    assert built.ok("why", "s:one").endswith("  doit materialize s:one writes it again\n")
+    for verb in (("promote", "s:three"), ("accept", "s:three", "--reason", "x")):
+        done = built.doit(*verb)
+        assert (done.returncode, "doit materialize s:three writes it again" in done.stderr) == (4, True)
+    older = next(entry["digest"] for entry in built.entries("build") if entry["target"] == "s:three")
+    assert "when the spec turns back to it" in built.doit("promote", "s:three", "--digest", older).stderr
+    done = built.doit("reproduce", "s:three")
+    assert (done.returncode, "s:three is evicted: doit materialize s:three" in done.stderr) == (2, True)
+
+
+def test_an_audit_tells_what_was_evicted_from_what_is_gone(built: Sandbox) -> None:
+    gone = object_of(built, "s:two")
+    built.ok("gc", "--newest", "0", "--drop", "s:one")
+    gone.chmod(0o755)
+    shutil.rmtree(gone)
+    told = built.json("audit")
+    assert (told["absent"], told["evicted"]) == (6, 5)
+    assert sorted(note["detail"].partition(" of ")[2] for note in told["notes"]) == sorted(
+        ["s:two is not present", "s:one was evicted by doit gc", *["s:three was evicted by doit gc"] * 4]
+    )
+    said = built.ok("audit").splitlines()
+    assert [line for line in said if "s:two is not present" in line]
+    assert "note artifact_absent: 5 artifacts evicted by doit gc (--json lists them)" in said
+    assert not [line for line in said if "s:three" in line]
+
+
+def test_what_reproduce_needed_is_said_to_be_here_again(built: Sandbox) -> None:
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
+    said = built.ok("reproduce", "s:three", "s:one")
+    assert "written again, since they were read: s:one, s:two" in said
+    assert "not built again" not in said
+    assert object_of(built, "s:one").is_dir()
+    built.ok("gc", "--newest", "0", "--drop", "s:one,s:two")
+    told = built.json("reproduce", "s:three")
+    assert (told["written_again"], told["left_out"]) == (["s:one", "s:two"], [])
+
+
+def test_what_is_to_be_materialized_has_a_name(built: Sandbox) -> None:
+    built.ok("gc", "--drop", "s:one")
+    for name, said in (("s:oen", "did you mean s:one"), ("s", "is a spec"), ("s", "  s:one\n"), ("t", "no target 't'")):
+        done = built.doit("materialize", name)
+        assert (done.returncode, said in done.stderr) == (3, True)
+    done = built.doit("materialize", "--jsn", "s:one")
+    assert (done.returncode, done.stderr) == (
+        3,
+        "ERROR: Error parsing Command: option --jsn not recognized; doit help materialize\n",
+    )
+    built.spec(SPEC.replace(simple("two", content="y", depends="one"), simple("two", content="z", depends="one")))
+    done = built.doit("materialize", "s:two")
+    assert (done.returncode, "s:two is stale, not virtual or evicted" in done.stderr) == (3, True)
+    assert "doit s:two builds and writes it" in done.stderr
 
 
 def test_a_spec_that_turns_back_to_an_evicted_result_gets_its_bytes(built: Sandbox) -> None:
@@ -152,6 +273,7 @@ def test_bytes_that_were_lost_are_no_eviction(built: Sandbox) -> None:
 def test_forget_builds_an_evicted_result_again(built: Sandbox) -> None:
     built.ok("gc", "--newest", "0", "--drop", "s:three")
     built.ok("forget", "s:three")
+    assert built.reasons("s:three") == ["forgotten"]
     built.ok("s")
     assert object_of(built, "s:three").is_dir()
 

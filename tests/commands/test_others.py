@@ -18,10 +18,15 @@ from recordkit import append, object_of, publish, simple, writable
 def test_a_clean_audit(chain: Sandbox) -> None:
     data = chain.json("audit")
     assert data | {"bytes": 0} == {
-        "format": 1, "ok": True, "entries": 3, "objects": 2, "bytes": 0, "absent": 0, "metrics": 2,
+        "format": 1, "ok": True, "entries": 3, "objects": 2, "bytes": 0, "absent": 0, "evicted": 0, "metrics": 2,
         "problems": [], "notes": [],
     }  # fmt: skip
     assert chain.ok("audit").endswith("no problem found\n")
+
+
+def test_an_audit_of_nothing_says_so(sandbox: Sandbox) -> None:
+    assert sandbox.ok("audit").endswith("no problem found, for there is no log that could have one\n")
+    assert sandbox.ok("audit", "--sample", "5%").endswith("no result is here and up to date: none was sampled\n")
 
 
 def test_a_damaged_artifact_is_exit_4_and_doit_mends_it(chain: Sandbox) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingot.core.statement import decision_of, decision_statement
-from projectkit import Sandbox
+from projectkit import DOIT, Sandbox
 from recordkit import append, codes, copied, publish, receipts, registry_of
 
 SPEC = """\
@@ -56,7 +58,7 @@ def test_the_same_bytes_and_how_far_others_are_apart(built: Sandbox) -> None:
     assert "nothing to do" in built.ok("s")
     assert codes(built) == []
     assert "built again beside it: the same bytes" in built.ok("history", "s:packed")
-    assert "1 of its files differ" in built.ok("history", "s:noise")
+    assert "1 of its files differs" in built.ok("history", "s:noise")
 
 
 @pytest.mark.fault("G1", "a deterministic kind gives other bytes than are on record for its key")
@@ -81,6 +83,36 @@ def test_keep_leaves_what_came_out_differently(built: Sandbox, tmp_path: Path) -
     ]
 
 
+def test_a_place_that_cannot_keep_is_refused_before_anything_is_built(built: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "kept" / "s" / "noise").mkdir(parents=True)
+    before = len(reproduced(built))
+    for keep, said in ((tmp_path / "kept", "is there already"), (built.root / "dodo.py", "is not a folder")):
+        done = built.doit("reproduce", "s:noise", "--keep", str(keep))
+        assert (done.returncode, done.stderr.startswith("E-FILE: "), said in done.stderr) == (2, True, True)
+    assert len(reproduced(built)) == before
+
+
+@pytest.mark.parametrize("command", [("reproduce", "s:files"), ("audit", "--sample", "1%")])
+def test_a_log_that_cannot_be_written_is_found_before_anything_is_built(
+    built: Sandbox, command: tuple[str, ...]
+) -> None:
+    (log,) = (built.root / "registry").glob("*/log.jsonl")
+    log.chmod(0o444)
+    drop = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+    if drop and subprocess.run([*drop, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root writes to what is read-only, and setpriv is not there to forbid it")
+    call = [*drop, DOIT, *command]
+    done = subprocess.run(call, cwd=built.root, env=built.env, capture_output=True, text=True, check=False)
+    assert (done.returncode, f"permission denied: {log}" in done.stderr) == (7, True)
+    assert "what is built could not be recorded" in done.stderr
+
+
+def test_where_two_files_are_apart_is_said(built: Sandbox) -> None:
+    said = built.ok("reproduce", "s:noise")
+    assert "n.json: 1 of 2 values differ, relative " in said
+    assert " (/n)\n" in said
+
+
 def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
     told = built.json("audit", "--sample", "34%")
     assert len(told["reproduced"]) == 2
@@ -88,6 +120,14 @@ def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
     assert "2 of 2 sampled" in built.ok("audit", "--sample", "34%") or "of 2 sampled" in built.ok(
         "audit", "--sample=34"
     )
+    (path,) = (built.root / "cache/objects").glob(f"*/{built.json('show', 's:noise')['digest']}/*")
+    path.chmod(0o644)
+    path.write_text("other")
+    done = built.doit("audit", "--sample", "100%")
+    assert (done.returncode, done.stdout.endswith("no result was sampled: what is wrong comes first\n")) == (4, True)
+    built.spec("targets: [\n", "bad")
+    done = built.doit("audit", "--sample", "100%")
+    assert (done.returncode, done.stdout, "specs/bad.yaml" in done.stderr) == (2, "", True)
     for wrong in ("0%", "101%", "some", "-5%"):
         done = built.doit("audit", f"--sample={wrong}")
         assert (done.returncode, "a share such as 5%" in done.stderr) == (2, True)
@@ -96,7 +136,7 @@ def test_a_sample_is_built_again_and_recorded(built: Sandbox) -> None:
 def test_what_is_not_up_to_date_is_not_compared(built: Sandbox) -> None:
     built.spec(SPEC.replace("{kind: pack,", "{kind: pack, level: 3,"))
     done = built.doit("reproduce", "s:packed")
-    assert (done.returncode, "nothing of s:packed is up to date" in done.stderr) == (2, True)
+    assert (done.returncode, "s:packed is stale: doit s:packed builds it" in done.stderr) == (2, True)
     told = built.json("reproduce", "s")
     assert told["left_out"] == [{"target": "s:packed", "state": "stale"}]
     assert built.doit("reproduce").returncode == 2

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingot import registry
+from ingot.commands.screen import Screen
+from ingot.commands.show import Show
+from ingot.core.project import Project
 from ingot.core.statement import decision_statement
 from ingot.errors import UsageError
 from ingot.view.parities import compared
 from ingot.view.runtimes import of_baseline, side_by_side
-from projectkit import Sandbox
+from projectkit import Sandbox, counted
 from recordkit import append, object_of, registry_of, simple, writable
 
 FIELDS = [
@@ -252,3 +258,43 @@ def test_programs_get_the_same_answers(chain: Sandbox, monkeypatch: pytest.Monke
     assert {statement["_type"] for statement in statements} == {"https://in-toto.io/Statement/v1"}
     with pytest.raises(UsageError, match=r"never built|no target"):
         registry.latest("s:c")
+
+
+def test_specs_in_folders_below_are_known_and_a_bad_one_hides_no_other(sandbox: Sandbox) -> None:
+    sandbox.spec("targets:\n" + counted(sandbox.root, "a"))
+    (sandbox.root / "specs/examples").mkdir()
+    sandbox.spec("targets:\n" + counted(sandbox.root, "far"), "examples/e")
+    sandbox.file(
+        "specs/examples/e.yaml", (sandbox.root / "specs/examples/e.yaml").read_text().replace("examples/e", "e")
+    )
+    for bad in (False, True):
+        if bad:
+            sandbox.spec("targets: [\n", "bad")
+        done = sandbox.doit("show", "e:far")
+        assert (done.returncode, done.stderr) == (
+            2,
+            "E-NOT-BUILT: e:far was never built\n  hint: build it: doit e:far\n",
+        )
+        assert sandbox.doit("show", "s:a").stderr.startswith("E-NOT-BUILT")
+        assert "did you mean e:far" in sandbox.doit("show", "e:fra").stderr
+
+
+def test_a_receipt_with_gates_is_shown_from_one_reading(
+    chain: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = chain.root / "specs/s.yaml"
+    spec.write_text(spec.read_text() + "gates: {b.bytes: {max: 3}}\n")
+    opened: list[Path] = []
+    begin = Project.__init__
+
+    def counting(self: Project, root: Path, graphs: Any) -> None:
+        opened.append(root)
+        begin(self, root, graphs)
+
+    monkeypatch.setattr(Project, "__init__", counting)
+    monkeypatch.chdir(chain.root)
+    for name, value in chain.env.items():
+        monkeypatch.setenv(name, value)
+    assert Show().run(Screen(sys.stdout), {"json": False, "active": False}, ["s:b"]) == 0
+    assert "gate: b.bytes ≤ 3: FAIL at 4" in capsys.readouterr().out
+    assert len(opened) == 1

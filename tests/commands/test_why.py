@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ingot.commands.screen import Screen
+from ingot.commands.why import Why
 from ingot.core.key import key_of
 from ingot.core.lookup import place_text
 from ingot.core.statement import build_statement
@@ -450,3 +453,18 @@ def test_a_source_that_cannot_be_read_is_named(data: Sandbox) -> None:
     (reason,) = why(data, "s:model")["reasons"]
     assert reason["code"] == "source_missing"
     assert "'gone.txt' cannot be read" in reason["detail"]
+
+
+def test_lines_are_broken_between_words_on_a_narrow_terminal(chain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    whole = chain.ok("why", "s:a", "s:b").split()
+    stream = Terminal()
+    monkeypatch.chdir(chain.root)
+    for name, value in {**chain.env, "COLUMNS": "40"}.items():
+        monkeypatch.setenv(name, value)
+    assert Why().run(Screen(stream), {"json": False}, ["s:a", "s:b"]) == 0
+    assert max(map(len, stream.getvalue().splitlines())) <= 40
+    assert stream.getvalue().split() == whole

@@ -257,3 +257,12 @@ def test_a_new_name_and_what_is_appended_are_synced(tmp_path: Path, monkeypatch:
     assert synced[2:] == [str(path)]
     disk.truncate(path, 4)
     assert path.read_bytes() == b"1234"
+
+
+def test_a_failed_write_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    for path in (tmp_path / "folder", tmp_path / "no" / "file"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(DiskFailed) as caught:
+            disk.write_file_atomic(path, b"x")
+        assert str(path) in caught.value.what
+        assert ".tmp-" not in str(caught.value)

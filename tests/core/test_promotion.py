@@ -219,6 +219,18 @@ def test_missing_and_damaged_bytes_are_refused(reported: Sandbox) -> None:
             assert (error.code, error.exit_code) == (code, 4)
 
 
+def test_evicted_bytes_are_refused_with_the_way_back(reported: Sandbox) -> None:
+    first = active_digest(reported, "s:gguf")
+    second = rebuilt(reported, "two", GOOD)
+    store = Store(reported.root / "cache")
+    for digest in (first, second):
+        store.evict(digest)
+    error = refused(reported, StoreDamaged, "s:gguf", digest=first)
+    assert (error.code, "built again when the spec turns back to it" in str(error.hint)) == ("E-OBJECT-MISSING", True)
+    error = refused(reported, StoreDamaged, "s:gguf", digest=second)
+    assert "doit materialize s:gguf writes it again" in str(error.hint)
+
+
 def test_where_tools_are_not_installed_a_recorded_result_is_promoted_by_its_digest(
     reported: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +289,7 @@ def test_rollback_is_an_undo_stack(reported: Sandbox) -> None:
     with pytest.raises(UsageError) as caught:
         back(reported, "s:gguf")
     assert caught.value.code == "E-NO-EARLIER"
+    assert str(caught.value.hint).startswith("doit promote s:")
     put(reported, "s:gguf")
     back(reported, "s:gguf")
     assert active(reported, "s:gguf") == one, "what was rolled back does not come again by a rollback"

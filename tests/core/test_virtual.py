@@ -336,6 +336,26 @@ def test_what_was_materialized_is_read_and_not_streamed(chains: Chains) -> None:
     assert chains.ran() == [("gguf", 1, ("prune",))], "merged is read, pruned flows"
 
 
+def test_a_virtual_target_that_was_written_and_evicted_is_written_again(chains: Chains) -> None:
+    from ingot.commands.materialize import _written
+
+    chains.sandbox.spec(chain())
+    chains.doit()
+    materialized(chains, "s:merged")
+    chains.sandbox.ok("gc", "--newest", "0", "--drop", "s:merged,s:base")
+    assert not object_of(chains.sandbox, "s:merged").exists()
+    chains.ran()
+    session = chains.session()
+    assert [node.id for node in _written(session, "s:merged")] == ["s:merged"]
+    assert {name: reasons[0].detail for name, reasons in session.wanted.items()} == {
+        "s:base": "evicted, and needed by merged",
+        "s:merged": "evicted, and asked for",
+    }
+    chains.doit("s:base", "s:adapter", "s:merged", session=session)
+    assert [name for name, _count, _flowed in chains.ran()] == ["command", "merge"]
+    assert object_of(chains.sandbox, "s:merged").is_dir()
+
+
 def test_no_link_leads_to_what_a_virtual_target_was_before(chains: Chains) -> None:
     chains.sandbox.spec(chain())
     chains.doit("s:base", "s:adapter")

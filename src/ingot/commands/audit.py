@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot.commands.base import JSON_OPTION, IngotCommand, value
-from ingot.commands.screen import Screen, duration_text, size_text
+from ingot.commands.screen import Screen, duration_text, plural, size_text
 from ingot.errors import DiskFailed, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Audit(IngotCommand):
     doc_description = (
         "Reads every artifact whole. Exit code 0, 4 (the store is damaged) or 5 (a registry check failed). With "
         "--sample, that share of the results in force, at least one, chosen at random, is built again too, and what "
-        "came out is recorded (doit reproduce says more)."
+        "came out is recorded (doit reproduce says more): 5 also where a kind that promises the same bytes gave others."
     )
     arguments: ClassVar[tuple[int, int | None]] = (0, 0)
     cmd_options = (JSON_OPTION, value("sample", "build this share of the results again, such as 5%%"))
@@ -39,10 +39,14 @@ class Audit(IngotCommand):
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:  # noqa: ARG002 - the protocol
         """0, 4 or 5: the design's exit codes."""
         share = None if options["sample"] is None else _share(options["sample"])
+        if share is not None:
+            _require_specs()
         started = time.monotonic()
         result = _audit(_Ticker(quiet=bool(options["json"])))
         if not options["json"]:
             _show(screen, result, time.monotonic() - started)
+            if share is not None and result.problems:
+                screen.line("no result was sampled: what is wrong comes first")
         again = [] if share is None or result.problems else _sampled(screen, share, quiet=bool(options["json"]))
         if options["json"]:
             sampled = {} if share is None else {"reproduced": [it.to_dict() for it in again]}
@@ -62,6 +66,15 @@ def _share(text: str) -> float:
     return share
 
 
+def _require_specs() -> None:
+    """SpecError before the bytes are read: what the specs declare is what can be sampled."""
+    from ingot.core.project import find_root
+    from ingot.core.spec_cache import load_graphs
+
+    root = find_root(Path.cwd())
+    load_graphs(root, sorted((root / "specs").rglob("*.yaml")), root / "cache")
+
+
 def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]:
     """Build a random part of the results in force again. Nobody can prepare for which: no seed decides."""
     import math
@@ -71,6 +84,8 @@ def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]
     from ingot.commands.reproduce import can_be_compared, reproducer, show
 
     project = open_project()
+    if not quiet:
+        screen.line()
     ready = [item for item in project.plan(project.nodes.values()).values() if can_be_compared(item)]
     chosen = random.SystemRandom().sample(ready, min(len(ready), math.ceil(share * len(ready))))
     found = []
@@ -80,7 +95,8 @@ def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]
             if not quiet:
                 show(screen, found[-1])
     if not quiet:
-        screen.line(f"{sum(it.agrees for it in found)} of {len(found)} sampled results came out byte-equal")
+        same = f"{sum(it.agrees for it in found)} of {plural(len(found), 'sampled result')} came out byte-equal"
+        screen.line(same if found else "no result is here and up to date: none was sampled")
     return found
 
 
@@ -140,6 +156,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "objects": result.objects,
         "bytes": result.bytes,
         "absent": result.absent,
+        "evicted": len(result.evicted),
         "metrics": result.metrics,
         "problems": [problem.to_dict() for problem in result.problems],
         "notes": [note.to_dict() for note in result.notes],
@@ -150,18 +167,26 @@ def _show(screen: Screen, result: Result, seconds: float) -> None:
     for problem in result.problems:
         screen.line(f"{problem.code}: {problem.where}")
         screen.line(f"  {problem.detail}")
-    for note in result.notes[:_SHOWN_NOTES]:
+    # What was taken away on purpose is no news to anybody, and may be most of the log.
+    notes = [note for note in result.notes if note.where not in result.evicted]
+    for note in notes[:_SHOWN_NOTES]:
         screen.line(f"note {note.code}: {note.where}: {note.detail}")
-    if len(result.notes) > _SHOWN_NOTES:
-        screen.line(f"and {len(result.notes) - _SHOWN_NOTES} more notes (doit audit --json shows all)")
+    if len(notes) > _SHOWN_NOTES:
+        screen.line(f"and {len(notes) - _SHOWN_NOTES} more notes (doit audit --json shows all)")
+    if result.evicted:
+        screen.line(
+            f"note artifact_absent: {plural(len(result.evicted), 'artifact')} evicted by doit gc (--json lists them)"
+        )
     if result.problems or result.notes:
         screen.line()
-    screen.line(
+    screen.text(
         f"{result.entries} entries, {result.objects} artifacts read again ({size_text(result.bytes)}), "
         f"{result.absent} not present, {result.metrics} metrics derived again, in {duration_text(seconds)}"
     )
     if not result.problems:
-        screen.line("no problem found")
+        screen.line(
+            "no problem found" if result.entries else "no problem found, for there is no log that could have one"
+        )
         return
     count = len(result.problems)
     screen.line(f"{count} problem{'s' * (count != 1)} found; nothing was repaired")

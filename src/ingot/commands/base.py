@@ -88,9 +88,14 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
         return code
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
-        """Parse the command line, options in any place, and run."""
+        """Parse the command line, options in any place, and run. ``--help`` is ``doit help`` of this command."""
+        given = _as_given(self.name, in_args)
+        if given and given[-1] == "--help":
+            Screen(sys.stdout).line(self.help())
+            return 0
         try:
-            options, arguments = self._parse(in_args)
+            options, arguments = self._parse(given)
+            self._check_values(options)
         except UsageError as error:
             return complain(str(error), error.exit_code)
         return self.execute(options, arguments)
@@ -110,6 +115,12 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
             raise self._usage(parsing_words(error)) from None
         return {**options, **self.opt_vals}, arguments + rest
 
+    def _check_values(self, options: Mapping[str, Any]) -> None:
+        """An option with an empty value is a variable of a script that was never set: no file, folder or name."""
+        for option in self.cmd_options:
+            if option.get("type", str) is str and options[option["name"]] == "":
+                raise self._usage(f"option --{option['long']} is empty")
+
     def _usage(self, what: str) -> UsageError:
         usage = f"doit {self.name} {self.doc_usage}".rstrip()
         return UsageError("E-USAGE", what, facts=[f"usage: {usage}"], hint=f"doit help {self.name}")
@@ -119,7 +130,8 @@ class IngotCommand(Command):  # type: ignore[misc]  # doit ships no types
         if len(arguments) < least:
             raise self._usage(f"doit {self.name} needs {least} argument{'s' * (least != 1)}, not {len(arguments)}")
         if most is not None and len(arguments) > most:
-            raise self._usage(f"doit {self.name} takes at most {most}, not {len(arguments)}: {' '.join(arguments)}")
+            taken = f"at most {most} argument{'s' * (most != 1)}" if most else "no argument"
+            raise self._usage(f"doit {self.name} takes {taken}, not {len(arguments)}: {' '.join(arguments)}")
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -132,6 +144,17 @@ def _listen(answer: Callable[[int, FrameType | None], None] | signal.Handlers = 
         for number in _SIGNALS if answer is not _stop else _SIGNALS[1:]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, answer)
+
+
+def _as_given(name: str, handed: Sequence[str]) -> Sequence[str]:
+    """The arguments of a command as they were given, of which doit hands on those without ``=``: it takes them for
+    variables, and a query, a reason or a path may have one.
+    """
+    given = sys.argv[1:]
+    for at, word in enumerate(given):
+        if word == name and [each for each in given[at + 1 :] if each[:1] == "-" or "=" not in each] == list(handed):
+            return given[at + 1 :]
+    return handed
 
 
 def parsing_words(error: CmdParseError) -> str:
@@ -169,13 +192,14 @@ def open_readable() -> Project:
 
 def remedy(project: Project, target: str) -> str:
     """What helps when a target's artifact is not whole: the command that builds it, where a spec still declares it."""
-    spec = target.partition(":")[0]
+    spec, newest = target.partition(":")[0], project.index.latest.get(target)
     nodes = registry.declared(project)
     if target in nodes:
-        return f"build it again: doit {target}"
+        evicted = newest is not None and project.store.is_evicted(str(newest["digest"]))
+        return f"write it again: doit materialize {target}" if evicted else f"build it again: doit {target}"
     if any(node.spec == spec for node in nodes.values()):
         return "its spec declares it no longer"
-    # A bad spec, and one in a folder below, declare nothing here and may well declare this target.
+    # A bad spec declares nothing here, and may well declare this target.
     if any((project.root / "specs").rglob(f"{spec}.yaml")):
         return f"build it again: doit {target}"
     return "its spec is gone"

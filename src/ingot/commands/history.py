@@ -166,7 +166,8 @@ def _shared(data: Json) -> str:
 def _decided(entry: Entry, data: Json, known: _Known) -> str:
     """What a person decided or asked for, in words, with the reason that was given."""
     if entry.type == "reproduced":
-        differs = f"gave {str(data['found'])[:12]}: {data['files_apart']} of its files differ"
+        count = data["files_apart"]
+        differs = f"gave {str(data['found'])[:12]}: {count} of its files differ{'s' * (count == 1)}"
         return f"built again beside it: {'the same bytes' if data['agrees'] else differs}"
     reason = f": {data['reason']}" if data.get("reason") else ""
     before = str(data["replaces"])[:12] if data.get("replaces") else "nothing"

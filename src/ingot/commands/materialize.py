@@ -19,10 +19,13 @@ from doit.exceptions import InvalidCommand
 
 from ingot.commands.base import JSON_OPTION, json_text
 from ingot.commands.run import Run
+from ingot.errors import UsageError
+from ingot.registry import unknown_target
 
 if TYPE_CHECKING:
     from ingot.core.build import Built
     from ingot.core.graph import Node
+    from ingot.core.project import Project
     from ingot.core.session import Session
 
 _JSON = "--json"
@@ -37,8 +40,8 @@ class Materialize(Run):
     doc_description = (
         "Builds a target that its spec declares `virtual: true`, with all that it is built from, and keeps its bytes: "
         "from then on they are read instead of being streamed again. Likewise one whose bytes doit gc took away. The "
-        "digest must be the one that was measured before; where it is another, both are in the log, and the exit code "
-        "is 1. Nothing that is built from it becomes stale."
+        "digest must be the one that was measured before, and then nothing that was built from it becomes stale; where "
+        "it is another, both are in the log, and the exit code is 1."
     )
     cmd_options = (*Run.cmd_options, JSON_OPTION)
     _json = False
@@ -82,16 +85,28 @@ def _written(session: Session, name: str) -> list[Node]:
     project = session.project
     found = [node for node in project.nodes.values() if name in (node.id, f"{node.spec}:{node.target}")]
     if not found:
-        raise InvalidCommand(f"E-TARGET: there is no target {name!r}")
-    plan = project.planner.plan(project.with_inputs(found))
-    evicted = [node.id for node in found if plan[node.id].state == "evicted"]
-    plain = [node.id for node in found if not node.virtual and node.id not in evicted]
-    if plain:
-        raise InvalidCommand(f"E-USAGE: {plain[0]} is not virtual or evicted: doit {plain[0]} builds and writes it")
-    project.planner.asked.update(evicted)
+        raise InvalidCommand(str(_unknown(project, name)))
+    virtual = {node.id for node in found if node.virtual}
     for node in found:
         project.nodes[node.id] = replace(node, virtual=False)
+    plan = project.planner.plan(project.with_inputs(project.nodes[node.id] for node in found))
+    # What is here already is as it is wanted, whatever brought it back.
+    plain = [node.id for node in found if node.id not in virtual and plan[node.id].state not in ("evicted", "fresh")]
+    if plain:
+        what = f"{plain[0]} is {plan[plain[0]].state}, not virtual or evicted"
+        raise InvalidCommand(str(UsageError("E-USAGE", what, hint=f"doit {plain[0]} builds and writes it")))
+    project.planner.asked.update(node.id for node in found if plan[node.id].state == "evicted")
     return found
+
+
+def _unknown(project: Project, name: str) -> UsageError:
+    """The error for what is no target; of a spec with those of its targets that can be written."""
+    if name not in project.graphs:
+        return unknown_target(name, set(project.nodes))
+    planned = project.plan(node for node in project.nodes.values() if node.spec == name)
+    facts = [item.node.id for item in planned.values() if item.state in ("evicted", "virtual")]
+    what = f"{name!r} is a spec: the targets of it that can be written are named one by one"
+    return UsageError("E-TARGET", what, facts=facts or ["none of its targets is virtual or evicted"])
 
 
 def _to_json(session: Session, done: Mapping[str, Built]) -> dict[str, Any]:

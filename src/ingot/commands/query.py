@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,10 +47,6 @@ class Query(IngotCommand):
         JSON_OPTION,
     )
 
-    def parse_execute(self, in_args: Sequence[str]) -> int:
-        """doit takes an argument with ``=`` in it for a variable and hands it to no command: this one needs it."""
-        return super().parse_execute(_as_given(self.name, in_args))
-
     def run(self, screen: Screen, options: Mapping[str, Any], arguments: Sequence[str]) -> int:
         """0; 1 when no variant satisfies the query."""
         from ingot.core import query, query_text, variants
@@ -93,15 +88,6 @@ class Query(IngotCommand):
                 raise self._usage(f"--limit is a count of at least 1, not {options['limit']!r}")
             found = replace(found, limit=int(options["limit"]))
         return found
-
-
-def _as_given(name: str, handed: Sequence[str]) -> Sequence[str]:
-    """The arguments of a command as they were given, of which doit hands on those without ``=``."""
-    given = sys.argv[1:]
-    for at, word in enumerate(given):
-        if word == name and [each for each in given[at + 1 :] if each[:1] == "-" or "=" not in each] == list(handed):
-            return given[at + 1 :]
-    return handed
 
 
 def _require_spec(project: Project, spec: str | None) -> None:

@@ -37,6 +37,7 @@ class Rollback(IngotCommand):
         project = registry.open_log()
         reason = given_reason(project, options)
         try:
+            registry.require_known(project, arguments[0])
             project.require_recordable()
             done = rollback(project, arguments[0], options["to"], reason)
         finally:

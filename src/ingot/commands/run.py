@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
+from doit.cmdparse import CmdParseError
 
 _FORCE = "--force"
 #: Written out here: a run with nothing to do is quick because it imports little, and no base of our other commands.
@@ -33,7 +34,11 @@ class Run(DoitRun):  # type: ignore[misc]  # doit ships no types
     def parse_execute(self, in_args: Sequence[str]) -> Any:
         """``--force`` may follow the names of targets, which doit's options may not."""
         others = [each for each in in_args if each != _FORCE]
-        return super().parse_execute([_FORCE, *others] if len(others) < len(in_args) else others)
+        try:
+            return super().parse_execute([_FORCE, *others] if len(others) < len(in_args) else others)
+        except CmdParseError as error:
+            # doit adds all options that there are, as Python writes them.
+            raise CmdParseError(f"{str(error).partition(' (parsing options')[0]}; doit help {self.name}") from None
 
     def execute(self, params: Mapping[str, Any], args: Sequence[str]) -> Any:
         """Load the tasks and run them."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingot import registry
-from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, remedy
+from ingot.commands.base import JSON_OPTION, IngotCommand, flag, keep_derived, open_readable, remedy
 from ingot.commands.screen import (
     Screen,
     duration_text,
@@ -19,7 +19,6 @@ from ingot.commands.screen import (
 )
 from ingot.core.acceptance import words
 from ingot.core.lookup import place_text
-from ingot.errors import SpecError
 from ingot.view.parities import compared
 from ingot.view.runtimes import of_baseline, ran_on, side_by_side
 
@@ -54,7 +53,9 @@ class Show(IngotCommand):
 
     def run(self, screen: Screen, options: Json, arguments: Sequence[str]) -> int:
         """0, or 2 when there is no such target or it was never built."""
-        project = registry.open_log()
+        # The gates of today's specs are judged for a person only.
+        log_alone = options["active"] or options["json"]
+        project = registry.open_log() if log_alone else open_readable()
         if options["active"]:
             _show_active(screen, project, arguments[0], json=options["json"])
             keep_derived(project)
@@ -64,20 +65,15 @@ class Show(IngotCommand):
             screen.json(receipt)
         else:
             _show(screen, project, receipt)
-            _show_gates(screen, receipt)
+            _show_gates(screen, project, receipt)
         keep_derived(project)
         return 0
 
 
-def _show_gates(screen: Screen, receipt: Json) -> None:
+def _show_gates(screen: Screen, project: Project, receipt: Json) -> None:
     """What the gates of today's spec say of this very result, by what is recorded of it; nothing where it is bad."""
-    from ingot.commands.base import open_project
     from ingot.core.gatekeeper import Gatekeeper
 
-    try:
-        project = open_project()
-    except SpecError:
-        return
     node = project.nodes.get(str(receipt["target"]))
     if node is not None:
         judged = Gatekeeper(project, {}, project.standing()).judge(node, receipt, pinned=True)
@@ -170,7 +166,9 @@ def _place(project: Project, receipt: Json) -> str:
     if not receipt["present"] and receipt.get("stored") is False:
         return f"not written, only measured ({_flowed(receipt)}; doit materialize {receipt['target']} writes it)"
     if not receipt["present"]:
-        return f"not present in the store or damaged ({remedy(project, str(receipt['target']))})"
+        evicted = project.store.is_evicted(str(receipt["digest"]))
+        what = "evicted by doit gc" if evicted else "not present in the store or damaged"
+        return f"{what} ({remedy(project, str(receipt['target']))})"
     path = project.store.object_path(str(receipt["digest"]))
     if project.store.has_latest(spec, name, str(receipt["digest"])):
         path = project.store.root / "latest" / spec / name

@@ -39,7 +39,7 @@ class Why(IngotCommand):
                 if number:
                     screen.line()
                 for line in lines(item):
-                    screen.line(line)
+                    screen.text(line)
         keep_derived(project)
         return 0
 
@@ -80,7 +80,8 @@ def lines(item: Explanation) -> list[str]:
     if item.state == "fresh":
         return _fresh(item)
     start = f"{name} is being built now by another doit" if item.state == "building" else f"{name} is {item.state}"
-    return [*_caused(start, item.causes), *_result(item.newest, "its newest result")]
+    back = [f"  doit materialize {name} writes it again"] if item.state == "evicted" else []
+    return [*_caused(start, item.causes), *_result(item.newest, "its newest result"), *back]
 
 
 def _caused(start: str, causes: Sequence[Cause]) -> list[str]:

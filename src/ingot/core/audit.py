@@ -141,6 +141,9 @@ class _Auditor:
         for digest in sorted(named.keys() - present):
             self.result.absent += 1
             what = "was streamed and never written" if digest in streamed else "is not present"
+            if self.store.is_evicted(digest):
+                what = "was evicted by doit gc"
+                self.result.evicted.add(_object(digest))
             self.note("artifact_absent", _object(digest), f"the artifact of {named[digest]['target']} {what}")
         for digest in sorted(present - named.keys()) if self.whole else ():
             self.note(

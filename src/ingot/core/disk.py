@@ -178,8 +178,10 @@ def write_file_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bo
             finally:
                 os.close(descriptor)
             os.rename(aside, path)
-        except OSError:
+        except OSError as error:
             aside.unlink(missing_ok=True)
+            # Nobody knows the name of what is written aside.
+            error.filename = os.fspath(path)
             raise
     if durable:
         fsync_dir(path.parent)

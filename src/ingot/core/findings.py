@@ -32,6 +32,8 @@ class Audit:
     metrics: int = 0
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
+    #: The places of absent artifacts that were taken away on purpose.
+    evicted: set[str] = field(default_factory=set)
 
     @property
     def exit_code(self) -> int:

@@ -17,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ingot.core import disk, key_locks
-from ingot.core.lookup import is_about
+from ingot.core.lookup import is_meant
 from ingot.core.staging import bytes_below
-from ingot.core.standing import input_digests
+from ingot.core.standing import input_items
 from ingot.core.statement import receipt_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ Receipt = Mapping[str, Any]
 #: An artifact that no entry names may be about to get one; after so long it is rubbish.
 GRACE_S = 24 * 3600.0
 #: Fewer digits of a digest may mean several artifacts.
-_DIGITS = 8
+DIGITS = 8
+#: Why something is kept that ``newest`` alone speaks for.
+NEWEST = ("among the newest", "input of one of the newest")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Policy:
     """What is kept beside what always is.
 
     ``newest``: so many of the newest results in the logs. ``days``: results built in the last days. ``keep``: all
-    results of these specs or targets, and digests that begin so. ``drop``: specs or targets whose results are evicted
-    although they are in force; promoted ones stay all the same.
+    results of these specs or targets (or patterns of them), and digests that begin so. ``drop``: specs, targets or
+    patterns whose results are evicted although they are in force, or an input of the newest; promoted and accepted
+    ones stay.
     """
 
     newest: int = 20
@@ -70,6 +73,11 @@ class Sorted:
     evicted: list[Item] = field(default_factory=list)
     dropped: list[Item] = field(default_factory=list)
     left: list[Item] = field(default_factory=list)
+
+    @property
+    def newest(self) -> int:
+        """Bytes that are kept because they are among the newest results, or their inputs, and for nothing else."""
+        return sum(item.bytes for item in self.kept if set(item.kept) <= set(NEWEST))
 
     @property
     def freed(self) -> int:
@@ -141,24 +149,38 @@ def _roots(project: Project, policy: Policy, builds: Sequence[Receipt], now: dat
 def _reasons(project: Project, policy: Policy, builds: Sequence[Receipt], now: datetime) -> Iterator[tuple[str, str]]:
     yield from _in_force(project, policy)
     yield from _decided(project)
-    oldest = (now - timedelta(days=policy.days)).strftime("%Y-%m-%dT%H:%M:%S")
+    oldest = _before(now, policy.days)
     for number, receipt in enumerate(reversed(builds)):
         target, digest = str(receipt["target"]), str(receipt["digest"])
-        if _is_named(target, policy.keep) or any(digest.startswith(it) for it in policy.keep if len(it) >= _DIGITS):
+        if _is_named(target, policy.keep) or any(digest.startswith(it) for it in policy.keep if len(it) >= DIGITS):
             yield digest, "named"
         if _is_named(target, policy.drop):
             continue
         if policy.days and str(receipt["timings"]["finished"]) >= oldest:
             yield digest, "young"
         if number < policy.newest:
-            yield digest, "among the newest"
-            yield from ((given, "input of one of the newest") for given in input_digests(receipt, receipt["inputs"]))
+            yield digest, NEWEST[0]
+            for given in input_items(receipt, receipt["inputs"]):
+                if not _is_named(str(given["target"]), policy.drop):
+                    yield str(given["digest"]), NEWEST[1]
+
+
+def _before(now: datetime, days: float) -> str:
+    """The moment so many days ago, as entries write it; before the first year all are younger."""
+    try:
+        moment = now - timedelta(days=days)
+    except OverflowError:
+        return ""
+    return moment.replace(tzinfo=None).isoformat(timespec="seconds")
 
 
 def _in_force(project: Project, policy: Policy) -> Iterator[tuple[str, str]]:
     """The results of the targets that the specs declare: those in force, the newest, and the last good ones."""
     standing = project.standing()
     for name, item in project.planner.plan(project.nodes.values()).items():
+        if item.receipt is not None and "accepted" in item.receipt:
+            # Somebody wants these bytes although the spec says others: nothing would build them again.
+            yield str(item.digest), "accepted"
         if _is_named(name, policy.drop):
             continue
         if item.digest is not None:
@@ -177,4 +199,4 @@ def _decided(project: Project) -> Iterator[tuple[str, str]]:
 
 
 def _is_named(target: str, names: Collection[str]) -> bool:
-    return any(is_about(target, name) for name in names)
+    return any(is_meant(target, name) for name in names)

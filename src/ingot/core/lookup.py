@@ -6,6 +6,7 @@ only lines that hold the text are decoded. Ten thousand entries cost about a ten
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +44,11 @@ def place_text(place: Mapping[str, Any]) -> str:
 def is_about(target: str, name: str) -> bool:
     """Whether a name means a target: it is its own, its spec's, or that of all instances of a matrix."""
     return target == name or target.startswith((f"{name}:", f"{name}@"))
+
+
+def is_meant(target: str, name: str) -> bool:
+    """The same of a name that may be a pattern with ``*``."""
+    return is_about(target, name) or ("*" in name and fnmatch.fnmatchcase(target, name))
 
 
 def subject_digest(line: bytes) -> str | None:

@@ -132,12 +132,13 @@ class Planner:
             return replace(known, state="virtual", reasons=wounds)
         lacking = (reasons.artifact_missing(receipt),) if presence == "missing" else wounds
         forgotten = self._store.is_forgotten(node.id)
-        if presence == "missing" and not forgotten and self._store.is_evicted(str(receipt["digest"])):
+        evicted = presence == "missing" and self._store.is_evicted(str(receipt["digest"]))
+        if evicted and not forgotten:
             # What a spec turns back to is wanted anew; what was in force when it was evicted is not.
             if not known.restored:
                 return replace(known, state="evicted", reasons=(reasons.not_needed(),))
             lacking = (reasons.evicted(),)
-        if not lacking and forgotten:
+        if forgotten and (evicted or not lacking):
             lacking = (reasons.forgotten(),)
         if lacking:
             return replace(known, state="stale", reasons=lacking, restored=False)

@@ -149,12 +149,22 @@ def require_whole(project: Project, target: str, receipt: Receipt) -> None:
     presence, damage = project.store.presence(digest, receipt["files"], reread=True)
     name, done = f"the artifact {digest[:12]} of {target}", "nothing was recorded"
     if presence == "missing":
-        hint = f"{done}; doit {target} builds what its spec says"
+        hint = f"{done}; {_return_of(project, target, digest)}"
         raise StoreDamaged("E-OBJECT-MISSING", f"{name} is not in the store", hint=hint)
     if damage:
         facts = [f"{item.path} {item.detail}" for item in damage]
         hint = f"{done}; doit {target} moves it to cache/quarantine and builds what its spec says"
         raise StoreDamaged("E-OBJECT-DAMAGED", f"{name} is damaged", facts=facts, hint=hint)
+
+
+def _return_of(project: Project, target: str, digest: str) -> str:
+    """How the bytes of a result that is not here come back."""
+    if not project.store.is_evicted(digest):
+        return f"doit {target} builds what its spec says"
+    latest = project.index.latest.get(target)
+    if latest is None or latest["digest"] != digest:
+        return "it was evicted, and is built again when the spec turns back to it"
+    return f"it was evicted: doit materialize {target} writes it again"
 
 
 def _recorded(project: Project, kind: str, steps: Sequence[Step], reason: str | None) -> list[Step]:
@@ -195,7 +205,8 @@ def rollback(project: Project, name: str, to: str | None, reason: str | None) ->
         if not steps:
             names = ", ".join(item.target for item in stayed)
             facts = [f"{item.target}: {item.digest[:12]} is the first that was promoted" for item in stayed]
-            raise UsageError("E-NO-EARLIER", f"nothing was active before for {names}", facts=facts)
+            hint = f"doit promote {stayed[0].target} --digest DIGEST makes any recorded result active"
+            raise UsageError("E-NO-EARLIER", f"nothing was active before for {names}", facts=facts, hint=hint)
         for step in steps:
             require_whole(project, step.target, step.receipt)
         return RolledBack(tuple(_recorded(project, "rollback", steps, reason)), tuple(stayed))

@@ -19,7 +19,7 @@ from ingot.core.merkle import consistency_proof, inclusion_proof, leaf_hash, ver
 from ingot.core.note import Checkpoint, Note, VerifierKey, decode_base64
 from ingot.errors import RegistryDamaged
 
-_HEADER = "c2sp.org/tlog-proof@v1"
+HEADER = "c2sp.org/tlog-proof@v1"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 #: A proof in a tree of 2⁶³ leaves has as many hashes.
 _MOST_HASHES = 64
@@ -47,15 +47,15 @@ class InclusionProof:
 
     def to_bytes(self) -> bytes:
         """The file."""
-        head = [_HEADER, f"extra {base64.b64encode(self.entry).decode()}", f"index {self.index}"]
+        head = [HEADER, f"extra {base64.b64encode(self.entry).decode()}", f"index {self.index}"]
         return _text(head, self.hashes) + self.note
 
     @classmethod
     def parse(cls, data: bytes) -> InclusionProof:
         """Read a file strictly, each value in its one spelling; RegistryDamaged (E-PROOF)."""
         head, note = _halves(data)
-        if head[0] != _HEADER or len(head) < 3:
-            raise _bad(f"the file is no proof of the form {_HEADER}")
+        if head[0] != HEADER or len(head) < 3:
+            raise _bad(f"the file is no proof of the form {HEADER}")
         if not head[1].startswith("extra "):
             raise _bad("the proof does not carry its entry (the line `extra`)")
         entry = _decoded(head[1].removeprefix("extra "))
@@ -123,7 +123,7 @@ def signed_checkpoint(data: bytes, key: VerifierKey) -> Checkpoint:
 
 def is_inclusion(data: bytes) -> bool:
     """Whether a file says that it is a ``.tlog-proof``."""
-    return data.startswith(_HEADER.encode() + b"\n")
+    return data.startswith(HEADER.encode() + b"\n")
 
 
 def signed_lines(log: Log) -> tuple[list[bytes], bytes]:

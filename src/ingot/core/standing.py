@@ -193,8 +193,13 @@ def _subject(entry: Entry) -> tuple[str, str]:
     return str(subject["name"]), str(next(iter(subject["digest"].values())))
 
 
+def input_items(receipt: Mapping[str, Any], roles: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """What a receipt has in these roles, each ``{"target", "digest"}``."""
+    for role in roles:
+        value = receipt["inputs"].get(role, [])
+        yield from [value] if isinstance(value, Mapping) else value
+
+
 def input_digests(receipt: Mapping[str, Any], roles: Iterable[str]) -> frozenset[str]:
     """The digests that a receipt has in these roles."""
-    values = [receipt["inputs"].get(role, []) for role in roles]
-    listed = [[value] if isinstance(value, Mapping) else value for value in values]
-    return frozenset(str(item["digest"]) for items in listed for item in items)
+    return frozenset(str(item["digest"]) for item in input_items(receipt, roles))

@@ -34,13 +34,14 @@ Item = Line | Table
 NO_SPECS = "no specs: doit new NAME writes a first one"
 
 
-def nothing_to_do(count: int, seconds: float, elsewhere: int = 0, virtual: int = 0) -> Line:
-    """``nothing to do: 14 targets fresh, 1 virtual (0.21 s)``.
+def nothing_to_do(counts: Mapping[str, int], seconds: float, elsewhere: int = 0) -> Line:
+    """``nothing to do: 14 targets fresh, 1 virtual, 1 evicted (0.21 s)``, by how many are what.
 
     ``elsewhere`` of the fresh ones were built by another process meanwhile.
     """
     end = f"{duration(seconds)}, {elsewhere} of them built by another process meanwhile" if elsewhere else ""
-    shown = f"{plural(count, 'target')} fresh" + (f", {virtual} virtual" if virtual else "")
+    first, *rest = [(count, word) for word, count in counts.items() if count] or [(0, "fresh")]
+    shown = ", ".join([f"{plural(first[0], 'target')} {first[1]}", *(f"{count} {word}" for count, word in rest)])
     return [("nothing to do: ", ""), (shown, "green"), (f" ({end or duration(seconds)})", "dim")]
 
 
