@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ingot.core.digest import sha256_bytes
-from ingot.core.log import START, Log, Prefix, logs_in
+from ingot.core.log import START, Log, Prefix, decode_line, encode_line, logs_in
 from ingot.core.note import Checkpoint, SigningKey
 from ingot.core.pins import Pin, StatePins, encode_lock, read_lock
 from ingot.core.registry import Registry
@@ -165,9 +165,22 @@ def test_more_lines_than_are_signed_are_asked_for(at: Project) -> None:
     gathered: list[bytes] = [b"before"]
     log.read(4, three, gathered)
     assert (len(gathered), gathered[0]) == (2, b"before")
+    gathered = [b"before"]
+    log.read(3, log.read(2), gathered)
+    assert len(gathered) == 2, "one more, and not all that there are"
     with pytest.raises(RegistryDamaged) as caught:
-        log.read(6, three)
+        log.read(6, three, [b"before"])
     assert "has 4 whole lines, but 6 are signed" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "change", [{"_type": "another"}, {"subject": {}}, {"predicateType": 3}, {"subject": None, "predicateType": None}]
+)
+def test_a_line_is_a_statement_in_every_part(change: dict[str, Any]) -> None:
+    statement = selected(1)
+    assert decode_line(encode_line(statement)) == statement
+    with pytest.raises(ValueError, match="not an in-toto Statement"):
+        decode_line(encode_line({**statement, **change}))
 
 
 @pytest.mark.parametrize(
