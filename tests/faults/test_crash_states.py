@@ -31,8 +31,8 @@ RECOVERIES_EVERYDAY, RECOVERIES_THOROUGH = (30, 32), (66, 39)
 SPARE = {
     "core/log_writer.py _open: write_file_atomic, name": "the checkpoint's name, later in the same folder, brings it",
     "core/log_writer.py _completed: write_file_atomic, name": "a completion that was lost is completed again",
-    "core/store.py evict: make_dirs_durable, name": "builds made it before, save in projects of earlier versions",
-    "core/store.py evict: write_file_atomic, content": "a mark is its name, and empty",
+    "core/evicted.py evict: make_dirs_durable, name": "builds made it before, save in projects of earlier versions",
+    "core/evicted.py evict: write_file_atomic, content": "a mark is its name, and empty",
     "core/tiles.py export: make_dirs_durable, name": "an export that was lost whole is made again",
     "core/tiles.py export: write_file_atomic, name": "without its checkpoint an export is made again",
     "core/store.py _keep_from_git: write_file_atomic, name": "the folder of objects, later beside it, brings it",

@@ -125,7 +125,8 @@ def test_windows_against_stored_logits(stories: Path, gguf: Path, data: Path, tm
     assert found["kl_divergence"].value == pytest.approx(full["kl_divergence"].value, rel=0.1)
     assert "documents" not in found
     measured = stage_of("evaluate", WINDOWS).measured(frozenset({"candidate", "data", "reference"}))
-    assert set(found) == {name for name in measured if "energy" not in name or name in found}
+    # Of a GGUF file no zero weights are counted.
+    assert set(found) == {name for name in measured if "energy" not in name or name in found} - {"sparsity"}
 
 
 def ids_of(count: int) -> list[int]:
