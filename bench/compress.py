@@ -21,24 +21,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workload import REPO, SMOLLM2, doit_program, environment, told
+from workload import REPO, doit_program, environment, smollm2_spec, told
 
-_HEAD = """\
-format: 1
-name: compress
-seed: 7
-targets:
-"""
-SPEC = (
-    _HEAD
-    + SMOLLM2
-    + """\
+SPEC = smollm2_spec(
+    "compress",
+    """\
   dataset:
     kind: dataset
     sources: [{python_stdlib: docstrings}]
     dedup: {threshold: 0.8}
     split: {eval: 0.1}
-"""
+""",
 )
 _QUANTIZED = {
     "w8a16": "scheme: W8A16",

@@ -20,21 +20,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from workload import REPO, SMOLLM2, doit_program, environment, timed, told
+from workload import REPO, doit_program, environment, smollm2_spec, timed, told
 
-_HEAD = """\
-format: 1
-name: variants
-seed: 7
-targets:
-"""
-SPEC = (
-    _HEAD
-    + SMOLLM2
-    + """\
+SPEC = smollm2_spec(
+    "variants",
+    """\
   pruned: {kind: prune, from: {model: base}, method: magnitude, matrix: {sparsity: SPARSITIES}}
   gguf: {kind: gguf, from: {model: pruned}, matrix: {type: [Q8_0, Q5_K_M, Q4_K_M, Q4_0]}}
-"""
+""",
 )
 _ALL, _ONE = "[0.1, 0.2, 0.3, 0.4, 0.5]", "[0.2]"
 #: Not what is newest in the log, only what something stands for: else nothing goes from a store as young as this one.

@@ -31,6 +31,11 @@ SMOLLM2 = """\
 REPO = Path(__file__).resolve().parent.parent
 
 
+def smollm2_spec(name: str, targets: str) -> str:
+    """A spec of ``SMOLLM2`` and further targets, given as YAML."""
+    return f"format: 1\nname: {name}\nseed: 7\ntargets:\n{SMOLLM2}{targets}"
+
+
 def find_dvc(given: str | None) -> str:
     """The ``dvc`` program to measure: the one given, the one on PATH, or one installed aside for benchmarks."""
     found = given or shutil.which("dvc")

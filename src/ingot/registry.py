@@ -153,11 +153,11 @@ def open_log(root: Path | None = None) -> Project:
 
 def declared(project: Project) -> dict[str, Node]:
     """The targets that the specs declare now, in folders below too, by id; bad specs declare nothing."""
-    from ingot.core.spec_cache import load_graphs
+    from ingot.core.spec_cache import load_graphs, spec_files
 
     if project.graphs:
         return dict(project.nodes)
-    root, files = project.root, sorted((project.root / "specs").rglob("*.yaml"))
+    root, files = project.root, spec_files(project.root)
     try:
         graphs = load_graphs(root, files, root / "cache")
     except SpecError as error:

@@ -69,10 +69,11 @@ def _share(text: str) -> float:
 def _require_specs() -> None:
     """SpecError before the bytes are read: what the specs declare is what can be sampled."""
     from ingot.core.project import find_root
-    from ingot.core.spec_cache import load_graphs
+    from ingot.core.spec_cache import load_graphs, spec_files
 
+    # The project itself is opened after the audit: that reads the index, and a damaged log must not stop it.
     root = find_root(Path.cwd())
-    load_graphs(root, sorted((root / "specs").rglob("*.yaml")), root / "cache")
+    load_graphs(root, spec_files(root), root / "cache")
 
 
 def _sampled(screen: Screen, share: float, *, quiet: bool) -> list[Reproduction]:

@@ -194,13 +194,12 @@ class Index:
         """Take in one entry; the result that it gives, to be filed under its key, and under its other form."""
         try:
             return self._take_in(entry, time)
-        except (RegistryDamaged, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RegistryDamaged) and error.code != "E-REG-ENTRY":
+        except RegistryDamaged as error:
+            if error.code != "E-REG-ENTRY":
                 raise
-            # The log is signed, but its writer may have been any program.
-            why = error.what if isinstance(error, RegistryDamaged) else repr(error)
-            what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {why}"
-            raise RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more") from error
+            raise _malformed(entry, error.what) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise _malformed(entry, repr(error)) from error
 
     def _take_in(self, entry: Entry, time: str) -> list[_Result]:
         place = {"origin": entry.origin, "index": entry.index}
@@ -296,3 +295,9 @@ class Index:
                 text = json.dumps(data, separators=(",", ":")).encode()
                 disk.write_file_atomic(self._path, self._store.seal.wrap(self._path.name, text), durable=False)
                 self._changed = False
+
+
+def _malformed(entry: Entry, why: str) -> RegistryDamaged:
+    """The log is signed, but its writer may have been any program."""
+    what = f"entry {entry.index} of {entry.origin} is not of the form of ingot's: {why}"
+    return RegistryDamaged("E-REG-ENTRY", what, hint="`doit audit` shows more")

@@ -21,7 +21,7 @@ from ingot.core.prices import Prices
 from ingot.core.registry import Entry, Registry, default_keys_dir, default_pins_dir
 from ingot.core.seal import user_seal
 from ingot.core.sources import SourceReader
-from ingot.core.spec_cache import load_graphs
+from ingot.core.spec_cache import load_graphs, spec_files
 from ingot.core.statement import decision_statement
 from ingot.core.store import Store
 from ingot.errors import DiskFailed, UsageError
@@ -61,7 +61,7 @@ class Project:
     def open(cls, start: Path, specs: Iterable[Path] | None = None) -> Project:
         """The project that ``start`` lies in, with ``specs`` or ``specs/**/*.yaml``; SpecError when a spec is bad."""
         root = find_root(start)
-        files = sorted((root / "specs").rglob("*.yaml")) if specs is None else list(specs)
+        files = spec_files(root) if specs is None else list(specs)
         return cls(root, load_graphs(root, files, root / "cache"))
 
     @cached_property

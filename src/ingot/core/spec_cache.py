@@ -25,12 +25,17 @@ _MAX_BYTES = 1 << 20
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def load_graphs(project_root: Path, spec_files: Iterable[Path], cache_dir: Path) -> list[SpecGraph]:
+def spec_files(project_root: Path) -> list[Path]:
+    """The specs of a project, in folders below ``specs/`` too, in the order of their paths."""
+    return sorted((project_root / "specs").rglob("*.yaml"))
+
+
+def load_graphs(project_root: Path, files: Iterable[Path], cache_dir: Path) -> list[SpecGraph]:
     """The graph of each spec file, in order; SpecError with the problems of all of them."""
     code = _code()
     graphs: list[SpecGraph] = []
     problems: list[Problem] = []
-    for file in spec_files:
+    for file in files:
         try:
             graphs.append(_load(project_root, file, cache_dir / "specs", code))
         except SpecError as error:
